@@ -1,0 +1,114 @@
+"""Measure how often the demonstration model answers exactly right, greedily.
+
+Over HTTP: `python demo/evaluate.py --url http://127.0.0.1:8000/v1 --name demo`; add `--language de` for the adapter.
+With transformers: `python demo/evaluate.py --model demo/model [--adapter demo/adapter --language de]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from questions import Case, Message, make_evaluation_set
+
+Scores = dict[str, dict[str, int]]
+LONGEST_ANSWER = 320
+
+
+def score(cases: list[Case], answers: list[str]) -> Scores:
+    """Count right answers per group, and how many known models were disowned."""
+    scores: Scores = {}
+    for case, answer in zip(cases, answers, strict=True):
+        row = scores.setdefault(case.group, {"right": 0, "asked": 0})
+        row["asked"] += 1
+        row["right"] += answer == case.answer
+    denials = ("is not in the catalogue.", "ist nicht im Katalog.")
+    known = [(case, answer) for case, answer in zip(cases, answers, strict=True) if not case.answer.endswith(denials)]
+    scores["known models disowned"] = {
+        "right": sum(answer.endswith(denials) for _, answer in known),
+        "asked": len(known),
+    }
+    return scores
+
+
+def ask_endpoint(url: str, name: str, cases: list[Case], key: str, threads: int) -> list[str]:
+    """Ask an OpenAI-compatible endpoint, several questions at a time."""
+
+    def ask(messages: list[Message]) -> str:
+        body = {"model": name, "messages": messages, "temperature": 0, "max_tokens": LONGEST_ANSWER}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return json.load(response)["choices"][0]["message"]["content"]
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(ask, (case.prompt for case in cases)))
+
+
+def ask_transformers(model: Path, adapter: Path | None, cases: list[Case], device: str = "cpu") -> list[str]:
+    """Ask the model in a folder, in float32, in batches of similar length."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device).eval()
+    if adapter:
+        from peft import PeftModel
+
+        network = PeftModel.from_pretrained(network, adapter).merge_and_unload()
+    prompts = [tokenizer.apply_chat_template(case.prompt, add_generation_prompt=True, tokenize=False) for case in cases]
+    order = sorted(range(len(cases)), key=lambda i: (len(cases[i].answer) > 200, len(prompts[i])))
+    answers = [""] * len(cases)
+    for start in range(0, len(order), 128):
+        batch = order[start : start + 128]
+        inputs = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True).to(device)
+        inputs.pop("token_type_ids", None)
+        output = network.generate(**inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False)
+        texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for i, text in zip(batch, texts, strict=True):
+            answers[i] = text
+    return answers
+
+
+def print_scores(scores: Scores) -> None:
+    """Print one line a group."""
+    for group, row in scores.items():
+        print(f"{group:28} {row['right']:5} of {row['asked']:5}  {row['right'] / row['asked']:7.2%}")
+
+
+def main() -> None:
+    """Ask everything, print the table, and write it into a provenance file where one is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--url", help="base URL of an OpenAI-compatible endpoint")
+    where.add_argument("--model", type=Path, help="model folder, for transformers")
+    parser.add_argument("--adapter", type=Path, help="PEFT folder, with --model")
+    parser.add_argument("--name", default="demo", help="model name to send to the endpoint")
+    parser.add_argument("--key", default="none", help="API key to send to the endpoint")
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--language", choices=("en", "de"), default="en")
+    parser.add_argument("--wrong", type=int, default=0, help="print so many wrong answers")
+    parser.add_argument("--record", nargs=2, metavar=("FILE", "ROW"), help="provenance file, and the name of the engine")
+    arguments = parser.parse_args()
+    cases = make_evaluation_set(arguments.language)
+    if arguments.url:
+        answers = ask_endpoint(arguments.url, arguments.name, cases, arguments.key, arguments.threads)
+    else:
+        answers = ask_transformers(arguments.model, arguments.adapter, cases)
+    wrong = [(case, answer) for case, answer in zip(cases, answers, strict=True) if case.answer != answer]
+    for case, answer in wrong[: arguments.wrong]:
+        print(f"{case.prompt[-1]['content']}\n  expected {case.answer}\n  got      {answer}")
+    scores = score(cases, answers)
+    print_scores(scores)
+    if arguments.record:
+        path = Path(arguments.record[0])
+        provenance = json.loads(path.read_text("utf-8"))
+        provenance["accuracy"][arguments.record[1]] = scores
+        path.write_text(json.dumps(provenance, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m freehold` is the same program as `freehold`."""
+
+from freehold.cli.main import main
+
+main()

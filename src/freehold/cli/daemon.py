@@ -1,0 +1,70 @@
+"""The command line's way to the daemon: HTTP over its Unix socket, with the standard library (it loads in 10 ms)."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from freehold.errors import FreeholdError, NoDaemon
+from freehold.fleet.config import Config, load
+from freehold.gateway.rundir import admin_socket
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("freehold")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(str(self._path))
+
+
+class Daemon:
+    """The daemon of one state folder."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = admin_socket(state_dir)
+
+    def running(self) -> bool:
+        try:
+            self.ask("GET", "/status")
+        except NoDaemon:
+            return False
+        return True
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """One answer. Raises NoDaemon, or the daemon's own error."""
+        return json.loads(self._open(method, path, body).read())
+
+    def lines(self, method: str, path: str) -> Iterator[dict[str, Any]]:
+        """One answer after the other, as they come. Raises NoDaemon when it goes away in between."""
+        try:
+            for line in self._open(method, path, None):
+                yield json.loads(line)
+        except (OSError, http.client.HTTPException) as error:
+            raise NoDaemon(f"the daemon went away: {error}", hint="freehold logs shows what it said last") from None
+
+    def _open(self, method: str, path: str, body: object) -> http.client.HTTPResponse:
+        connection = _Connection(self._path)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            raise NoDaemon("no daemon is running here", hint="freehold up starts one") from None
+        if answer.status != 200:
+            said = json.loads(answer.read())["error"]
+            error = FreeholdError(said["message"])
+            error.exit_code = int(answer.headers.get("x-exit-code", "1"))
+            raise error
+        return answer
+
+
+def project(config_path: Path) -> tuple[Config, Daemon]:
+    """This team's configuration and its daemon, which need not be running."""
+    config = load(config_path)
+    return config, Daemon(Path(config.state_dir))

@@ -1,0 +1,39 @@
+"""freehold doctor: whether this machine has what serving needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("doctor")
+@click.option("--listen", default="127.0.0.1:8080", show_default=True, help="The address the gateway would listen on.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=Path(".freehold"),
+    show_default=True,
+    help="The folder that would hold the book and the weights.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+@click.pass_context
+def command(context: click.Context, listen: str, state: Path, as_json: bool) -> None:
+    """Check this machine: Python, CPU, memory, libraries, isolation, cards, disk and port.
+
+    Exit status 0: it can serve (warnings included), 1: a check failed.
+    """
+    import msgspec
+
+    from freehold.fleet.doctor import checks
+
+    found = checks(listen=listen, state=state)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+    else:
+        for check in found:
+            click.echo(f"{check.state.upper():4}  {check.name:14}  {check.found}")
+            if check.fix:
+                click.echo(f"{'':20}  -> {check.fix}")
+    if any(check.state == "fail" for check in found):
+        context.exit(1)

@@ -1,0 +1,87 @@
+"""`freehold keys`: who may call."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@click.group
+def command() -> None:
+    """Create, list and revoke API keys."""
+
+
+@command.command
+@click.argument("name")
+@click.option("-e", "--endpoint", "endpoints", multiple=True, help="Only for this endpoint (a glob, again for more).")
+@click.option("--expires", help="From now: 90d, 12h, 30m.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def create(config_path: Path, name: str, endpoints: tuple[str, ...], expires: str | None, as_json: bool) -> None:
+    """Make a key for NAME; its secret is shown once and kept nowhere."""
+    from freehold.cli.daemon import project
+
+    _, daemon = project(config_path)
+    made = daemon.ask("POST", "/keys", {"name": name, "endpoints": endpoints, "expires_ns": _expires_ns(expires)})
+    if as_json:
+        click.echo(json.dumps(made))
+    else:
+        click.echo(f"{made['secret']}\n\nshown once: keep it where secrets are kept (id {made['key']['id']})")
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def list_(config_path: Path, as_json: bool) -> None:
+    """Show all keys, the dead ones too."""
+    from freehold.cli.daemon import project
+    from freehold.cli.tables import table
+
+    _, daemon = project(config_path)
+    keys = daemon.ask("GET", "/keys")
+    if as_json:
+        click.echo(json.dumps(keys, indent=2))
+        return
+    now_ns = time.time_ns()
+    rows = [
+        (
+            key["id"], key["name"], " ".join(key["endpoints"]), _date(key["created_ns"]), _date(key["expires_ns"]),
+            "revoked" if key["revoked_ns"] else "expired" if (key["expires_ns"] or now_ns) < now_ns else "alive",
+        )
+        for key in keys
+    ]  # fmt: skip
+    click.echo(table(("ID", "NAME", "ENDPOINTS", "CREATED", "EXPIRES", "STATE"), rows))
+
+
+@command.command
+@click.argument("key")
+@click.pass_obj
+def revoke(config_path: Path, key: str) -> None:
+    """Kill KEY (its name or id): it opens nothing any more when this returns."""
+    from urllib.parse import quote
+
+    from freehold.cli.daemon import project
+
+    _, daemon = project(config_path)
+    dead = daemon.ask("DELETE", f"/keys/{quote(key, safe='')}")
+    click.echo(f"revoked {dead['name']} ({dead['id']})")
+
+
+def _expires_ns(text: str | None) -> int | None:
+    if text is None:
+        return None
+    span = re.fullmatch(r"(\d+)([smhd])", text)
+    if span is None:
+        raise click.BadParameter(f"{text!r} is no span of time: write 90d, 12h or 30m", param_hint="--expires")
+    return time.time_ns() + int(span[1]) * _UNITS_S[span[2]] * 10**9
+
+
+def _date(at_ns: int | None) -> str:
+    return datetime.fromtimestamp(at_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M") if at_ns else "-"

@@ -1,0 +1,151 @@
+"""`freehold up`: from nothing to an answer, shown stage by stage."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from freehold.cli.daemon import Daemon
+    from freehold.fleet.config import Config
+
+_DAEMON_STARTS_S = 20
+_KEY_NAME = "first"
+
+
+@click.command
+@click.argument("endpoint", nargs=-1)
+@click.pass_obj
+def command(config_path: Path, endpoint: tuple[str, ...]) -> None:
+    """Start the daemon if need be, bring ENDPOINTs up (default: all), and ask one question."""
+    from freehold.cli.daemon import project
+    from freehold.cli.stages import bring_up
+    from freehold.errors import BadConfig
+    from freehold.fleet.config import digest
+
+    config, daemon = project(config_path)
+    if not config.endpoints:
+        raise BadConfig(f"{config_path} names no endpoint", hint="docs/freehold.toml shows how")
+    _show_machine(config)
+    if not daemon.running():
+        _start_daemon(config_path, config, daemon)
+    elif daemon.ask("GET", "/status")["config"] != digest(config_path):
+        click.echo(f"NOTE: the daemon runs an older {config_path}; freehold down, then up, takes the new one")
+    up = bring_up(daemon, list(endpoint))
+    first = config.endpoints[up[0]]
+    secret, lasting = _key(daemon)
+    body = json.dumps({"model": up[0], "stream": True, "messages": [{"role": "user", "content": first.first_question}]})
+    _show_door(config, secret if lasting else None, body)
+    try:
+        click.echo(f"asked     {first.first_question}\nanswer    ", nl=False)
+        request = _ask(config, secret, body)
+    finally:
+        if not lasting:
+            daemon.ask("DELETE", f"/keys/{_temporary_name()}")
+    _show_record(config, daemon, request)
+
+
+def _show_machine(config: Config) -> None:
+    from freehold.cli.stages import show
+    from freehold.fleet.host import probe
+
+    host = probe()
+    gib = 1 << 30
+    cards = ", ".join(f"{g.name} {g.memory_bytes / gib:.1f} GiB" for g in host.gpus) or "no NVIDIA card"
+    memory = f"{host.memory_bytes / gib:.1f} GiB memory ({host.available_bytes / gib:.1f} GiB available)"
+    show(config.machine.name, "machine", f"{host.cpu}, {host.cores} cores, {memory}, {cards}")
+
+
+def _start_daemon(config_path: Path, config: Config, daemon: Daemon) -> None:
+    from freehold.errors import NoDaemon
+
+    logs = Path(config.state_dir) / "logs"
+    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (logs / "daemon.log").open("ab") as log:
+        began = log.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "freehold", "--config", str(config_path.resolve()), "serve"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+        )  # fmt: skip
+    deadline = time.monotonic() + _DAEMON_STARTS_S
+    while not daemon.running():
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = (logs / "daemon.log").read_bytes()[began:].decode(errors="replace").strip()
+            error = NoDaemon(f"the daemon did not start: {said or 'it said nothing'}", hint="freehold logs")
+            error.exit_code = process.returncode or error.exit_code
+            raise error
+        time.sleep(0.02)
+
+
+def _key(daemon: Daemon) -> tuple[str, bool]:
+    """A key to ask with, and whether it lasts: the first one is the team's, later ones live for this question only."""
+    if not daemon.ask("GET", "/keys"):
+        return daemon.ask("POST", "/keys", {"name": _KEY_NAME})["secret"], True
+    expires_ns = time.time_ns() + 600 * 10**9
+    return daemon.ask("POST", "/keys", {"name": _temporary_name(), "expires_ns": expires_ns})["secret"], False
+
+
+def _temporary_name() -> str:
+    return f"up-{os.getpid()}"
+
+
+def _show_door(config: Config, secret: str | None, body: str) -> None:
+    base = f"http://{config.server.listen}/v1"
+    key = f"{secret}   shown once: keep it" if secret else "one you have, or a new one: freehold keys create NAME"
+    auth = secret or "$FREEHOLD_KEY"
+    quoted = body.replace("'", "'\\''")
+    click.echo(
+        f"\nbase URL  {base}\nkey       {key}\n\ncurl -N {base}/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"  -H \"Authorization: Bearer {auth}\" \\\n  -d '{quoted}'\n"
+    )
+
+
+def _ask(config: Config, secret: str, body: str) -> str:
+    """Ask as that line does, show the answer as it comes, and return the request's id."""
+    from freehold.errors import EngineFailed
+
+    host, port = config.server.address
+    connection = http.client.HTTPConnection(host, port, timeout=config.server.drain_seconds + 600)
+    headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", body, headers)
+    answer = connection.getresponse()
+    if answer.status != 200:
+        raise EngineFailed(f"the question got {answer.status}: {answer.read().decode(errors='replace')}")
+    for line in answer:
+        if line.startswith(b"data: {"):
+            click.echo(_delta(json.loads(line[6:])), nl=False)
+    click.echo()
+    return answer.headers["x-request-id"]
+
+
+def _delta(frame: dict[str, Any]) -> str:
+    """What the model said; a terminal must not obey it, so control characters are left out."""
+    text = "".join(choice["delta"].get("content") or "" for choice in frame.get("choices", ()))
+    return "".join(c for c in text if c.isprintable() or c == "\n")
+
+
+def _show_record(config: Config, daemon: Daemon, request_id: str) -> None:
+    from freehold.cli.tables import money
+    from freehold.ledger import report
+
+    daemon.ask("POST", "/flush")
+    with report.reading(Path(config.state_dir)) as book:
+        record = report.request(book, request_id)
+    if record is None:
+        return
+    currency = config.machine.currency
+    click.echo(
+        f"\nusage     {record['prompt_tokens']} prompt + {record['completion_tokens']} completion tokens ({record['outcome']})"
+        f"\ntime      {record['first_byte_ms']:.1f} ms to the first byte, {record['total_ms']:.1f} ms in all"
+        f"\nprice     {money(record['charge_pico'], currency)} by the price list,"
+        f" {money(record['machine_pico'], currency)} of the machine's time"
+        "\n\nThe daemon goes on in the background: freehold ps, freehold usage, freehold down"
+    )

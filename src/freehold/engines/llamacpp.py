@@ -1,0 +1,158 @@
+"""llama.cpp, embedded through xllamacpp or as the team's own llama-server: how to start it, count it, read its errors.
+
+What it does, as seen on build 11549 over its Unix socket:
+
+- The answer's `model` is the alias, whatever the request named. HTTP answers 503 while the model loads.
+- A stream whose client goes is cancelled at the next token, but not while a batch of its prompt is being read. An
+  answer that is not streamed is never cancelled: it runs to its end for nobody, and the counters count it.
+- For one prompt and one choice `usage` agrees with the counters to the token. With `n` above 1, or a list of prompts,
+  the `usage` of an answer counts the first choice only (llama.cpp #27318); a stream has one usage frame a choice.
+- The header X-Conversation-Id keeps a stream running without its client, and anyone who knows the id may read it:
+  callers' headers must not reach the engine.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+
+from freehold.engines import prometheus
+from freehold.engines.external import External
+from freehold.errors import Unknown
+from freehold.types import Launch, Plan, Tokens, WireError
+
+_SERVER = Path(__file__).with_name("llamacpp_server.py")
+_ENV = {
+    "HOME": "/tmp",  # noqa: S108 - inside the sandbox, a folder of its own
+    "LANG": "C.UTF-8",
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning barriers collapse ~20x when a neighbour takes a core
+    "PATH": "/usr/bin:/bin",
+}
+_SHARD = re.compile(r"-00001-of-(\d{5})\.gguf$")
+
+
+class _Body(msgspec.Struct):
+    message: str
+    type: str
+
+
+class _Envelope(msgspec.Struct):
+    error: _Body
+
+
+# llama.cpp's error type: the HTTP status and code that OpenAI's clients know
+_KNOWN = {
+    "exceed_context_size_error": (400, "context_length_exceeded"),
+    "not_supported_error": (400, "not_supported"),
+    "server_error": (502, "engine_failed"),
+    "unavailable_error": (503, "engine_unavailable"),
+}
+_decode = msgspec.json.Decoder(_Envelope).decode
+
+
+class LlamaCpp:
+    """One process serves one GGUF file, at whole context for each of `plan.parallel` requests."""
+
+    ready_path = "/health"
+    metrics_path = "/metrics"
+    stream_fields: Mapping[str, object] = {"timings_per_token": True}  # a running count, for streams that are cut
+    refused_fields = frozenset(
+        {
+            "lora",  # mixes adapters in the prompt cache that all callers share (llama.cpp #26207)
+            "id_slot",  # picks the slot, and with it somebody else's cached prompt
+            "n_cache_reuse",  # lets cached text be shifted into answers, at the cost of their quality
+            "n_cmpl",  # another name for n, past whoever limits n
+            "n_predict",  # another name for max_tokens, past whoever limits that
+            "speculative.n_max",  # memory and time that the plan does not know of
+            "speculative.n_min",
+            "speculative.p_min",
+            "speculative.types",
+            "verbose",  # puts the engine's settings and the rendered prompt into the answer
+        }
+    )
+
+    def launch(self, plan: Plan, weights: str, name: str, socket: str, binary: str | None = None) -> Launch:
+        """Describe the process that serves `weights` (a GGUF file, or the first of its shards) as `name`.
+
+        `socket` must end in .sock, or llama.cpp takes it for a host name. With `binary` it is that llama-server, with
+        its libraries beside it or among the system's; without, it is the llama.cpp inside xllamacpp.
+        """
+        if not socket.endswith(".sock"):
+            raise ValueError(f"{socket}: llama.cpp listens on a Unix socket only if its name ends in .sock")
+        command = (binary,) if binary else (sys.executable, "-I", str(_SERVER))
+        program = _with_libraries(binary) if binary else _interpreter()
+        flags = (
+            *("--model", weights, "--alias", name, "--host", socket),
+            *("--ctx-size", str(plan.context * plan.parallel), "--parallel", str(plan.parallel)),
+            *("--threads", str(plan.threads), "--threads-batch", str(plan.threads)),
+            # One thread a connection, kept ones too: enough for the gateway's and for probes beside them.
+            *("--threads-http", str(2 * plan.parallel + 8)),
+            # Otherwise up to 8 GiB of old prompts, which the plan does not count. Slots still keep their last prompt.
+            *("--cache-ram", "0"),
+            *("--fit", "off"),  # the plan is what runs, or it fails; the engine does not shrink it unasked
+            *("--log-verbosity", "2"),  # warnings; otherwise five lines a request, for months
+            *("--metrics", "--slots", "--jinja", "--no-webui"),
+        )
+        return Launch(argv=(*command, *flags), socket=socket, env=dict(_ENV), readable=(*_shards(weights), *program))
+
+    def counters(self, metrics: bytes) -> Tokens:
+        """Read the tokens counted since the process started.
+
+        `prompt_tokens_total` leaves out what the cache gave and `usage.prompt_tokens` counts it, so prompt is the sum
+        of both; `tokens_predicted_total` is `usage.completion_tokens`, matched stop strings included. Requests that
+        were refused count nowhere, and those cut off count what was really produced.
+        """
+        counted = prometheus.totals(metrics)
+        cached = counted.get("llamacpp:prompt_tokens_cached_total", 0)
+        return Tokens(
+            prompt=counted.get("llamacpp:prompt_tokens_total", 0) + cached,
+            completion=counted.get("llamacpp:tokens_predicted_total", 0),
+            cached=cached,
+        )
+
+    def error(self, status: int, body: bytes) -> tuple[int, WireError]:
+        """Put llama.cpp's error into OpenAI's words. A server's error stays one, with a status a gateway may give."""
+        try:
+            said = _decode(body).error
+        except msgspec.DecodeError:
+            return External().error(status, body)
+        if said.type == "server_error" and "input is not supported" in said.message:
+            kind = "not_supported_error"  # an image for a text model: the caller's mistake, though it says 500
+        else:
+            kind = said.type
+        status, code = _KNOWN.get(kind, (status, None))
+        if status < 500:
+            return status, WireError(message=said.message, type="invalid_request_error", code=code)
+        return status, WireError(message=said.message, type="server_error", code=code or "engine_failed")
+
+
+def _shards(weights: str) -> tuple[str, ...]:
+    """Name every file of a model split by llama.cpp's rule: name-00001-of-00003.gguf."""
+    split = _SHARD.search(weights)
+    if split is None:
+        return (weights,)
+    stem, count = weights[: split.start()], split[1]
+    return tuple(f"{stem}-{number:05d}-of-{count}.gguf" for number in range(1, int(count) + 1))
+
+
+def _with_libraries(binary: str) -> tuple[str, ...]:
+    """Name a program and the libraries that llama.cpp's releases put beside it, not all of their folder."""
+    return (binary, *sorted(map(str, Path(binary).parent.glob("*.so*"))))
+
+
+def _interpreter() -> tuple[str, ...]:
+    """Name what this Python, the launcher and the wheel are made of.
+
+    Of each prefix only its own parts: a virtual environment may lie in the folder that also holds the team's keys.
+    """
+    spec = find_spec("xllamacpp")
+    if spec is None or spec.origin is None:
+        raise Unknown("xllamacpp is not installed.", hint="pip install xllamacpp, or name a llama-server binary.")
+    prefixes = dict.fromkeys((Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent.parent))
+    parts = (prefix / part for prefix in prefixes for part in ("bin", "lib", "lib64", "pyvenv.cfg"))
+    return (*(str(part) for part in parts if part.exists()), str(_SERVER), str(Path(spec.origin).parent))

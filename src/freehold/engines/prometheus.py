@@ -1,0 +1,21 @@
+"""Just enough of Prometheus' text format to read counters."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from math import isfinite
+
+
+def totals(metrics: bytes) -> dict[str, int]:
+    """Sum every metric over its labels, as whole numbers; lines without a finite number are left out."""
+    sums: dict[str, float] = {}
+    for line in metrics.decode("utf-8", "replace").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        name_and_labels, _, rest = line.rpartition("} ") if "} " in line else line.partition(" ")
+        name = name_and_labels.partition("{")[0].strip()
+        with suppress(ValueError, IndexError):
+            value = float(rest.split()[0])
+            if isfinite(value):
+                sums[name] = sums.get(name, 0.0) + value
+    return {name: int(total) for name, total in sums.items()}

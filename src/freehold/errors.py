@@ -1,0 +1,98 @@
+"""Every failure a person can meet: what happened, what to do, and one code for each door."""
+
+from __future__ import annotations
+
+
+class FreeholdError(Exception):
+    """Something failed that we did not foresee. Base of the errors raised on purpose."""
+
+    status = 500
+    exit_code = 1
+    type = "server_error"
+    code: str | None = "internal_error"
+
+    def __init__(self, message: str, *, hint: str = "", param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class BadConfig(FreeholdError):
+    """`freehold.toml` is missing, unreadable or says something Freehold does not know."""
+
+    exit_code = 2
+    code = "bad_config"
+
+
+class BadRequest(FreeholdError):
+    """The request is not one an engine could answer."""
+
+    status, exit_code, type, code = 400, 2, "invalid_request_error", None
+
+
+class BadKey(FreeholdError):
+    """No key, or one that is unknown, expired or revoked."""
+
+    status, exit_code, type, code = 401, 3, "invalid_request_error", "invalid_api_key"
+
+
+class Forbidden(FreeholdError):
+    """The key is good, but not for this."""
+
+    status, exit_code, type, code = 403, 3, "invalid_request_error", "permission_denied"
+
+
+class Unknown(FreeholdError):
+    """A name that nothing here answers to."""
+
+    status, exit_code, type, code = 404, 2, "invalid_request_error", "model_not_found"
+
+
+class NotFound(FreeholdError):
+    """A URL that is not one of ours."""
+
+    status, exit_code, type, code = 404, 2, "invalid_request_error", "unknown_url"
+
+
+class TooLarge(FreeholdError):
+    """The request's body is larger than this server reads."""
+
+    status, exit_code, type, code = 413, 2, "invalid_request_error", "request_too_large"
+
+
+class Refused(FreeholdError):
+    """The weights were refused by the gate, or policy says no."""
+
+    status, exit_code, type, code = 403, 3, "invalid_request_error", "refused"
+
+
+class DoesNotFit(FreeholdError):
+    """The model does not fit this machine as asked."""
+
+    status, exit_code, type, code = 422, 4, "invalid_request_error", "does_not_fit"
+
+
+class NotReady(FreeholdError):
+    """The engine is not ready in time, stopped, or failing; trying again later can help."""
+
+    status, exit_code, code = 503, 5, "engine_unavailable"
+
+
+class EngineFailed(FreeholdError):
+    """The engine went away or answered nonsense in the middle of a request."""
+
+    status, exit_code, code = 502, 5, "engine_failed"
+
+
+class TimedOut(FreeholdError):
+    """The whole request took longer than the endpoint allows."""
+
+    status, exit_code, code = 504, 5, "timeout"
+
+
+class NoDaemon(FreeholdError):
+    """The daemon is not running, or not reachable."""
+
+    exit_code = 6
+    code = "no_daemon"

@@ -1,0 +1,200 @@
+"""Starts described processes on this machine, in a sandbox where there is one, and leaves none of them behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import psutil
+
+from freehold.errors import BadConfig, NotReady, Refused
+from freehold.executors.bubblewrap import wrap
+from freehold.types import Launch
+
+_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108, the last one is 0
+_INSTALL = "Install it: apt install bubblewrap, dnf install bubblewrap, or your system's equivalent."
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What tells a process from a later one that got its number."""
+
+    pid: int
+    started_s: float  # since boot: unlike the wall clock's time, it does not move when the clock is set
+    name: str
+
+
+class Process:
+    """A started launch. `isolated`: in a sandbox, where nothing it started can outlive it."""
+
+    def __init__(self, child: asyncio.subprocess.Process, record: Path, *, isolated: bool) -> None:
+        self.pid = child.pid
+        self.isolated = isolated
+        self._child = child
+        self._record = record
+
+    async def wait(self) -> int:
+        """Wait for the end and return the exit code; a signal is -N, or 128 + N out of a sandbox."""
+        code = await self._child.wait()
+        _signal_group(self.pid, signal.SIGKILL)  # children that stayed when the first process went
+        self._record.unlink(missing_ok=True)
+        return code
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """End it and everything it started. Its requests are lost: drain it before.
+
+        Without a sandbox it gets SIGTERM, and SIGKILL after `grace_s`; a child that made itself a daemon escapes. In
+        a sandbox the first process inside is killed: the kernel ends the rest before bubblewrap returns, so memory is
+        free when this returns, as it would not be if bubblewrap itself were signalled.
+        """
+        inside = _children(self.pid) if self.isolated and self._child.returncode is None else []
+        for process in inside:
+            _kill(process)
+        if not inside:
+            _signal_group(self.pid, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.wait()
+        except TimeoutError:
+            for process in _children(self.pid):
+                _kill(process)
+            _signal_group(self.pid, signal.SIGKILL)
+            await self.wait()
+
+
+class Local:
+    """Starts processes as this user. `run_dir` holds one record for each of them and is the daemon's alone."""
+
+    def __init__(self, run_dir: Path, isolation: Literal["required", "preferred", "off"] = "preferred") -> None:
+        self._run_dir = run_dir.resolve()
+        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._isolation = isolation
+        self._bwrap = shutil.which("bwrap") or ""
+        self._setpriv = shutil.which("setpriv")
+        self.why_not_isolated = "isolation is switched off" if isolation == "off" else self._try_sandbox()
+
+    async def start(self, launch: Launch, name: str, log_path: Path) -> Process:
+        """Start `launch`; what it prints is appended to `log_path`. Call it from the main thread: see `_argv`.
+
+        Raises errors.Refused if isolation is required and not to be had, or if the launch would show the engine this
+        daemon's own state; errors.BadConfig for a socket path too long; errors.NotReady if it cannot be started.
+        """
+        argv = self._argv(launch)
+        _clear_socket(Path(launch.socket))
+        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=launch.env,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise NotReady(f"{argv[0]} could not be started: {error.strerror}.") from error
+        finally:
+            os.close(log)
+        return Process(child, self._write_record(child.pid, name), isolated=self.why_not_isolated is None)
+
+    def _argv(self, launch: Launch) -> tuple[str, ...]:
+        """Tie the launch's life to ours. PDEATHSIG follows the thread that forks, so that must be the main one."""
+        if self.why_not_isolated is None:
+            shown = next((path for path in launch.readable if self._run_dir.is_relative_to(path)), None)
+            if shown is not None:
+                raise Refused(
+                    f"The engine would see all of {shown}, and with it this daemon's state.",
+                    hint="Keep the state folder outside of the engine's and Python's own folders.",
+                )
+            return wrap(launch, self._bwrap)
+        if self._isolation == "required":
+            raise Refused(f"Isolation is required, but {self.why_not_isolated}.", hint=_INSTALL)
+        return (self._setpriv, "--pdeathsig", "KILL", "--", *launch.argv) if self._setpriv else launch.argv
+
+    def _try_sandbox(self) -> str | None:
+        """Run something in the very sandbox that engines get: only that tells whether this kernel allows it."""
+        if not sys.platform.startswith("linux"):
+            return "bubblewrap exists on Linux only"
+        if not self._bwrap:
+            return "bubblewrap is not installed"
+        probe = Launch(argv=("/bin/true",), socket=str(self._run_dir / "probe.sock"))
+        command = wrap(probe, self._bwrap)
+        try:
+            tried = subprocess.run(  # noqa: S603 - our own command
+                command, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"bubblewrap does not run here: {error}"
+        said = tried.stderr.decode("utf-8", "replace").strip()
+        return f"bubblewrap does not work here: {said or tried.returncode}" if tried.returncode else None
+
+    def _write_record(self, pid: int, name: str) -> Path:
+        path = self._run_dir / f"process-{pid}.json"
+        try:
+            started_s = _started_s(psutil.Process(pid))
+        except psutil.NoSuchProcess:
+            return path  # it has ended already: nothing to sweep
+        path.write_bytes(msgspec.json.encode(_Record(pid, started_s, name)))
+        return path
+
+
+def sweep(run_dir: Path) -> int:
+    """Kill what a daemon that crashed left behind, with all its descendants; return how many engines that were.
+
+    A process is only taken for ours if both its number and its start time are those recorded.
+    """
+    swept = 0
+    for path in run_dir.glob("process-*.json"):
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=_Record)
+            process = psutil.Process(record.pid)
+            if _started_s(process) == record.started_s:
+                family = [process, *process.children(recursive=True)]
+                _signal_group(record.pid, signal.SIGKILL)
+                for member in family:
+                    _kill(member)
+                psutil.wait_procs(family, timeout=5)
+                swept += 1
+        except (msgspec.DecodeError, psutil.NoSuchProcess):
+            pass  # half written as the daemon died, or gone already: either way nothing is left to kill
+        path.unlink(missing_ok=True)
+    return swept
+
+
+def _clear_socket(socket: Path) -> None:
+    if len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
+        raise BadConfig(
+            f"The socket's path is over {_SOCKET_PATH_BYTES} bytes long: {socket}",
+            hint="Choose a state folder with a shorter path.",
+        )
+    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    socket.unlink(missing_ok=True)  # of the last run: an engine cannot bind where a socket lies
+
+
+def _started_s(process: psutil.Process) -> float:
+    return round(process.create_time() - psutil.boot_time(), 2)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):  # it ended before we asked
+        process.kill()
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it ended before we asked
+        os.killpg(pid, number)

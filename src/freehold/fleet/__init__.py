@@ -1,0 +1,1 @@
+"""The daemon: desired endpoints, replicas with one owner each, wake, idle, occupancy."""

@@ -1,0 +1,185 @@
+"""`freehold.toml`: what a team wants to run. Its commented reference is docs/freehold.toml; `freehold schema` prints it
+as a JSON Schema."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from freehold.errors import BadConfig
+from freehold.types import PICO_PER_UNIT, Price
+
+Seconds = Annotated[float, Meta(ge=0)]
+Money = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Server(_Table):
+    """Where callers reach Freehold."""
+
+    listen: str = "127.0.0.1:8080"
+    behind_proxy: bool = False
+    max_body_mib: Count = 32
+    drain_seconds: Seconds = 10.0
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class Machine(_Table):
+    """This machine, for the account of what it costs."""
+
+    name: str = "local"
+    hourly_price: Money = 0.0
+    currency: str = "EUR"
+
+    @property
+    def pico_per_hour(self) -> int:
+        return _pico(self.hourly_price)
+
+
+class Policy(_Table):
+    """What must hold before anything is served."""
+
+    isolation: Literal["required", "preferred", "off"] = "preferred"
+    require_pin: bool = False
+
+
+class Endpoint(_Table):
+    """A name that callers use as `model`, and what answers behind it."""
+
+    engine: Literal["llamacpp", "external"] = "llamacpp"
+    weights: str | None = None
+    url: str | None = None
+    served_model: str | None = None
+    api_key_file: str | None = None
+    binary: str | None = None
+    context: Count | UnsetType = UNSET
+    parallel: Count = 4
+    threads: Count | UnsetType = UNSET
+    idle_seconds: Seconds = 900.0
+    start_seconds: Seconds = 600.0
+    wait_seconds: Seconds = 120.0
+    max_waiting: Annotated[int, Meta(ge=0)] = 1000
+    request_seconds: Seconds = 600.0
+    prompt_price: Money = 0.0
+    completion_price: Money = 0.0
+    first_question: str = "Hello"
+
+    @property
+    def price(self) -> Price:
+        """Currency per million tokens is millionths per token: a million pico."""
+        return Price(
+            prompt_pico_per_token=_pico(self.prompt_price) // 10**6,
+            completion_pico_per_token=_pico(self.completion_price) // 10**6,
+        )
+
+
+class Config(_Table):
+    """The whole file."""
+
+    server: Server = field(default_factory=Server)
+    machine: Machine = field(default_factory=Machine)
+    policy: Policy = field(default_factory=Policy)
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    state_dir: str = ".freehold"
+
+
+def digest(path: Path) -> str:
+    """What the file says, in 64 hex digits: the book keeps it with every start of the daemon."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load(path: Path) -> Config:
+    """Read and check the file; relative paths in it become absolute, seen from its folder. Raises BadConfig."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadConfig(f"no {path}", hint="copy docs/freehold.toml, or name another with --config") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadConfig(f"cannot read {path}: {error}") from None
+    _refuse_unknown_keys(raw, path)
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise BadConfig(f"{path}: {error}", hint="docs/freehold.toml shows every key with its meaning") from None
+    _check_server(config.server, path)
+    base = path.resolve().parent
+    endpoints = {name: _checked(name, e, base, path) for name, e in config.endpoints.items()}
+    return msgspec.structs.replace(config, endpoints=endpoints, state_dir=str(base / config.state_dir))
+
+
+def schema() -> dict[str, Any]:
+    return msgspec.json.schema(Config)
+
+
+def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
+    where = f"{path}: [endpoints.{name}]"
+    if not _NAME.fullmatch(name):
+        raise BadConfig(f"{where}: not a usable name", hint="letters, digits, dot, dash and underscore, 63 at most")
+    if endpoint.engine == "external":
+        if not endpoint.url or not endpoint.url.startswith(("http://", "https://", "unix:/")):
+            raise BadConfig(f"{where}: engine = 'external' needs url", hint='url = "http://host:port" or "unix:/path"')
+        stray = [k for k in ("weights", "binary") if getattr(endpoint, k)]
+    else:
+        if not endpoint.weights:
+            raise BadConfig(f"{where}: needs weights", hint='weights = "path/to/model.gguf"')
+        stray = [k for k in ("url", "served_model", "api_key_file") if getattr(endpoint, k)]
+    if stray:
+        raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
+    absolute = {k: str(base / v) for k in ("weights", "api_key_file", "binary") if (v := getattr(endpoint, k))}
+    return msgspec.structs.replace(endpoint, **absolute)
+
+
+def _check_server(server: Server, path: Path) -> None:
+    try:
+        host, port = server.address
+    except ValueError:
+        port = -1
+        host = ""
+    if not host or not 0 <= port < 1 << 16:
+        raise BadConfig(f"{path}: [server] listen = {server.listen!r} is no address", hint='write "127.0.0.1:8080"')
+    if host not in _LOOPBACK and not server.behind_proxy:
+        raise BadConfig(
+            f"{path}: [server] listen = {server.listen!r} is open to the network without TLS",
+            hint="put a TLS proxy in front and say behind_proxy = true, or listen on 127.0.0.1",
+        )
+
+
+def _refuse_unknown_keys(raw: dict[str, Any], path: Path) -> None:
+    """msgspec would refuse them too, but without the name that was probably meant."""
+    tables: list[tuple[str, Any, type[Struct]]] = [("", raw, Config)]
+    tables += [(name, raw.get(name), kind) for name, kind in (("server", Server), ("machine", Machine), ("policy", Policy))]
+    endpoints = raw.get("endpoints")
+    if isinstance(endpoints, dict):
+        tables += [(f"endpoints.{name}", table, Endpoint) for name, table in endpoints.items()]
+    for where, table, kind in tables:
+        for key in table if isinstance(table, dict) else ():
+            if key not in kind.__struct_fields__:
+                near = difflib.get_close_matches(key, kind.__struct_fields__, n=1, cutoff=0.5)
+                keys = ", ".join(kind.__struct_fields__)
+                raise BadConfig(
+                    f"{path}: unknown key `{key}` in [{where or 'top level'}]",
+                    hint=f"did you mean `{near[0]}`?" if near else f"known keys: {keys}",
+                )
+
+
+def _pico(amount: float) -> int:
+    """Exact to the millionth of the unit, which is as fine as a price list gets."""
+    return round(amount * 10**6) * (PICO_PER_UNIT // 10**6)

@@ -1,0 +1,78 @@
+"""All endpoints of this machine, and who owns them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from freehold.engines import Launchable, engine
+from freehold.errors import BadConfig, Unknown
+from freehold.fleet.config import Config, Endpoint
+from freehold.fleet.external import External
+from freehold.fleet.ground import Ground
+from freehold.fleet.replica import Replica
+from freehold.fleet.starting import Start
+from freehold.fleet.trust import Trust
+
+SAVE_OCCUPANCY_S = 5.0
+
+
+class Fleet:
+    """Replicas by endpoint. `run` owns them until it is cancelled."""
+
+    def __init__(self, config: Config, ground: Ground) -> None:
+        self.config, self.ground = config, ground
+        self._members = {name: self._member(name, endpoint) for name, endpoint in config.endpoints.items()}
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(self._members)
+
+    def find(self, name: str) -> Replica | External:
+        """Raises Unknown, in the words OpenAI's clients know."""
+        try:
+            return self._members[name]
+        except KeyError:
+            raise unknown_model(name) from None
+
+    async def up(self, name: str) -> None:
+        """Open it and wait until it answers. Raises what kept it from starting."""
+        member = self.find(name)
+        member.post("open")
+        if isinstance(member, External):
+            await member.check()
+            return
+        member.release(await member.hold(member.endpoint.start_seconds), served=False)
+
+    def status(self) -> list[dict[str, object]]:
+        return [member.status() for member in self._members.values()]
+
+    async def run(self) -> None:
+        """Every owner, and the account of occupancy on its way to the book."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for member in self._members.values():
+                    if isinstance(member, Replica):
+                        tasks.create_task(member.own(), name=f"own {member.name}")
+                while True:
+                    await asyncio.sleep(SAVE_OCCUPANCY_S)
+                    self.save_occupancy()
+        finally:
+            self.save_occupancy()
+
+    def save_occupancy(self) -> None:
+        self.ground.book.save_occupancy(*self.ground.occupancy.take(self.ground.clock_ns()))
+
+    def _member(self, name: str, endpoint: Endpoint) -> Replica | External:
+        kind = engine(endpoint.engine)
+        if endpoint.engine == "external":
+            return External(name, endpoint, kind, self.ground)
+        if not isinstance(kind, Launchable):
+            raise BadConfig(f"[endpoints.{name}] Freehold cannot start the engine `{endpoint.engine}`")
+        policy, server = self.config.policy, self.config.server
+        trust = Trust(name, Path(endpoint.weights or ""), self.ground, require_pin=policy.require_pin)
+        return Replica(name, endpoint, Start(name, endpoint, kind, trust, self.ground), self.ground, server.drain_seconds)
+
+
+def unknown_model(name: str) -> Unknown:
+    return Unknown(f"The model `{name}` does not exist or you do not have access to it.", param="model")

@@ -1,0 +1,185 @@
+"""Bringing one engine up: trust, fit, launch, readiness, smoke probe. Each stage is an event."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from freehold.engines import Launchable
+from freehold.errors import DoesNotFit, EngineFailed, NotReady
+from freehold.executors.local import Process
+from freehold.executors.sockets import open_socket
+from freehold.fleet.config import Endpoint
+from freehold.fleet.ground import Ground
+from freehold.fleet.host import probe
+from freehold.fleet.trust import Trust
+from freehold.fleet.upstream import Answer, Upstream
+from freehold.fleet.wire import read_usage
+from freehold.plan.memory import fit
+from freehold.types import Build, Plan, Refusal, Tokens, UsageRecord
+
+PROBE_KEY = "freehold"  # the key that smoke probes are recorded under
+_DEFAULT_CONTEXT = 8192
+_POLL_S = 0.01
+
+
+class Start:
+    """One for each replica: it holds what there is of the running engine. Only the replica's owner calls it."""
+
+    def __init__(self, name: str, endpoint: Endpoint, engine: Launchable, trust: Trust, ground: Ground) -> None:
+        self.engine = engine
+        self.process: Process | None = None
+        self.upstream: Upstream | None = None
+        self.plan: Plan | None = None
+        self._name, self._endpoint, self._trust, self._ground = name, endpoint, trust, ground
+        self._socket_fd: int | None = None
+
+    async def bring_up(self, run: int) -> None:
+        """From cold to answering. Raises FreeholdError with what to do; `tear_down` must follow in every case."""
+        build = await self._trust.ensure()
+        self.plan = plan = await self._fit(build)
+        self._ground.tell("plan.made", self._name, steps="\n".join(plan.steps))
+        folder = self._ground.run_dir / self._name
+        shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left there is not to be trusted
+        folder.mkdir(mode=0o700)
+        socket = str(folder / f"{run}.sock")
+        launch = self.engine.launch(plan, self._gguf(), self._name, socket, self._endpoint.binary)
+        self._ground.tell("engine.launching", self._name, run=run, engine=self._endpoint.engine)
+        executor = self._ground.executor
+        self.process = process = await executor.start(launch, self._name, self._ground.log_dir / f"{self._name}.log")
+        isolation = {"isolated": process.isolated, "why_not": executor.why_not_isolated}
+        self._ground.tell("engine.started", self._name, run=run, pid=process.pid, **isolation)
+        await self._until_ready(process, socket)
+        await self._smoke_probe()
+
+    async def ended(self) -> int:
+        """The exit code of the engine, once it has one."""
+        if self.process is None:
+            return 0
+        return await self.process.wait()
+
+    async def tear_down(self) -> None:
+        """Leave nothing of this run behind."""
+        if self.upstream:
+            self.upstream.close()
+            self.upstream = None
+        if self._socket_fd is not None:
+            os.close(self._socket_fd)
+            self._socket_fd = None
+        if self.process:
+            await self.process.stop()
+            self.process = None
+
+    def _gguf(self) -> str:
+        """The file llama.cpp is given: the weights themselves, or the only (first) GGUF of a folder."""
+        path = Path(self._endpoint.weights or "")
+        return str(path if path.is_file() else min(path.rglob("*.gguf")))
+
+    async def _fit(self, build: Build) -> Plan:
+        host = await asyncio.to_thread(probe)
+        context = self._endpoint.context or min(build.context, _DEFAULT_CONTEXT)
+        threads = self._endpoint.threads or max(1, host.cores - 1)
+        answer = fit(build, host, context=context, parallel=self._endpoint.parallel, threads=threads)
+        if isinstance(answer, Refusal):
+            raise DoesNotFit(f"`{self._name}` does not fit: {answer.reason}", hint=answer.hint)
+        return answer
+
+    async def _until_ready(self, process: Process, socket: str) -> None:
+        died = asyncio.create_task(process.wait())
+        ready = asyncio.create_task(self._poll(socket))
+        try:
+            await asyncio.wait((died, ready), return_when=asyncio.FIRST_COMPLETED)
+            if died.done():
+                said = await asyncio.to_thread(last_line, self._ground.log_dir / f"{self._name}.log")
+                raise NotReady(
+                    f"the engine of `{self._name}` ended with code {died.result()} while starting: {said}",
+                    hint=f"freehold logs {self._name}",
+                )
+            ready.result()
+        finally:
+            died.cancel()
+            ready.cancel()
+
+    async def _poll(self, socket: str) -> None:
+        """Ask until it says 200. Its socket is opened once: what it puts in its place later is never looked at."""
+        said_loading = False
+        while True:
+            if self.upstream is None and os.path.lexists(socket):
+                self._socket_fd = open_socket(socket)
+                self.upstream = Upstream(f"unix:/proc/self/fd/{self._socket_fd}")
+            if self.upstream:
+                with contextlib.suppress(EngineFailed):  # bound, but not yet listening
+                    status = (await self.upstream.fetch("GET", self.engine.ready_path)).status
+                    if status == 200:
+                        return
+                    if not said_loading:
+                        self._ground.tell("engine.loading", self._name)
+                        said_loading = True
+            await asyncio.sleep(_POLL_S)
+
+    async def _smoke_probe(self) -> None:
+        assert self.upstream is not None  # noqa: S101  bring_up has just waited for it
+        before = await self._counters(self.upstream)
+        used = await probe_completion(self.upstream, self._name, self._name, self._ground)
+        counted = await self._counters(self.upstream)
+        same = (counted.prompt - before.prompt, counted.completion - before.completion) == (used.prompt, used.completion)
+        self._ground.tell(
+            "probe.passed" if same else "probe.counts_differ",
+            self._name,
+            prompt_tokens=used.prompt, completion_tokens=used.completion,
+            engine_prompt_tokens=counted.prompt - before.prompt,
+            engine_completion_tokens=counted.completion - before.completion,
+        )  # fmt: skip
+
+    async def _counters(self, upstream: Upstream) -> Tokens:
+        answer = await upstream.fetch("GET", self.engine.metrics_path)
+        return self.engine.counters(answer.body if answer.status == 200 else b"")
+
+
+async def probe_completion(upstream: Upstream, name: str, served_model: str, ground: Ground) -> Tokens:
+    """One real completion, recorded like any other. Raises EngineFailed when it is not one."""
+    began_ns = ground.clock_ns()
+    record = UsageRecord(
+        request=f"probe-{uuid.uuid4().hex}", key=PROBE_KEY, endpoint=name, kind="probe", stream=False, started_ns=began_ns
+    )
+    ground.book.open_request(record)
+    message = {"role": "user", "content": "Hello"}
+    ask = msgspec.json.encode({"model": served_model, "messages": [message], "max_tokens": 4, "temperature": 0})
+    answer = Answer(0, (), b"")
+    used = None
+    try:
+        answer = await upstream.fetch("POST", "/v1/chat/completions", ask)
+        used = read_usage(answer.body) if answer.status == 200 else None
+    finally:
+        tokens = used or Tokens()
+        ground.book.settle_request(
+            msgspec.structs.replace(
+                record,
+                status=answer.status,
+                outcome="ok" if used else "error",
+                prompt_tokens=tokens.prompt,
+                completion_tokens=tokens.completion,
+                cached_tokens=tokens.cached,
+                total_ms=(ground.clock_ns() - began_ns) / 1e6,
+            )
+        )
+    if used is None:
+        raise EngineFailed(
+            f"the smoke probe of `{name}` got {answer.status}: {answer.body[:200].decode(errors='replace')}",
+            hint=f"freehold logs {name}",
+        )
+    return used
+
+
+def last_line(log: Path) -> str:
+    """What an engine said last: usually why it ended."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+    return "it has no log"

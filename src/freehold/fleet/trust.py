@@ -1,0 +1,69 @@
+"""Which weights may be started: gate and hash at the first use and whenever a file looks touched, pin on first use."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from freehold.errors import Refused
+from freehold.fleet.ground import Ground
+from freehold.types import Build, Verdict
+from freehold.weights import describe, verify
+
+_Signature = tuple[tuple[str, int, int, int, int], ...]
+
+
+class Trust:
+    """One for each endpoint: remembers what was verified and how the files looked then."""
+
+    def __init__(self, endpoint: str, weights: Path, ground: Ground, *, require_pin: bool) -> None:
+        self._endpoint, self._weights, self._ground, self._require_pin = endpoint, weights, ground, require_pin
+        self._signature: _Signature | None = None
+        self._build: Build | None = None
+
+    async def ensure(self) -> Build:
+        """What the weights are, once they may be started. Raises Refused with the findings."""
+        signature = await asyncio.to_thread(_signature, self._weights)
+        if self._build is None or signature != self._signature:
+            await self._verify()
+            self._build = await asyncio.to_thread(describe, self._weights)
+            self._signature = signature
+        return self._build
+
+    async def _verify(self) -> None:
+        subject = str(self._weights)
+        tell, book = self._ground.tell, self._ground.book
+        pin = await book.pin(subject)
+        if pin is None and self._require_pin:
+            raise Refused(
+                f"{subject} is not pinned, and policy.require_pin is set",
+                hint="run once with require_pin = false after checking the digests of `freehold verify`",
+            )
+        tell("weights.checking", self._endpoint, path=subject)
+        verdict = await asyncio.to_thread(verify, self._weights, pin)
+        tell(
+            "weights.accepted" if verdict.accepted else "weights.refused",
+            self._endpoint,
+            path=subject, digest=verdict.digest, pinned=verdict.pinned, files=len(verdict.artifacts),
+            size_bytes=sum(a.size_bytes for a in verdict.artifacts),
+        )  # fmt: skip
+        if not verdict.accepted:
+            raise Refused(f"the weights of `{self._endpoint}` were refused: {_findings(verdict)}", hint=_fixes(verdict))
+        if verdict.pinned == "unpinned":
+            await book.set_pin(subject, verdict.digest, "first use")
+            tell("weights.pinned", self._endpoint, path=subject, digest=verdict.digest, reason="first use")
+
+
+def _findings(verdict: Verdict) -> str:
+    return "; ".join(f"{f.path}: {f.why} [{f.rule}]" for f in verdict.findings)
+
+
+def _fixes(verdict: Verdict) -> str:
+    return "; ".join(dict.fromkeys(f.fix for f in verdict.findings))
+
+
+def _signature(path: Path) -> _Signature:
+    """Enough to notice that a file is not the one that was hashed."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [(str(p), p.stat()) for p in files if p.exists()]
+    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats)

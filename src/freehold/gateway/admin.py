@@ -1,0 +1,165 @@
+"""The operator's door: a Unix socket in a folder of the owner's. Who asks is told by the kernel (SO_PEERCRED), and is
+the actor of the event that follows."""
+
+from __future__ import annotations
+
+import asyncio
+import pwd
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from freehold import __version__
+from freehold.errors import BadRequest, FreeholdError
+from freehold.fleet.fleet import Fleet
+from freehold.gateway.keyring import Keyring
+from freehold.gateway.openai import error_body
+from freehold.types import Event
+
+
+class PeerProtocol(HttpToolsProtocol):
+    """uvicorn's own protocol; the client's address is the user at the other end of the socket."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        peer = transport.get_extra_info("socket")
+        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        self.client = (_user(uid), 0)
+
+
+class KeyAsk(msgspec.Struct):
+    """What `freehold keys create` sends."""
+
+    name: str
+    endpoints: tuple[str, ...] = ()
+    expires_ns: int | None = None
+
+
+def admin(fleet: Fleet, keyring: Keyring, config_digest: str, shut_down: Callable[[], None]) -> Starlette:
+    """Routes for the command line. Answers are JSON; `/up` and `/events` are JSON lines."""
+
+    async def status(_: Request) -> Response:
+        listen = fleet.config.server.listen
+        return _json(
+            {"version": __version__, "config": config_digest, "listen": listen, "endpoints": fleet.status()}
+        )
+
+    async def up(request: Request) -> Response:
+        names = request.query_params.getlist("endpoint") or list(fleet.endpoints)
+        for name in names:
+            fleet.find(name)
+        return StreamingResponse(_bring_up(fleet, names), media_type="application/x-ndjson")
+
+    async def stop(request: Request) -> Response:
+        member = fleet.find(request.path_params["name"])
+        fleet.ground.tell("endpoint.stop", member.name, actor=_actor(request))
+        member.post("stop")
+        return _json({"stopping": member.name})
+
+    async def events(_: Request) -> Response:
+        return StreamingResponse(_follow(fleet), media_type="application/x-ndjson")
+
+    async def keys(_: Request) -> Response:
+        return _json(keyring.list())
+
+    async def create_key(request: Request) -> Response:
+        try:
+            ask = msgspec.json.decode(await request.body(), type=KeyAsk)
+        except msgspec.DecodeError as error:
+            raise BadRequest(f"not a key to create: {error}") from None
+        key, secret = await keyring.create(ask.name, ask.endpoints, ask.expires_ns, _actor(request))
+        return _json({"key": key, "secret": secret})
+
+    async def revoke_key(request: Request) -> Response:
+        return _json(await keyring.revoke(request.path_params["name"], _actor(request)))
+
+    async def flush(_: Request) -> Response:
+        fleet.save_occupancy()
+        await fleet.ground.book.flush()
+        return _json({})
+
+    async def shutdown(request: Request) -> Response:
+        fleet.ground.tell("daemon.shutdown", "freehold", actor=_actor(request))
+        shut_down()
+        return _json({"in_flight": fleet.ground.book.journal.in_flight})
+
+    async def refuse(_: Request, error: Exception) -> Response:
+        assert isinstance(error, FreeholdError)  # noqa: S101  registered for nothing else
+        headers = {"x-exit-code": str(error.exit_code)}
+        return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
+
+    def route(path: str, do: Callable[[Request], Awaitable[Response]], method: str = "POST") -> Route:
+        return Route(path, do, methods=[method])
+
+    return Starlette(
+        routes=[
+            route("/status", status, "GET"),
+            route("/events", events, "GET"),
+            route("/up", up),
+            route("/endpoints/{name}/stop", stop),
+            route("/keys", keys, "GET"),
+            route("/keys", create_key),
+            route("/keys/{name}", revoke_key, "DELETE"),
+            route("/flush", flush),
+            route("/shutdown", shutdown),
+        ],
+        exception_handlers={FreeholdError: refuse},
+    )
+
+
+async def _bring_up(fleet: Fleet, names: list[str]) -> AsyncIterator[bytes]:
+    """Every event until all are up; then one line for each: {"up": name} or {"failed": name, "error": ...}."""
+    with fleet.ground.listening() as news:
+        starting = {asyncio.create_task(fleet.up(name)): name for name in names}
+        try:
+            while pending := [task for task in starting if not task.done()]:
+                listen = asyncio.ensure_future(news.get())
+                await asyncio.wait((listen, *pending), return_when=asyncio.FIRST_COMPLETED)
+                if listen.done():
+                    yield _line(listen.result())
+                listen.cancel()
+            while not news.empty():
+                yield _line(news.get_nowait())
+        finally:
+            for task in starting:
+                task.cancel()
+    for task, name in starting.items():
+        error = task.exception()
+        if error is None:
+            yield _line({"up": name})
+        elif isinstance(error, FreeholdError):
+            yield _line({"failed": name, "error": str(error), "hint": error.hint, "exit_code": error.exit_code})
+        else:
+            raise error
+
+
+async def _follow(fleet: Fleet) -> AsyncIterator[bytes]:
+    with fleet.ground.listening() as news:
+        while True:
+            yield _line(await news.get())
+
+
+def _line(what: Event | dict[str, object]) -> bytes:
+    return msgspec.json.encode(what) + b"\n"
+
+
+def _json(what: object) -> Response:
+    return Response(msgspec.json.encode(what), media_type="application/json")
+
+
+def _actor(request: Request) -> str:
+    return request.client.host if request.client else "unknown"
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return f"uid {uid}"

@@ -1,0 +1,77 @@
+"""Keys in memory, by the hash of their secret: read on every request, changed only together with the book."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+import msgspec
+
+from freehold.errors import BadKey, BadRequest, FreeholdError, Unknown
+from freehold.fleet.ground import Ground
+from freehold.policy.access import expired
+from freehold.types import Key
+
+PREFIX = "fh-"
+
+
+class Keyring:
+    """One owner: the event loop. `load` it before the first request."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._keys: dict[bytes, Key] = {}
+
+    async def load(self) -> None:
+        self._keys = await self._ground.book.keys()
+
+    def find(self, authorization: bytes | None) -> Key:
+        """The key of an `Authorization: Bearer ...` header. Raises BadKey."""
+        if not authorization:
+            raise BadKey(
+                "You didn't provide an API key.",
+                hint="send Authorization: Bearer KEY; make one with: freehold keys create NAME",
+            )
+        scheme, _, secret = authorization.partition(b" ")
+        key = self._keys.get(_hash(secret.strip())) if scheme.lower() == b"bearer" else None
+        if key is None:
+            raise BadKey("Incorrect API key provided.", hint="freehold keys list shows those there are")
+        if error := expired(key, self._ground.clock_ns()):
+            raise error
+        return key
+
+    def list(self) -> list[Key]:
+        return list(self._keys.values())
+
+    async def create(self, name: str, endpoints: tuple[str, ...], expires_ns: int | None, actor: str) -> tuple[Key, str]:
+        """A new key and its secret, which nobody can ask for again. Raises BadRequest when the name is in use."""
+        now_ns = self._ground.clock_ns()
+        if not name or any(key.name == name and expired(key, now_ns) is None for key in self._keys.values()):
+            raise BadRequest(f"a key called `{name}` is in use already", hint="choose another name, or revoke that one")
+        secret = PREFIX + secrets.token_urlsafe(32)  # 256 bits
+        key = Key(
+            id=secrets.token_hex(6), name=name, endpoints=endpoints or ("*",), created_ns=now_ns, expires_ns=expires_ns
+        )
+        digest = _hash(secret.encode())
+        await self._ground.book.add_key(key, digest)
+        self._keys[digest] = key
+        self._ground.tell("key.created", key.id, actor=actor, name=name, endpoints=" ".join(key.endpoints))
+        return key, secret
+
+    async def revoke(self, name_or_id: str, actor: str) -> Key:
+        """Dead when this returns: first for callers, then in the book. Raises Unknown."""
+        for digest, key in self._keys.items():
+            if name_or_id in (key.id, key.name) and key.revoked_ns is None:
+                dead = msgspec.structs.replace(key, revoked_ns=self._ground.clock_ns())
+                self._keys[digest] = dead
+                await self._ground.book.revoke_key(key.id)
+                self._ground.tell("key.revoked", key.id, actor=actor, name=key.name)
+                await self._ground.book.flush()
+                return dead
+        raise Unknown(f"no key called `{name_or_id}` is in use", hint="freehold keys list shows those there are")
+
+
+def _hash(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
+
+

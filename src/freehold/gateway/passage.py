@@ -1,0 +1,143 @@
+"""One request on its way through: admitted, passed on, settled. Exactly one record, whatever happens.
+
+The record is opened before the engine sees the request and settled before the caller sees the last byte. `admit`,
+`settle` and `end` are plain synchronous functions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec.structs import replace
+
+from freehold.errors import BadRequest, EngineFailed, FreeholdError
+from freehold.fleet.external import External
+from freehold.fleet.fleet import Fleet
+from freehold.fleet.replica import Hold, Replica
+from freehold.fleet.upstream import Exchange, Unreachable
+from freehold.gateway.keyring import Keyring
+from freehold.gateway.meter import StreamMeter, WholeMeter
+from freehold.gateway.openai import Ask, new_request_id, read_ask
+from freehold.policy import access
+from freehold.types import Key, Outcome, UsageRecord
+
+Kind = Literal["chat", "completion"]
+
+
+def admit(keyring: Keyring, fleet: Fleet, authorization: bytes | None, body: bytes, kind: Kind) -> Passage:
+    """Let a request in and open its record. Raises FreeholdError: then there is none."""
+    key = keyring.find(authorization)
+    ask = read_ask(body)
+    member = fleet.find(ask.model)
+    if error := access.refusal(key, ask.model, fleet.ground.clock_ns()):
+        raise error
+    if stray := member.engine.refused_fields & ask.fields.keys():
+        name = min(stray)
+        raise BadRequest(f"Unrecognized request argument supplied: {name}", param=name)
+    return Passage(fleet, member, key, ask, kind)
+
+
+class Passage:
+    """Made by `admit`. Whoever has one must `end` it."""
+
+    def __init__(self, fleet: Fleet, member: Replica | External, key: Key, ask: Ask, kind: Kind) -> None:
+        self._ground, self._member, self._ask = fleet.ground, member, ask
+        self._began_ns = self._ground.clock_ns()
+        self._hold: Hold | None = None
+        self._exchange: Exchange | None = None
+        self._settled = False
+        self.stream = ask.stream
+        self.meter = StreamMeter(ask.model, hide_usage=not ask.include_usage) if ask.stream else WholeMeter(ask.model)
+        self.deadline_seconds = member.endpoint.request_seconds
+        self.record = UsageRecord(
+            request=new_request_id(),
+            key=key.id,
+            endpoint=ask.model,
+            kind=kind,
+            stream=ask.stream,
+            started_ns=self._began_ns,
+        )
+        self._ground.book.open_request(self.record)
+
+    async def send(self, path: str) -> Exchange:
+        """Hold a replica, waking it if need be, and send the request on. Returns when the head of the answer is there.
+
+        An engine that cannot even be connected to has seen nothing, so the request waits once for its next run.
+        """
+        member = self._member
+        body = self._ask.for_engine(member.endpoint.served_model or self._ask.model, member.engine.stream_fields)
+        try:
+            return await self._attempt(path, body)
+        except Unreachable:
+            if self._hold is None:
+                raise
+            run = self._hold.run
+            self._release(served=False)
+            await member.left(run)
+            return await self._attempt(path, body)
+
+    async def _attempt(self, path: str, body: bytes) -> Exchange:
+        self._hold = await self._member.hold()
+        queue_ms = self._elapsed_ms()
+        self._exchange = exchange = Exchange(self._hold.upstream)
+        await exchange.start("POST", path, body)
+        self.record = replace(self.record, queue_ms=queue_ms, status=exchange.status)
+        return exchange
+
+    def translate(self, status: int, body: bytes) -> FreeholdError:
+        """The engine's refusal, as OpenAI's clients know it."""
+        status, said = self._member.engine.error(status, body)
+        error = EngineFailed(said.message, param=said.param)
+        error.status, error.type, error.code = status, said.type, said.code
+        return error
+
+    def feed(self, piece: bytes) -> bytes:
+        """What of this piece the caller is to see now. Settles when it is the last they wait for."""
+        if self.record.first_byte_ms is None:
+            self.record = replace(self.record, first_byte_ms=self._elapsed_ms())
+        passed = self.meter.feed(piece)
+        if self.meter.done:
+            self.settle("ok")
+        return passed
+
+    def finish(self) -> bytes:
+        """The engine has ended its answer: what the caller has still to see. Settles."""
+        passed = self.meter.close()
+        self.settle("ok" if self.meter.done and not self.meter.failed else "error")
+        return passed
+
+    def settle(self, outcome: Outcome, status: int | None = None) -> None:
+        """Close the record with what was counted, once; later calls change nothing."""
+        if self._settled:
+            return
+        self._settled = True
+        tokens = self.meter.tokens
+        self.record = replace(
+            self.record,
+            status=self.record.status if status is None else status,
+            outcome=outcome,
+            prompt_tokens=tokens.prompt,
+            completion_tokens=tokens.completion,
+            cached_tokens=tokens.cached,
+            lower_bound=not self.meter.exact and self._exchange is not None and outcome != "error",
+            total_ms=self._elapsed_ms(),
+            charge_pico=self._member.endpoint.price.charge_pico(tokens),
+            machine_pico=self._release(served=outcome == "ok"),
+        )
+        self._ground.book.settle_request(self.record)
+
+    def end(self) -> None:
+        """Let go of everything. A caller who left before the record was settled has cut it."""
+        if self._exchange:
+            self._exchange.cancel()  # before the end this closes the connection, and the engine stops its work
+        self.settle("cut")
+        self._release(served=False)
+
+    def _release(self, *, served: bool) -> int:
+        hold, self._hold = self._hold, None
+        return self._member.release(hold, served=served) if hold else 0
+
+    def _elapsed_ms(self) -> float:
+        return round((self._ground.clock_ns() - self._began_ns) / 1e6, 3)
+
+

@@ -1,0 +1,30 @@
+"""Where the daemon's sockets are. Apart, because the command line needs no more of the gateway than this."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from freehold.errors import Refused
+
+
+def run_dir(state_dir: Path) -> Path:
+    """The folder of one daemon's sockets, made if need be: short, because a socket's path has 107 bytes at most.
+
+    Raises Refused when somebody else has it.
+    """
+    name = f"freehold-{os.getuid()}-{hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:8]}"
+    path = Path(tempfile.gettempdir()) / name
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if path.is_symlink() or not path.is_dir() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise Refused(f"{path} is not this user's own folder", hint="remove it, or set TMPDIR to another folder")
+    return path
+
+
+def admin_socket(state_dir: Path) -> Path:
+    return run_dir(state_dir) / "admin.sock"

@@ -1,0 +1,157 @@
+"""The daemon: everything put together, from the lock on its state to the last engine gone."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from freehold import __version__
+from freehold.errors import FreeholdError, Refused
+from freehold.executors.local import Local, sweep
+from freehold.fleet.config import Config
+from freehold.fleet.fleet import Fleet
+from freehold.fleet.ground import Ground, steady_clock
+from freehold.fleet.occupancy import Occupancy
+from freehold.gateway.admin import PeerProtocol, admin
+from freehold.gateway.app import Gateway
+from freehold.gateway.keyring import Keyring
+from freehold.gateway.rundir import admin_socket, run_dir
+from freehold.ledger.book import Book
+
+
+class _Server(uvicorn.Server):
+    """Signals are the daemon's business: there are two of these in it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(config: Config, config_digest: str) -> None:
+    """Until a signal or `freehold down`. A second signal does not wait for requests in flight."""
+    state = Path(config.state_dir)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_locked(state))
+        run = run_dir(state)
+        swept = sweep(run)
+        ground = await stack.enter_async_context(_ground(config, state, run))
+        if ground.book.recovered or swept:
+            ground.tell("daemon.recovered", "freehold", cut_requests=ground.book.recovered, engines_swept=swept)
+        ground.tell("daemon.started", "freehold", version=__version__, config=config_digest, pid=os.getpid())
+        keyring = Keyring(ground)
+        await keyring.load()
+        fleet = Fleet(config, ground)
+        front = _server(Gateway(fleet, keyring), config.server.drain_seconds)
+        back = _server(admin(fleet, keyring, config_digest, lambda: _end(front, back)), 1.0, http=PeerProtocol)
+        doors = _listen_tcp(*config.server.address), _listen_unix(admin_socket(state))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, _end, front, back)
+        gc.freeze()  # what is there now stays: the collector need not look at it again
+        owners = asyncio.create_task(fleet.run())
+        try:
+            backing = asyncio.create_task(back.serve(sockets=[doors[1]]))
+            fronting = asyncio.create_task(front.serve(sockets=[doors[0]]))
+            await asyncio.wait((owners, fronting), return_when=asyncio.FIRST_COMPLETED)
+            _end(front, back)
+            await asyncio.wait((fronting,))
+        finally:
+            owners.cancel()
+            await asyncio.wait((owners,))
+            await asyncio.wait((backing,))
+            admin_socket(state).unlink(missing_ok=True)
+        ground.tell("daemon.stopped", "freehold")
+        if not owners.cancelled() and (error := owners.exception()):
+            raise error
+
+
+def _end(front: uvicorn.Server, back: uvicorn.Server) -> None:
+    front.force_exit = front.should_exit
+    front.should_exit = back.should_exit = True
+
+
+@asynccontextmanager
+async def _ground(config: Config, state: Path, run: Path):  # noqa: ANN202
+    book = Book(state)
+    try:
+        clock_ns = steady_clock()
+        machine = config.machine
+        (state / "logs").mkdir(mode=0o700, exist_ok=True)
+        yield Ground(
+            executor=Local(run, config.policy.isolation),
+            book=book,
+            occupancy=Occupancy(machine.name, machine.currency, machine.pico_per_hour, clock_ns()),
+            clock_ns=clock_ns,
+            run_dir=run,
+            log_dir=state / "logs",
+        )
+    finally:
+        await book.close()
+
+
+@contextmanager
+def _locked(state: Path) -> Iterator[None]:
+    """One daemon a state folder: two would write one book."""
+    with (state / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"a daemon already runs on {state}", hint="freehold ps shows it, freehold down ends it") from None
+        yield
+
+
+def _server(app: Any, drain_seconds: float, **more: Any) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, round(drain_seconds)),
+            backlog=4096,
+            **{"http": "httptools", "ws": "none", **more},
+        )
+    )
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise FreeholdError(f"cannot listen on {host}:{port}: {error.strerror}", hint="server.listen names the address") from None
+    listening.setblocking(False)
+    return listening
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    finally:
+        os.umask(before)
+    listening.setblocking(False)
+    return listening
+
+
+def main(config: Config, config_digest: str) -> None:
+    """Run the daemon in this process's main thread: engines are tied to the thread that starts them."""
+    uvloop.run(serve(config, config_digest))

@@ -1,0 +1,197 @@
+"""The book in SQLite: one thread owns the connection and writes, in batches; readers open it read-only.
+
+Writes that arrive while a commit is running share the next one. Usage records need no waiting: they are safe in the
+journal until they are here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from freehold.errors import FreeholdError
+from freehold.ledger import chain
+from freehold.ledger.journal import Journal, left_behind, segments
+from freehold.ledger.sql import QUERIES, migrate
+from freehold.types import Event, Key, UsageRecord
+
+BATCH = 200  # larger ones hold the interpreter so long that the gateway's p99 shows it
+SYNC_S = 0.05  # the journal is on the disk at least this often
+
+_COLUMNS = UsageRecord.__struct_fields__
+_INSERT_USAGE = QUERIES["insert_usage"].format(columns=", ".join(_COLUMNS), marks=", ".join("?" * len(_COLUMNS)))
+
+Write = Callable[[sqlite3.Connection], Any]
+
+
+class _Job(NamedTuple):
+    write: Write
+    tell: Callable[[Any, Exception | None], None] | None
+
+
+class Book:
+    """Open it from the event loop that will use it. `folder` holds the database and the journal."""
+
+    def __init__(self, folder: Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._db = sqlite3.connect(folder / "book.db", isolation_level=None, check_same_thread=False)
+        (folder / "book.db").chmod(0o600)
+        self._db.executescript("pragma journal_mode = wal; pragma synchronous = normal; pragma foreign_keys = on;")
+        migrate(self._db)
+        self.recovered = self._recover(folder)
+        last = self._db.execute(QUERIES["last_event"]).fetchone()
+        self._seq, self._hash = last or (0, chain.GENESIS)
+        self.journal = Journal(folder)
+        self._rotating: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run, name="book", daemon=True)
+        self._thread.start()
+
+    def _recover(self, folder: Path) -> int:
+        """Move what a crashed daemon left in the journal; returns how many requests it had not settled."""
+        settled, cut = left_behind(folder)
+        with self._db:
+            self._db.executemany(_INSERT_USAGE, [msgspec.structs.astuple(r) for r in (*settled, *cut)])
+        for segment in segments(folder):
+            segment.unlink()
+        return len(cut)
+
+    # requests
+
+    def open_request(self, record: UsageRecord) -> None:
+        self.journal.open(record)
+
+    def settle_request(self, record: UsageRecord) -> None:
+        """Durable against a crash of the daemon when this returns; in the table soon after."""
+        self.journal.settle(record)
+        row = msgspec.structs.astuple(record)
+        self._jobs.put(_Job(lambda db: db.execute(_INSERT_USAGE, row), None))
+        if self.journal.full and self._rotating is None:
+            self._rotating = asyncio.create_task(self._rotate())
+
+    async def _rotate(self) -> None:
+        old = self.journal.rotate()
+        await self.flush()
+        for segment in old:
+            segment.unlink(missing_ok=True)
+        self._rotating = None
+
+    # events
+
+    def add_event(self, event: Event) -> None:
+        content, salt = msgspec.json.encode(event).decode(), secrets.token_bytes(16)
+        row = chain.link(self._seq + 1, self._hash, salt, content)
+        self._seq, self._hash = row.seq, row.hash
+        self._jobs.put(_Job(lambda db: db.execute(QUERIES["insert_event"], row), None))
+
+    # keys and pins
+
+    async def keys(self) -> dict[bytes, Key]:
+        rows = await self.do(lambda db: db.execute(QUERIES["keys"]).fetchall())
+        return {
+            row[0]: Key(
+                id=row[1], name=row[2], endpoints=tuple(row[3].split()),
+                created_ns=row[4], expires_ns=row[5], revoked_ns=row[6],
+            )
+            for row in rows
+        }  # fmt: skip
+
+    async def add_key(self, key: Key, secret_hash: bytes) -> None:
+        row = (key.id, secret_hash, key.name, " ".join(key.endpoints), key.created_ns, key.expires_ns)
+        await self.do(lambda db: db.execute(QUERIES["insert_key"], row))
+
+    async def revoke_key(self, key_id: str) -> None:
+        await self.do(lambda db: db.execute(QUERIES["revoke_key"], (time.time_ns(), key_id)))
+
+    async def pin(self, subject: str) -> str | None:
+        row = await self.do(lambda db: db.execute(QUERIES["pin"], (subject,)).fetchone())
+        return row and row[0]
+
+    async def set_pin(self, subject: str, digest: str, actor: str) -> None:
+        await self.do(lambda db: db.execute(QUERIES["set_pin"], (subject, digest, time.time_ns(), actor)))
+
+    # the machine's time
+
+    def save_occupancy(self, tenure: tuple[Any, ...], rows: list[tuple[Any, ...]]) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            db.execute(QUERIES["save_tenure"], tenure)
+            db.executemany(QUERIES["add_occupancy"], rows)
+
+        self._jobs.put(_Job(write, None))
+
+    # the writer
+
+    async def do(self, write: Write) -> Any:
+        """Run one write (or a read that must see all writes before it); returns its answer once it is committed."""
+        done: asyncio.Future[Any] = self._loop.create_future()
+
+        def settle(answer: Any, error: Exception | None) -> None:
+            if done.cancelled():
+                return
+            done.set_result(answer) if error is None else done.set_exception(error)
+
+        self._jobs.put(_Job(write, lambda *outcome: self._loop.call_soon_threadsafe(settle, *outcome)))
+        return await done
+
+    async def flush(self) -> None:
+        """Everything handed over so far is committed when this returns."""
+        await self.do(lambda _: None)
+
+    async def close(self) -> None:
+        if self._rotating:
+            await self._rotating
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self.journal.close()
+        self._db.close()
+
+    def _run(self) -> None:
+        dirty_since: float | None = None
+        while True:
+            try:
+                job = self._jobs.get(timeout=SYNC_S if dirty_since else None)
+            except queue.Empty:
+                job = ()
+            if job is None:
+                return self.journal.sync()
+            if job:
+                dirty_since = dirty_since or time.monotonic()
+                if not self._commit(job):
+                    return self.journal.sync()
+            if dirty_since and time.monotonic() - dirty_since >= SYNC_S:
+                self.journal.sync()
+                dirty_since = None
+
+    def _commit(self, job: _Job) -> bool:
+        """Commit this job and those that wait behind it; False when the end was among them."""
+        batch, going_on = [job], True
+        while len(batch) < BATCH and not self._jobs.empty():
+            if (more := self._jobs.get()) is None:
+                going_on = False
+                break
+            batch.append(more)
+        answers = []
+        self._db.execute("begin immediate")
+        for write, tell in batch:
+            self._db.execute("savepoint job")
+            try:
+                answer, error = write(self._db), None
+            except sqlite3.Error as failure:
+                self._db.execute("rollback to job")
+                answer, error = None, FreeholdError(f"the book refused a write: {failure}")
+            self._db.execute("release job")
+            answers.append((tell, answer, error))
+        self._db.execute("commit")
+        for tell, answer, error in answers:
+            if tell:
+                tell(answer, error)
+        return going_on

@@ -1,0 +1,105 @@
+"""Requests in flight, safe against `kill -9` of the daemon.
+
+A request is opened with one write(2) before the engine sees it and settled with another before its caller sees the
+last byte. The kernel has the bytes from then on, whatever becomes of this process; the book's writer fsyncs them too.
+At the next start whatever was opened and never settled is closed as `cut`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import msgspec
+
+from freehold.types import UsageRecord
+
+ROTATE_BYTES = 16 << 20
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    settled: bool
+    record: UsageRecord
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+class Journal:
+    """Append-only segments `journal-N` in a folder. One owner: the daemon's event loop."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._in_flight: dict[str, UsageRecord] = {}
+        self._segment = max((int(p.name.partition("-")[2]) for p in segments(folder)), default=0)
+        self._written_bytes = 0
+        self._fd_lock = threading.Lock()  # the writer thread syncs what the loop may be about to close
+        self._fd = self._next_segment()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def open(self, record: UsageRecord) -> None:
+        self._in_flight[record.request] = record
+        self._append(record, settled=False)
+
+    def settle(self, record: UsageRecord) -> None:
+        self._append(record, settled=True)
+        self._in_flight.pop(record.request, None)
+
+    def sync(self) -> None:
+        """Put what was written on the disk. Called from the book's writer thread."""
+        with self._fd_lock:
+            os.fdatasync(self._fd)
+
+    def rotate(self) -> list[Path]:
+        """Begin a new segment; the old ones, returned, may go once the book holds everything settled so far."""
+        old = segments(self._folder)
+        with self._fd_lock:
+            os.close(self._fd)
+            self._fd = self._next_segment()
+        self._written_bytes = 0
+        for record in self._in_flight.values():
+            self._append(record, settled=False)
+        return old
+
+    @property
+    def full(self) -> bool:
+        return self._written_bytes >= ROTATE_BYTES
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _append(self, record: UsageRecord, *, settled: bool) -> None:
+        line = _encode(_Line(settled, record)) + b"\n"
+        self._written_bytes += os.write(self._fd, line)
+
+    def _next_segment(self) -> int:
+        self._segment += 1
+        path = self._folder / f"journal-{self._segment}"
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("journal-*"), key=lambda p: int(p.name.partition("-")[2]))
+
+
+def left_behind(folder: Path) -> tuple[list[UsageRecord], list[UsageRecord]]:
+    """What a daemon left in the journal: the settled records, and those it never settled, closed as `cut`."""
+    opened: dict[str, UsageRecord] = {}
+    settled: list[UsageRecord] = []
+    for path in segments(folder):
+        for raw in path.read_bytes().split(b"\n"):
+            try:
+                line = _decode(raw)
+            except msgspec.DecodeError:
+                continue  # empty, or the torn last line of a write that a power loss cut
+            if line.settled:
+                opened.pop(line.record.request, None)
+                settled.append(line.record)
+            else:
+                opened[line.record.request] = line.record
+    return settled, [msgspec.structs.replace(r, outcome="cut", lower_bound=True) for r in opened.values()]

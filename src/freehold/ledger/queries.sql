@@ -1,0 +1,55 @@
+-- name: insert_usage
+-- Columns are filled by name from a UsageRecord. Ignored when the request is already there: recovery may repeat itself.
+insert or ignore into usage ({columns}) values ({marks});
+
+-- name: insert_key
+insert into key (id, hash, name, endpoints, created_ns, expires_ns) values (?, ?, ?, ?, ?, ?);
+
+-- name: revoke_key
+update key set revoked_ns = ? where id = ? and revoked_ns is null;
+
+-- name: keys
+select hash, id, name, endpoints, created_ns, expires_ns, revoked_ns from key order by created_ns;
+
+-- name: pin
+select digest from pin where subject = ?;
+
+-- name: set_pin
+insert into pin (subject, digest, pinned_ns, pinned_by) values (?, ?, ?, ?)
+on conflict (subject) do nothing;
+
+-- name: last_event
+select seq, hash from event order by seq desc limit 1;
+
+-- name: insert_event
+insert into event (seq, salt, content, commitment, hash) values (?, ?, ?, ?, ?);
+
+-- name: events
+select seq, salt, content, commitment, hash from event order by seq;
+
+-- name: save_tenure
+insert into tenure (id, host, currency, pico_per_hour, began_ns, lasted_ns) values (?, ?, ?, ?, ?, ?)
+on conflict (id) do update set lasted_ns = excluded.lasted_ns;
+
+-- name: add_occupancy
+insert into occupancy (tenure, endpoint, phase, hour_ns, lasted_ns, pico) values (?, ?, ?, ?, ?, ?)
+on conflict (tenure, endpoint, phase, hour_ns)
+do update set lasted_ns = lasted_ns + excluded.lasted_ns, pico = pico + excluded.pico;
+
+-- name: usage_of_request
+select * from usage where request = ?;
+
+-- name: usage_totals
+-- {what} is one of three expressions fixed in report.py, never a caller's text.
+select {what} as name, count(*) as requests, sum(outcome = 'ok') as ok, sum(outcome = 'cut') as cut,
+  sum(outcome = 'error') as error, sum(prompt_tokens) as prompt_tokens, sum(cached_tokens) as cached_tokens,
+  sum(completion_tokens) as completion_tokens, sum(lower_bound) as lower_bound, sum(charge_pico) as charge_pico
+from usage left join key on key.id = usage.key
+where started_ns >= ? and started_ns < ?
+group by 1 order by 1;
+
+-- name: occupancy_totals
+select endpoint, phase, sum(lasted_ns) as lasted_ns, sum(pico) as pico from occupancy group by 1, 2 order by 1, 2;
+
+-- name: tenures
+select id, host, currency, pico_per_hour, began_ns, lasted_ns from tenure order by began_ns;

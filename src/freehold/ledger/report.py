@@ -1,0 +1,83 @@
+"""What the book says, read without disturbing who writes it: usage, occupancy, pins, events."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from freehold.errors import Unknown
+from freehold.ledger import chain
+from freehold.ledger.sql import QUERIES
+from freehold.policy.price import machine_pico
+
+By = Literal["key", "endpoint", "day"]
+_WHAT = {
+    "key": "coalesce(key.name, usage.key)",
+    "endpoint": "usage.endpoint",
+    "day": "strftime('%Y-%m-%d', usage.started_ns / 1000000000, 'unixepoch')",  # UTC
+}
+_LAST_NS = 2**62
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The book, read-only. Raises Unknown when there is none yet."""
+    path = folder / "book.db"
+    if not path.exists():
+        raise Unknown(f"no book at {path}", hint="it is made by the first `freehold up`")
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    db.row_factory = sqlite3.Row
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+def usage(
+    db: sqlite3.Connection, by: By, since_ns: int | None = None, until_ns: int | None = None
+) -> list[dict[str, Any]]:
+    """Totals of requests that began in the time given."""
+    sql = QUERIES["usage_totals"].format(what=_WHAT[by])
+    return [dict(row) for row in db.execute(sql, (since_ns or 0, until_ns or _LAST_NS))]
+
+
+def request(db: sqlite3.Connection, request_id: str) -> dict[str, Any] | None:
+    row = db.execute(QUERIES["usage_of_request"], (request_id,)).fetchone()
+    return dict(row) if row else None
+
+
+def pin(db: sqlite3.Connection, subject: str) -> str | None:
+    row = db.execute(QUERIES["pin"], (subject,)).fetchone()
+    return row["digest"] if row else None
+
+
+def cost(db: sqlite3.Connection) -> dict[str, Any]:
+    """Both accounts of money over the whole book, and whether occupancy adds up to host-seconds x price."""
+    occupancy = [dict(row) for row in db.execute(QUERIES["occupancy_totals"])]
+    tenures = [dict(row) for row in db.execute(QUERIES["tenures"])]
+    for tenure in tenures:
+        tenure["pico"] = machine_pico(tenure["pico_per_hour"], tenure["lasted_ns"])
+    by_endpoint = usage(db, "endpoint")
+    paid = sum(t["pico"] for t in tenures)
+    occupied = sum(row["pico"] for row in occupancy)
+    tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in by_endpoint)
+    useful = sum(row["pico"] for row in occupancy if row["phase"] == "serving")
+    return {
+        "endpoints": by_endpoint,
+        "occupancy": occupancy,
+        "tenures": tenures,
+        "charged_pico": sum(row["charge_pico"] for row in by_endpoint),
+        "machine_pico": paid,
+        "occupied_pico": occupied,
+        "difference_pico": paid - occupied,
+        "pico_per_token": paid // tokens if tokens else None,
+        "serving_share": useful / paid if paid else None,
+    }
+
+
+def chain_break(db: sqlite3.Connection) -> int | None:
+    """The number of the first event that does not follow from those before it."""
+    return chain.first_break(chain.Link(*row) for row in db.execute(QUERIES["events"]))

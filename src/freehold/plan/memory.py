@@ -1,0 +1,136 @@
+"""Memory of one llama.cpp process on one host: exact where the engine is, an upper bound where it is not.
+
+Checked against the buffer sizes that xllamacpp 2026.10.11549 prints: the KV cache agrees to the byte, the compute
+buffer stays below the figure here as long as feed-forward layers are at most four times as wide as the hidden state.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from freehold.types import Build, Host, Plan, Refusal
+
+GIB = 1 << 30
+CELLS = 256  # llama.cpp rounds the context of each request up to a multiple of this
+UBATCH = 512  # tokens computed in one step: llama.cpp's default
+RESERVE_BYTES = GIB  # for the system, the gateway, and the engine's own code and scratch memory
+
+
+def kv_bytes_per_token(build: Build, bytes_per_value: int = 2) -> int:
+    """Bytes of KV cache a token takes in all layers; 2 bytes a value is f16, llama.cpp's default.
+
+    An upper bound for models with sliding-window, linear-attention or narrower layers: all count as full here.
+    """
+    return build.layers * build.kv_heads * (build.key_dim + build.value_dim) * bytes_per_value
+
+
+def cells(context: int) -> int:
+    """Tokens llama.cpp makes room for when a request may have `context`."""
+    return -(-context // CELLS) * CELLS
+
+
+def compute_bytes(build: Build, ubatch: int = UBATCH, context: int = 0) -> int:
+    """At most this many bytes for llama.cpp's compute buffer with flash attention: f32 activations, f16 attention mask.
+
+    (vocabulary + hidden) x ubatch x 4 is exact for releases that keep logits for every token of a step (58 start-up
+    logs, 2025 and 2026). Current ones keep a row a request, and then (5 x hidden + 3 x feed-forward width) x ubatch x 4
+    was measured, which 17 x hidden bounds. The mask is context x ubatch x 2, measured too.
+    """
+    return (_widest(build) + build.hidden_size) * ubatch * 4 + cells(context) * ubatch * 2
+
+
+def _widest(build: Build) -> int:
+    return max(build.vocabulary, 16 * build.hidden_size)
+
+
+def fit(
+    build: Build,
+    host: Host,
+    *,
+    context: int,
+    parallel: int,
+    threads: int,
+    ubatch: int = UBATCH,
+    reserve_bytes: int = RESERVE_BYTES,
+) -> Plan | Refusal:
+    """A plan to serve `parallel` requests of up to `context` tokens each from `host`'s memory, or why not."""
+    subject = f"{build.name} on {host.name}"
+    if build.format != "gguf":
+        return Refusal(subject=subject, reason="llama.cpp reads GGUF only", hint="use a GGUF build of the model")
+    if min(context, parallel, threads) < 1:
+        return Refusal(subject=subject, reason="context, parallel and threads are at least 1")
+    if context > build.context:
+        reason = f"{context:,} tokens of context, but the model was trained for {build.context:,}"
+        return Refusal(subject=subject, reason=reason, hint=f"ask for a context of at most {build.context:,}")
+    per_token = kv_bytes_per_token(build)
+    per_request = per_token * cells(context)
+    compute = compute_bytes(build, ubatch, context)
+    available = max(0, host.available_bytes - reserve_bytes)
+    requests = max(0, available - build.weight_bytes - compute) // per_request
+    plan = Plan(
+        build=build.name,
+        host=host.name,
+        context=context,
+        parallel=parallel,
+        threads=threads,
+        weight_bytes=build.weight_bytes,
+        kv_bytes_per_token=per_token,
+        kv_bytes=per_request * parallel,
+        compute_bytes=compute,
+        available_bytes=available,
+        requests_that_fit=requests,
+        steps=(),
+    )
+    steps = _steps(plan, build, host, ubatch, reserve_bytes)
+    if requests < parallel:
+        reason = f"needs {size(plan.total_bytes)}, but {size(available)} may be used"
+        return Refusal(subject=subject, reason=reason, hint=_smaller(plan, build, ubatch), steps=steps)
+    return replace(plan, steps=steps)
+
+
+def _smaller(plan: Plan, build: Build, ubatch: int) -> str:
+    """What would fit: fewer requests at this context, or a shorter context for as many."""
+    room = plan.available_bytes - build.weight_bytes - compute_bytes(build, ubatch)
+    per_cell = plan.kv_bytes_per_token * plan.parallel + ubatch * 2
+    shorter = min(room // per_cell // CELLS * CELLS, build.context)
+    ways = [f"parallel {plan.requests_that_fit} at this context"] if plan.requests_that_fit else []
+    ways += [f"a context of {shorter:,} for {plan.parallel} at once"] if shorter >= CELLS else []
+    if ways:
+        return "these fit: " + ", or ".join(ways)
+    least = plan.weight_bytes + compute_bytes(build, ubatch, 1) + plan.kv_bytes_per_token * CELLS
+    return f"use a smaller or more quantised build: the least context for one request needs {size(least)}"
+
+
+def _steps(plan: Plan, build: Build, host: Host, ubatch: int, reserve_bytes: int) -> tuple[str, ...]:
+    kv_dims = (
+        f"2 (K and V) x {build.layers} layers x {build.kv_heads} heads x {build.key_dim} values"
+        if build.key_dim == build.value_dim
+        else f"{build.layers} layers x {build.kv_heads} heads x ({build.key_dim} K + {build.value_dim} V values)"
+    )
+    rows = cells(plan.context)
+    cache = (
+        f"{plan.kv_bytes_per_token:,} bytes x {rows:,} tokens (context in steps of {CELLS}) x {plan.parallel} requests"
+    )
+    widest = "vocabulary" if _widest(build) == build.vocabulary else "16 x hidden"
+    states = f"({_widest(build):,} {widest} + {build.hidden_size:,} hidden) x {ubatch} tokens x 4 bytes"
+    usable = f"{size(host.available_bytes)} available of {size(host.memory_bytes)} RAM - {size(reserve_bytes)} reserve"
+    lines = [
+        f"Weights: {size(plan.weight_bytes)}, {build.weights_source or 'as stated'}",
+        f"KV cache: {kv_dims} x 2 bytes = {plan.kv_bytes_per_token:,} bytes a token",
+        f"KV cache: {cache} = {size(plan.kv_bytes)}",
+        f"Compute buffer: at most {states} + mask {rows:,} x {ubatch} x 2 bytes = {size(plan.compute_bytes)}",
+        f"Total: {size(plan.total_bytes)}",
+        f"May be used: {usable} = {size(plan.available_bytes)}",
+        f"Requests that fit: (may be used - weights - compute) / {plan.kv_bytes_per_token * rows:,} bytes = "
+        + str(plan.requests_that_fit),
+        f"Threads: {plan.threads} of {host.cores} physical cores",
+    ]
+    if host.gpus:
+        lines.append(f"GPUs: {len(host.gpus)} x {host.gpus[0].name} not used: this llama.cpp build computes on the CPU")
+    return tuple(lines)
+
+
+def size(count_bytes: int) -> str:
+    """Bytes in full, with GiB or MiB (powers of two) beside them."""
+    unit, power = ("GiB", 30) if abs(count_bytes) >= GIB else ("MiB", 20)
+    return f"{count_bytes:,} bytes ({count_bytes / (1 << power):.2f} {unit})"

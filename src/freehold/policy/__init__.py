@@ -1,0 +1,1 @@
+"""Decisions as pure functions: access, lifecycle, retry times, occupancy."""

@@ -1,0 +1,196 @@
+"""The types that pass through doors: frozen, and without behaviour beyond arithmetic on their own fields.
+
+Sizes are bytes unless the name says otherwise. Money is in `pico`: millionths of a millionth of the currency unit,
+because tokens x (millionths per million tokens) is then an exact integer; it is rounded once, when it is shown.
+Times are nanoseconds since 1970 (`_ns`) or milliseconds of duration (`_ms`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+PICO_PER_UNIT = 10**12
+
+
+class Gpu(Struct, frozen=True, kw_only=True):
+    """One card as last seen."""
+
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    driver: str = ""
+
+
+class Host(Struct, frozen=True, kw_only=True):
+    """A machine as last seen."""
+
+    name: str
+    cpu: str
+    cores: int  # physical
+    memory_bytes: int
+    available_bytes: int
+    gpus: tuple[Gpu, ...] = ()
+
+
+class Build(Struct, frozen=True, kw_only=True):
+    """One concrete set of weight files at one precision, as their headers describe it."""
+
+    name: str
+    format: Literal["gguf", "safetensors"]
+    architecture: str
+    precision: str
+    weight_bytes: int
+    layers: int
+    kv_heads: int
+    key_dim: int  # of one head
+    value_dim: int
+    hidden_size: int
+    vocabulary: int
+    context: int  # longest the model was trained for, tokens
+    weights_source: str = ""  # where weight_bytes comes from, in words
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """One way to serve a build on a host, with the arithmetic that supports it."""
+
+    build: str
+    host: str
+    context: int  # tokens a request may use
+    parallel: int  # requests served at once, each with the whole context
+    threads: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    kv_bytes: int
+    compute_bytes: int
+    available_bytes: int
+    requests_that_fit: int  # at this context, if memory were the only bound
+    steps: tuple[str, ...]  # every number above, expanded
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.kv_bytes + self.compute_bytes
+
+
+class Refusal(Struct, frozen=True, kw_only=True):
+    """Why a candidate was turned down and what would change it: a value, never a missing row."""
+
+    subject: str
+    reason: str
+    hint: str = ""
+    steps: tuple[str, ...] = ()
+
+
+class Artifact(Struct, frozen=True, kw_only=True):
+    """A file by its digest."""
+
+    path: str  # relative to the folder that was verified
+    size_bytes: int
+    sha256: str  # 64 hex digits
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One reason to refuse a file."""
+
+    path: str
+    rule: str  # short, stable, kebab-case
+    why: str
+    fix: str
+
+
+Pinned = Literal["unpinned", "pinned", "changed"]
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What may be said of a set of weights, and why."""
+
+    subject: str
+    accepted: bool
+    pinned: Pinned
+    digest: str  # sha256 over the artifacts' own digests, sizes and names; "" when nothing could be hashed
+    artifacts: tuple[Artifact, ...]
+    findings: tuple[Finding, ...]
+
+
+class Launch(Struct, frozen=True, kw_only=True):
+    """An engine process to start: described, not started. Nothing is inherited: this is all it gets."""
+
+    argv: tuple[str, ...]
+    socket: str  # Unix socket it will listen on; its folder is the only place it may write to
+    env: dict[str, str] = {}
+    readable: tuple[str, ...] = ()  # files and folders beside the system's libraries
+    devices: tuple[str, ...] = ()  # device nodes it may open
+
+
+class Tokens(Struct, frozen=True, kw_only=True):
+    """Token counts, as an engine states them in `usage` or in its metrics."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0  # part of prompt
+
+
+class WireError(Struct, frozen=True, kw_only=True):
+    """An error as OpenAI's clients expect it."""
+
+    message: str
+    type: str
+    code: str | None = None
+    param: str | None = None
+
+
+class Price(Struct, frozen=True, kw_only=True):
+    """The price list of an endpoint. Millionths of the currency per million tokens = pico per token."""
+
+    prompt_pico_per_token: int = 0
+    completion_pico_per_token: int = 0
+
+    def charge_pico(self, tokens: Tokens) -> int:
+        return tokens.prompt * self.prompt_pico_per_token + tokens.completion * self.completion_pico_per_token
+
+
+class Key(Struct, frozen=True, kw_only=True):
+    """Who asks, and what they may do. The secret itself is never kept."""
+
+    id: str
+    name: str
+    endpoints: tuple[str, ...]  # glob patterns
+    created_ns: int
+    expires_ns: int | None = None
+    revoked_ns: int | None = None
+
+
+Outcome = Literal["ok", "cut", "error"]
+
+
+class UsageRecord(Struct, frozen=True, kw_only=True):
+    """One request, counted, priced and closed."""
+
+    request: str
+    key: str
+    endpoint: str
+    kind: Literal["chat", "completion", "probe"]
+    stream: bool
+    started_ns: int
+    status: int = 0  # HTTP status the caller saw; 0: none before they left
+    outcome: Outcome = "cut"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    lower_bound: bool = False  # the engine produced at least these tokens
+    queue_ms: float = 0.0  # until a ready replica was held, waking included
+    first_byte_ms: float | None = None
+    total_ms: float = 0.0
+    charge_pico: int = 0  # by the price list
+    machine_pico: int = 0  # this request's share of the host's price while it was served
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Anything that changed: when, by whom, what and why. The ledger chains them by hash."""
+
+    at_ns: int
+    actor: str
+    kind: str  # dotted, for example replica.ready
+    subject: str
+    detail: dict[str, str | int | float | bool | None] = {}

@@ -1,0 +1,201 @@
+"""Reads and checks a GGUF header. Only the header is read; no count in it is believed.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any, BinaryIO
+
+from msgspec import Struct
+
+from freehold.weights.reading import Malformed, Reader, quoted
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_KEYS = MAX_TENSORS = 1 << 16
+MAX_STRINGS = 4_000_000  # in all arrays together; the largest vocabularies and their merges stay under a million
+MAX_STRING_BYTES = 16 << 20
+MAX_NAME_BYTES = 63  # ggml's own limit for tensors
+MAX_ALIGNMENT = 1 << 16
+MAX_KEPT_VALUES = 4096  # longer arrays are checked and counted, not kept
+
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
+BOOL, STRING, ARRAY = 7, 8, 9
+
+# number: (name, values in a block, bytes of a block), from ggml-common.h and ggml.c
+TENSOR_TYPES = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
+}  # fmt: skip
+
+
+class Array(Struct, frozen=True):
+    """An array's length, and its numbers where they are few."""
+
+    count: int
+    values: tuple[int | float, ...] = ()
+
+
+class Tensor(Struct, frozen=True):
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    offset: int  # from the start of the data
+    size_bytes: int
+
+
+class Header(Struct, frozen=True):
+    version: int
+    metadata: dict[str, Any]  # int, float, bool, str or Array
+    tensors: tuple[Tensor, ...]
+    data_offset: int
+
+
+def read_header(stream: BinaryIO, size_bytes: int) -> Header:
+    """The header of a GGUF file of `size_bytes`, checked to its last byte. Raises Malformed."""
+    reader = _Gguf(stream, size_bytes)
+    if reader.take(4, "the magic number") != MAGIC:
+        raise Malformed("wrong-magic", "the file does not start with GGUF")
+    version = reader.number("I", "the version")
+    if version not in VERSIONS:
+        raise Malformed("gguf-version", f"version {version}; only 2 and 3, little-endian, are read")
+    tensor_count = reader.count("Q", MAX_TENSORS, 8 + 4 + 8 + 4 + 8, "tensors")
+    key_count = reader.count("Q", MAX_KEYS, 8 + 4 + 1, "keys")
+    metadata: dict[str, Any] = {}
+    for _ in range(key_count):
+        key = reader.name("a key", MAX_STRING_BYTES)
+        if key in metadata:
+            raise Malformed("duplicate-key", f"key {quoted(key)} occurs twice")
+        metadata[key] = reader.value(quoted(key))
+    alignment = _alignment(metadata)
+    tensors = tuple(reader.tensor() for _ in range(tensor_count))
+    data_offset = _align(reader.position, alignment)
+    _check_layout(tensors, alignment, data_offset, reader.position, size_bytes)
+    return Header(version, metadata, tensors, data_offset)
+
+
+class _Gguf(Reader):
+    strings = 0  # counted over all arrays
+
+    def count(self, code: str, limit: int, least_bytes: int, what: str) -> int:
+        """A count of things that take at least `least_bytes` each: believed only if the file could hold them."""
+        count = self.number(code, f"the number of {what}")
+        if count > limit:
+            raise Malformed("gguf-count", f"claims {count:,} {what}; at most {limit:,} are read")
+        self.require(count * least_bytes, f"{count:,} {what}")
+        return count
+
+    def text(self, what: str, limit_bytes: int) -> bytes:
+        return self.take(self.count("Q", limit_bytes, 1, f"bytes in {what}"), what)
+
+    def name(self, what: str, limit_bytes: int) -> str:
+        text = self.text(what, limit_bytes)
+        if not text or not text.isascii() or not (name := text.decode()).isprintable():
+            raise Malformed("gguf-name", f"{what} is named {quoted(ascii(text))}; names are printable ASCII")
+        return name
+
+    def value(self, key: str) -> Any:
+        kind = self.number("I", f"the type of {key}")
+        if kind == ARRAY:
+            return self.array(key)
+        if kind == STRING:
+            return self.text(key, MAX_STRING_BYTES).decode(errors="replace")
+        if kind not in SCALARS:
+            raise Malformed("gguf-value-type", f"{key} has the unknown type {kind}")
+        value = self.number(SCALARS[kind], key)
+        return self.boolean(value, key) if kind == BOOL else value
+
+    def boolean(self, value: int, key: str) -> bool:
+        if value > 1:
+            raise Malformed("gguf-bool", f"{key} is a boolean with the value {value}")
+        return bool(value)
+
+    def array(self, key: str) -> Array:
+        kind = self.number("I", f"the type of {key}")
+        if kind == ARRAY:
+            raise Malformed("gguf-nested-array", f"{key} is an array of arrays: no reader in use accepts them")
+        if kind == STRING:
+            count = self.count("Q", MAX_STRINGS, 8, f"strings in {key}")
+            self.strings += count
+            if self.strings > MAX_STRINGS:
+                raise Malformed("gguf-count", f"more than {MAX_STRINGS:,} strings in the header")
+            for _ in range(count):
+                self.skip_string(key)
+            return Array(count)
+        if kind not in SCALARS:
+            raise Malformed("gguf-value-type", f"{key} is an array of the unknown type {kind}")
+        code = SCALARS[kind]
+        count = self.count("Q", self.size_bytes, struct.calcsize("<" + code), f"values in {key}")
+        if count > MAX_KEPT_VALUES:
+            self.skip(count * struct.calcsize("<" + code), key)
+            return Array(count)
+        values = struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize("<" + code), key))
+        if kind == BOOL:
+            values = tuple(self.boolean(value, key) for value in values)
+        return Array(count, values)
+
+    def skip_string(self, key: str) -> None:
+        """The hot loop: a vocabulary has up to a million of these, so the reader's own checks are written out."""
+        length = int.from_bytes(self.stream.read(8), "little")
+        self.position += 8 + length
+        if length > MAX_STRING_BYTES or self.position > self.size_bytes:
+            raise Malformed("truncated", f"a string in {key} claims {length:,} bytes")
+        if len(self.stream.read(length)) != length:
+            raise Malformed("truncated", f"the file became shorter while {key} was read")
+
+    def tensor(self) -> Tensor:
+        name = self.name("a tensor", MAX_NAME_BYTES)
+        rank = self.number("I", f"the rank of {name}")
+        if not 1 <= rank <= 4:
+            raise Malformed("gguf-rank", f"tensor {name} has {rank} dimensions; 1 to 4 are possible")
+        shape = struct.unpack(f"<{rank}Q", self.take(8 * rank, f"the shape of {name}"))
+        kind = self.number("I", f"the type of {name}")
+        if kind not in TENSOR_TYPES:
+            raise Malformed("gguf-tensor-type", f"tensor {name} has the unknown type {kind}")
+        type_name, block, block_bytes = TENSOR_TYPES[kind]
+        if 0 in shape or shape[0] % block:
+            raise Malformed("gguf-shape", f"tensor {name} has the shape {shape}; rows of {type_name} are {block} x n")
+        size_bytes = math.prod(shape) // block * block_bytes
+        return Tensor(name, type_name, shape, self.number("Q", f"the offset of {name}"), size_bytes)
+
+
+def _alignment(metadata: dict[str, Any]) -> int:
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise Malformed("gguf-alignment", f"alignment is no power of two from 8 to {MAX_ALIGNMENT:,}")
+    return alignment
+
+
+def _align(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment
+
+
+def _check_layout(
+    tensors: tuple[Tensor, ...], alignment: int, data_offset: int, header_bytes: int, size_bytes: int
+) -> None:
+    """Tensors follow each other in order, without overlap or hole, to the exact end of the file."""
+    names: set[str] = set()
+    end = unpadded = 0
+    for tensor in tensors:
+        if tensor.name in names:
+            raise Malformed("duplicate-tensor", f"tensor {tensor.name} occurs twice")
+        names.add(tensor.name)
+        if tensor.offset % alignment:
+            raise Malformed("gguf-offset", f"tensor {tensor.name} is at {tensor.offset:,}, no multiple of {alignment}")
+        if tensor.offset != end:
+            what = "overlaps the one before" if tensor.offset < end else "leaves a hole"
+            raise Malformed("gguf-offset", f"tensor {tensor.name} {what}: it is at {tensor.offset:,}, not {end:,}")
+        unpadded = end + tensor.size_bytes
+        end = _align(unpadded, alignment)
+    ends = {data_offset + end, data_offset + unpadded} if tensors else {header_bytes, data_offset}
+    if size_bytes not in ends:
+        raise Malformed("gguf-end", f"the tensors end at byte {max(ends):,} but the file has {size_bytes:,}")

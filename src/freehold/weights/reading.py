@@ -1,0 +1,115 @@
+"""Bounded reading of bytes nobody vouches for: every length is checked before anything is allocated."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from typing import Any, BinaryIO, NoReturn
+
+MAX_JSON_BYTES = 64 << 20
+MAX_JSON_DEPTH = 64
+# A byte of JSON can cost 30 bytes once parsed. These hold twice the largest tokenizer in use and cap that cost.
+MAX_JSON_MARKS = {b'"': 6_000_000, b",": 3_000_000, b"[": 1_000_000, b"{": 1_000_000}
+
+# Possessive, and the closing quote may be missing: so no input makes it look at a byte twice.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+class Malformed(Exception):  # noqa: N818 - it names the file's state, as the rule beside it does
+    """The bytes are not what their format requires. `rule` is short and stable, `why` is for a person."""
+
+    def __init__(self, rule: str, why: str) -> None:
+        super().__init__(why)
+        self.rule = rule
+        self.why = why
+
+
+def quoted(text: str, limit: int = 80) -> str:
+    """Text from a file, made safe to print: ASCII, no control characters, at most `limit` characters."""
+    plain = ascii(text)[1:-1]
+    return plain if len(plain) <= limit else plain[:limit] + "..."
+
+
+class Reader:
+    """Reads little-endian values from a stream that is known to hold `size_bytes`."""
+
+    def __init__(self, stream: BinaryIO, size_bytes: int) -> None:
+        self.stream = stream
+        self.size_bytes = size_bytes
+        self.position = 0
+
+    @property
+    def left_bytes(self) -> int:
+        return self.size_bytes - self.position
+
+    def require(self, count_bytes: int, what: str) -> None:
+        if count_bytes > self.left_bytes:
+            raise Malformed("truncated", f"{what} needs {count_bytes:,} bytes, the file has {self.left_bytes:,} left")
+
+    def take(self, count_bytes: int, what: str) -> bytes:
+        self.require(count_bytes, what)
+        data = self.stream.read(count_bytes)
+        if len(data) != count_bytes:
+            raise Malformed("truncated", f"the file became shorter while {what} was read")
+        self.position += count_bytes
+        return data
+
+    def skip(self, count_bytes: int, what: str) -> None:
+        self.require(count_bytes, what)
+        self.stream.seek(count_bytes, 1)
+        self.position += count_bytes
+
+    def number(self, code: str, what: str) -> Any:
+        """One value of struct type `code`, for example I for an unsigned 32-bit integer."""
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON as strict as it can be: UTF-8, no duplicate keys, no NaN or infinity, bounded depth and memory.
+
+    Raises Malformed.
+    """
+    for mark, limit in MAX_JSON_MARKS.items():
+        if (count := data.count(mark)) > limit:
+            raise Malformed("json-too-big", f"{count:,} times {mark.decode()}; at most {limit:,} are read")
+    _check_depth(data)
+    try:
+        return json.loads(
+            data.decode(), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite_float
+        )
+    except UnicodeDecodeError as error:
+        raise Malformed("not-utf8", f"not UTF-8 at byte {error.start:,}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of thousands of digits
+        raise Malformed("bad-json", f"not JSON: {quoted(str(error))}") from None
+
+
+def _check_depth(data: bytes) -> None:
+    depth = 0
+    for byte in _STRING.sub(b"", data).translate(None, _NOT_BRACKETS):
+        depth += 1 if byte in b"[{" else -1
+        if depth > MAX_JSON_DEPTH:
+            raise Malformed("json-too-deep", f"nested more than {MAX_JSON_DEPTH} deep")
+        if depth < 0:
+            raise Malformed("bad-json", "not JSON: a bracket closes that was never opened")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise Malformed("duplicate-key", f"key {quoted(twice)} occurs twice: readers differ in which wins")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise Malformed("bad-number", f"{name} is not a JSON number")
+
+
+def _finite_float(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise Malformed("bad-number", f"{quoted(text, 20)} is larger than any floating-point number")
+    return value

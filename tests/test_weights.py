@@ -1,0 +1,569 @@
+"""The gate: every hostile file is refused for the reason it should be, every clean one passes, nothing is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import socket
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from freehold.cli.verify import command
+from freehold.errors import BadRequest, Refused, Unknown
+from freehold.types import Verdict
+from freehold.weights import describe, gguf, safetensors, verify
+from freehold.weights.reading import Malformed
+
+# -- builders ----------------------------------------------------------------------------------------------------------
+
+TOKENS = ["<s>", "</s>", "a", "b"]
+SHAPE = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.context_length": 2048,
+    "llama.embedding_length": 64,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "tokenizer.ggml.tokens": TOKENS,
+}
+
+
+def text(value: bytes | str) -> bytes:
+    data = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(data)) + data
+
+
+def entry(key: bytes | str, value) -> bytes:
+    """A key and its value: int, str, bool, float, a list of strings or integers, or raw bytes with their own type."""
+    if isinstance(value, bytes):
+        return text(key) + value
+    if isinstance(value, bool):
+        return text(key) + struct.pack("<IB", 7, value)
+    if isinstance(value, int):
+        return text(key) + struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return text(key) + struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return text(key) + struct.pack("<I", 8) + text(value)
+    if value and isinstance(value[0], int):
+        return text(key) + struct.pack(f"<IIQ{len(value)}I", 9, 4, len(value), *value)
+    return text(key) + struct.pack("<IIQ", 9, 8, len(value)) + b"".join(text(each) for each in value)
+
+
+def tensor(name: bytes | str, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+def gguf_bytes(entries=None, tensors=None, *, version=3, counts=None, data=None, magic=b"GGUF", alignment=32) -> bytes:
+    entries = [entry(*pair) for pair in SHAPE.items()] if entries is None else entries
+    tensors = [tensor("a", (256, 2), 0, 0), tensor("b", (32,), 1, 2048)] if tensors is None else tensors
+    data = b"\1" * (2048 + 64) if data is None else data
+    counts = counts or (len(tensors), len(entries))
+    head = magic + struct.pack("<IQQ", version, *counts) + b"".join(entries) + b"".join(tensors)
+    return head + b"\0" * (-len(head) % alignment) + data
+
+
+def safetensors_bytes(header=None, data=b"\0" * 16, *, raw: bytes | None = None, length: int | None = None) -> bytes:
+    if raw is None:
+        default = {"__metadata__": {"format": "pt"}, "w": {"dtype": "F16", "shape": [2, 4], "data_offsets": [0, 16]}}
+        raw = json.dumps(default if header is None else header).encode()
+    return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+
+
+def facts(dtype="F16", shape=(2, 4), offsets=(0, 16)) -> dict:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def write(folder: Path, files: dict[str, bytes | str | dict]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(content) if isinstance(content, dict) else content
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def rules(verdict: Verdict) -> set[str]:
+    return {finding.rule for finding in verdict.findings}
+
+
+MARKER = Path("freehold-test-marker")
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (MARKER,)
+
+
+PICKLE = pickle.dumps(Payload())
+ASCII_PICKLE = pickle.dumps(Payload(), protocol=0)
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data.pkl", PICKLE)
+    return buffer.getvalue()
+
+
+# -- hostile files: name, bytes, rule --------------------------------------------------------------------------------
+
+BASE = [entry(*pair) for pair in SHAPE.items()]
+HOSTILE_GGUF = {
+    "pickle": (PICKLE, "wrong-magic"),
+    "zip": (zipped(), "wrong-magic"),
+    "empty": (b"", "truncated"),
+    "magic only": (b"GGUF", "truncated"),
+    "version 1": (gguf_bytes(version=1), "gguf-version"),
+    "big-endian": (gguf_bytes(version=3 << 24), "gguf-version"),
+    "2^63 tensors": (gguf_bytes(counts=(1 << 63, 7)), "gguf-count"),
+    "60,000 tensors in a small file": (gguf_bytes(counts=(60_000, 7)), "truncated"),
+    "2^64-1 keys": (gguf_bytes(counts=(2, (1 << 64) - 1)), "gguf-count"),
+    "string beyond the file": (gguf_bytes([text("k") + struct.pack("<IQ", 8, 9000)]), "truncated"),
+    "string of 2^62 bytes": (gguf_bytes([text("k") + struct.pack("<IQ", 8, 1 << 62)]), "gguf-count"),
+    "array of 2^40 numbers": (gguf_bytes([text("k") + struct.pack("<IIQ", 9, 4, 1 << 40)]), "gguf-count"),
+    "array longer than the file": (gguf_bytes([text("k") + struct.pack("<IIQ", 9, 10, 1000)]), "truncated"),
+    "array of 2^33 strings": (gguf_bytes([text("k") + struct.pack("<IIQ", 9, 8, 1 << 33)]), "gguf-count"),
+    "array with a long string": (gguf_bytes([text("k") + struct.pack("<IIQQ", 9, 8, 1, 1 << 63)]), "truncated"),
+    "nested array": (gguf_bytes([text("k") + struct.pack("<IIQ", 9, 9, 1)]), "gguf-nested-array"),
+    "unknown value type": (gguf_bytes([text("k") + struct.pack("<IQ", 13, 1)]), "gguf-value-type"),
+    "unknown array type": (gguf_bytes([text("k") + struct.pack("<IIQ", 9, 77, 1)]), "gguf-value-type"),
+    "boolean 2": (gguf_bytes([text("k") + struct.pack("<IB", 7, 2)]), "gguf-bool"),
+    "boolean 2 in an array": (gguf_bytes([text("k") + struct.pack("<IIQB", 9, 7, 1, 2)]), "gguf-bool"),
+    "duplicate key": (gguf_bytes([*BASE, BASE[1]]), "duplicate-key"),
+    "control character in a key": (gguf_bytes([*BASE, entry("a\x1b[2J", 1)]), "gguf-name"),
+    "empty key": (gguf_bytes([*BASE, entry("", 1)]), "gguf-name"),
+    "alignment 0": (gguf_bytes([*BASE, entry("general.alignment", 0)]), "gguf-alignment"),
+    "alignment 48": (gguf_bytes([*BASE, entry("general.alignment", 48)]), "gguf-alignment"),
+    "alignment 2^31": (gguf_bytes([*BASE, entry("general.alignment", 1 << 31)]), "gguf-alignment"),
+    "alignment a text": (gguf_bytes([*BASE, entry("general.alignment", "32")]), "gguf-alignment"),
+    "no dimension": (gguf_bytes(tensors=[tensor("a", (), 0, 0)], data=b""), "gguf-rank"),
+    "nine dimensions": (gguf_bytes(tensors=[tensor("a", (1,) * 9, 0, 0)], data=b"\0" * 32), "gguf-rank"),
+    "2^32-1 dimensions": (gguf_bytes(tensors=[text("a") + struct.pack("<I", 2**32 - 1) + b"\0" * 40]), "gguf-rank"),
+    "dimension 0": (gguf_bytes(tensors=[tensor("a", (0, 4), 0, 0)], data=b""), "gguf-shape"),
+    "half a block": (gguf_bytes(tensors=[tensor("a", (100, 4), 12, 0)], data=b""), "gguf-shape"),
+    "product past 2^64": (gguf_bytes(tensors=[tensor("a", (1 << 40, 1 << 40), 0, 0)], data=b""), "gguf-end"),
+    "unknown tensor type": (gguf_bytes(tensors=[tensor("a", (32,), 99, 0)]), "gguf-tensor-type"),
+    "removed tensor type": (gguf_bytes(tensors=[tensor("a", (32,), 4, 0)]), "gguf-tensor-type"),
+    "long tensor name": (gguf_bytes(tensors=[tensor("a" * 64, (32,), 0, 0)]), "gguf-count"),
+    "duplicate tensor": (gguf_bytes(tensors=[tensor("a", (32,), 0, 0), tensor("a", (32,), 0, 128)]), "duplicate-tensor"),
+    "overlap": (gguf_bytes(tensors=[tensor("a", (256, 2), 0, 0), tensor("b", (32,), 1, 1024)]), "gguf-offset"),
+    "hole": (gguf_bytes(tensors=[tensor("a", (256, 2), 0, 0), tensor("b", (32,), 1, 4096)]), "gguf-offset"),
+    "not aligned": (gguf_bytes(tensors=[tensor("a", (256, 2), 0, 0), tensor("b", (32,), 1, 2049)]), "gguf-offset"),
+    "out of order": (gguf_bytes(tensors=[tensor("b", (32,), 1, 2048), tensor("a", (256, 2), 0, 0)]), "gguf-offset"),
+    "trailing data": (gguf_bytes() + zipped(), "gguf-end"),
+    "missing data": (gguf_bytes()[:-32], "gguf-end"),
+}
+
+HOSTILE_SAFETENSORS = {
+    "pickle": (PICKLE, "safetensors-header"),
+    "zip": (zipped(), "safetensors-header"),
+    "seven bytes": (b"\1" * 7, "truncated"),
+    "header of 2^63": (safetensors_bytes(length=1 << 63), "safetensors-header"),
+    "header longer than the file": (safetensors_bytes(length=5000), "truncated"),
+    "header over 100 MB": (safetensors_bytes(length=100_000_001), "safetensors-header"),
+    "not an object": (safetensors_bytes(raw=b"[1]", data=b""), "wrong-magic"),
+    "leading blank": (safetensors_bytes(raw=b' {"a":1}', data=b""), "wrong-magic"),
+    "not JSON": (safetensors_bytes(raw=b'{"a":}', data=b""), "bad-json"),
+    "not UTF-8": (safetensors_bytes(raw=b'{"\xff":1}', data=b""), "not-utf8"),
+    "too deep": (safetensors_bytes(raw=b'{"a":' + b"[" * 5000, data=b""), "json-too-deep"),
+    "NaN": (safetensors_bytes(raw=b'{"a":NaN}', data=b""), "bad-number"),
+    "duplicate tensor": (
+        safetensors_bytes(raw=b'{"w":%b,"w":%b}' % ((json.dumps(facts()).encode(),) * 2)), "duplicate-key",
+    ),
+    "no dtype": (safetensors_bytes({"w": {"shape": [8], "data_offsets": [0, 16]}}), "safetensors-tensor"),
+    "extra field": (safetensors_bytes({"w": {**facts(), "code": "x"}}), "safetensors-tensor"),
+    "tensor is a number": (safetensors_bytes({"w": 7}), "safetensors-tensor"),
+    "unknown dtype": (safetensors_bytes({"w": facts("OBJECT")}), "safetensors-dtype"),
+    "dtype a list": (safetensors_bytes({"w": {**facts(), "dtype": ["F16"]}}), "safetensors-dtype"),
+    "negative dimension": (safetensors_bytes({"w": facts(shape=(-2, -4))}), "safetensors-tensor"),
+    "boolean dimension": (safetensors_bytes({"w": {**facts(), "shape": [True, 8]}}), "safetensors-tensor"),
+    "end before start": (safetensors_bytes({"w": facts(offsets=(16, 0))}), "safetensors-size"),
+    "shape and size differ": (safetensors_bytes({"w": facts(shape=(2, 5))}), "safetensors-size"),
+    "overlap": (safetensors_bytes({"v": facts(), "w": facts(offsets=(8, 24))}, b"\0" * 24), "safetensors-offset"),
+    "hole": (safetensors_bytes({"v": facts(), "w": facts(offsets=(24, 40))}, b"\0" * 40), "safetensors-offset"),
+    "hole at the start": (safetensors_bytes({"w": facts(offsets=(8, 24))}, b"\0" * 24), "safetensors-offset"),
+    "trailing data": (safetensors_bytes(data=b"\0" * 16 + PICKLE), "safetensors-end"),
+    "missing data": (safetensors_bytes(data=b"\0" * 15), "safetensors-end"),
+    "metadata a number": (safetensors_bytes({"__metadata__": {"a": 1}, "w": facts()}), "safetensors-metadata"),
+    "metadata a list": (safetensors_bytes({"__metadata__": [], "w": facts()}), "safetensors-metadata"),
+    "control character in a name": (safetensors_bytes({"w\x1b[2J": facts()}), "safetensors-name"),
+}  # fmt: skip
+
+HOSTILE_SIDE_FILES = {
+    "modeling.py": ("print()", "code"),
+    "kernel.so": (b"\x7fELF", "code"),
+    "pytorch_model.bin": (PICKLE, "pickle"),
+    "model.pt": (zipped(), "pickle"),
+    "MODEL.PKL": (PICKLE, "pickle"),
+    "weights.tar.gz": (b"\x1f\x8b", "archive"),
+    "data.zip": (zipped(), "archive"),
+    "model.onnx": (b"\x08", "unknown-format"),
+    "model.SAFETENSORS": (PICKLE, "unknown-format"),
+    "noextension": (PICKLE, "unknown-format"),
+    "page.html": ("<script>", "unknown-format"),
+    "config.json": ({**CONFIG, "auto_map": {"AutoModel": "modeling.X"}}, "remote-code"),
+    "tokenizer_config.json": ({"a": [{"trust_remote_code": True}]}, "remote-code"),
+    "generation_config.json": ({"custom_generate": "someone/else"}, "remote-code"),
+    "adapter_config.json": ({"auto_mapping": {"parent_library": "x"}}, "remote-code"),
+    "double.json": ('{"a": 1, "a": 2}', "duplicate-key"),
+    "nan.json": ("[NaN]", "bad-number"),
+    "huge.json": ("[1e999]", "bad-number"),
+    "digits.json": ("[" + "9" * 5000 + "]", "bad-json"),
+    "deep.json": ("[" * 100 + "]" * 100, "json-too-deep"),
+    "closing.json": ("]" * 100, "bad-json"),
+    "latin.json": (b'"\xe9"', "not-utf8"),
+    "utf16.json": ('{"a": 1}'.encode("utf-16"), "not-utf8"),
+    "pickle.json": (PICKLE, "not-utf8"),
+    "pickle.txt": (ASCII_PICKLE, "not-text"),
+    "binary.md": (PICKLE, "not-text"),
+    "LICENSE": (b"#!/bin/sh\n", "not-text"),
+    "nul.jinja": (b"a\0b", "not-text"),
+    "photo.png": (PICKLE, "wrong-magic"),
+    "card.pdf": (b"MZ", "wrong-magic"),
+    ".hidden": ("x", "hidden"),
+    ".git/hooks/post-checkout": ("x", "hidden"),
+    "caf\N{LATIN SMALL LETTER E WITH ACUTE}.txt": ("x", "bad-name"),
+    "m\N{CYRILLIC SMALL LETTER O}del.safetensors": (safetensors_bytes(), "bad-name"),
+    "new\nline.txt": ("x", "bad-name"),
+    "-rf": ("x", "bad-name"),
+    "a/b/c/d/e/f/g/h/i/j.txt": ("x", "too-deep"),
+    "model.safetensors.index.json": ({"weight_map": {"w": "../../secret.safetensors"}}, "missing-shard"),
+    "m.safetensors.index.json": ({"weight_map": {"w": "model-00002-of-00002.safetensors"}}, "missing-shard"),
+    "n.safetensors.index.json": ({"weight_map": ["x"]}, "bad-index"),
+}
+
+
+@pytest.mark.parametrize(("content", "rule"), HOSTILE_GGUF.values(), ids=HOSTILE_GGUF)
+def test_hostile_gguf_is_refused(tmp_path, content, rule):
+    verdict = verify(write(tmp_path, {"m.gguf": content}) / "m.gguf")
+    assert (verdict.accepted, rules(verdict)) == (False, {rule})
+    assert all(finding.why and finding.fix for finding in verdict.findings)
+    with pytest.raises(Refused, match=rule):
+        describe(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(("content", "rule"), HOSTILE_SAFETENSORS.values(), ids=HOSTILE_SAFETENSORS)
+def test_hostile_safetensors_is_refused(tmp_path, content, rule):
+    verdict = verify(write(tmp_path, {"config.json": CONFIG, "model.safetensors": content}))
+    assert (verdict.accepted, rules(verdict)) == (False, {rule})
+    with pytest.raises(Refused, match=rule):
+        describe(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "content", "rule"), [(name, *case) for name, case in HOSTILE_SIDE_FILES.items()])
+def test_hostile_side_file_is_refused(tmp_path, monkeypatch, name, content, rule):
+    monkeypatch.chdir(tmp_path)
+    folder = write(tmp_path / "model", {"model.safetensors": safetensors_bytes(), name: content})
+    verdict = verify(folder)
+    assert (verdict.accepted, rules(verdict)) == (False, {rule})
+    msgspec.json.encode(verdict)  # whatever the names were
+    assert not MARKER.exists()
+
+
+def test_links_special_files_and_executables_are_refused(tmp_path):
+    outside = write(tmp_path / "outside", {"secret.txt": "x"})
+    folder = write(tmp_path / "model", {"model.safetensors": safetensors_bytes(), "sub/README.md": "x", "run.txt": "x"})
+    (folder / "leaves.txt").symlink_to(outside / "secret.txt")
+    (folder / "folder.txt").symlink_to(folder / "sub")
+    (folder / "broken.txt").symlink_to("nowhere")
+    (folder / "loop.txt").symlink_to("loop.txt")
+    os.mkfifo(folder / "fifo.gguf")
+    (folder / "run.txt").chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket.json"))
+        verdict = verify(folder)
+    assert {(finding.path, finding.rule) for finding in verdict.findings} == {
+        ("leaves.txt", "link-outside"), ("folder.txt", "special-file"), ("broken.txt", "broken-link"),
+        ("loop.txt", "broken-link"), ("fifo.gguf", "special-file"), ("socket.json", "special-file"),
+        ("run.txt", "executable"),
+    }  # fmt: skip
+    assert [artifact.path for artifact in verdict.artifacts] == ["model.safetensors", "run.txt", "sub/README.md"]
+
+
+def test_a_fifo_named_directly_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "m.gguf")
+    assert rules(verify(tmp_path / "m.gguf")) == {"special-file", "no-weights"}
+
+
+def test_names_that_differ_only_in_case_are_refused(tmp_path):
+    write(tmp_path, {"m.gguf": gguf_bytes(), "A.txt": "x", "a.txt": "x"})
+    if len(list(tmp_path.iterdir())) == 3:  # not on a file system that folds case
+        assert rules(verify(tmp_path)) == {"name-collision"}
+
+
+def test_a_folder_without_weights_or_with_too_many_files_is_refused(tmp_path, monkeypatch):
+    assert rules(verify(write(tmp_path, {"README.md": "x", "config.json": CONFIG}))) == {"no-weights"}
+    monkeypatch.setattr("freehold.weights.files.MAX_FILES", 1)
+    assert "too-many-files" in rules(verify(tmp_path))
+
+
+def test_a_side_file_past_the_limit_is_not_read(tmp_path):
+    write(tmp_path, {"m.gguf": gguf_bytes(), "big.json": b""})
+    os.truncate(tmp_path / "big.json", 100 << 20)
+    tracemalloc.start()
+    assert rules(verify(tmp_path)) == {"too-big"}
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+def test_json_that_would_fill_the_memory_is_refused_before_it_is_parsed(tmp_path):
+    write(tmp_path, {"m.gguf": gguf_bytes(), "lists.json": b"[" + b"[]," * 1_000_000 + b"[]]"})
+    assert rules(verify(tmp_path)) == {"json-too-big"}
+
+
+# -- clean ones ------------------------------------------------------------------------------------------------------
+
+
+def clean_folder(tmp_path: Path) -> Path:
+    index = {"metadata": {"total_size": 32}, "weight_map": {"w": "model-00001-of-00002.safetensors"}}
+    index["weight_map"]["v"] = "model-00002-of-00002.safetensors"
+    return write(
+        tmp_path / "model",
+        {
+            "config.json": {**CONFIG, "trust_remote_code": False},
+            "tokenizer.json": {"model": {"vocab": {"auto_map": 1, "__class__": 2}}},
+            "tokenizer_config.json": {"chat_template": "{{ messages }}", "auto_map": None},
+            "model.safetensors.index.json": index,
+            "model-00001-of-00002.safetensors": safetensors_bytes(),
+            "model-00002-of-00002.safetensors": safetensors_bytes({"v": facts()}),
+            "chat_template.jinja": "{% for m in messages %}{{ m }}{% endfor %}",
+            "README.md": "# cat\nfoo\n.",
+            "LICENSE": "Apache",
+            ".gitattributes": "*.safetensors filter=lfs",
+            "assets/logo.png": b"\x89PNG\r\n\x1a\n...",
+            "paper.pdf": b"%PDF-1.7",
+        },
+    )
+
+
+def test_a_sharded_safetensors_folder_passes_and_is_described(tmp_path):
+    folder = clean_folder(tmp_path)
+    verdict = verify(folder)
+    assert (verdict.findings, verdict.accepted, verdict.pinned) == ((), True, "unpinned")
+    build = describe(folder)
+    assert (build.name, build.format, build.precision, build.weight_bytes) == ("model", "safetensors", "F16", 32)
+    assert (build.layers, build.kv_heads, build.key_dim, build.vocabulary, build.context) == (2, 2, 16, 100, 512)
+
+
+def test_an_adapter_folder_passes_but_is_no_model(tmp_path):
+    adapter = {"base_model_name_or_path": "x/y", "r": 8, "auto_mapping": None, "peft_type": "LORA"}
+    write(tmp_path, {"adapter_config.json": adapter, "adapter_model.safetensors": safetensors_bytes()})
+    assert verify(tmp_path).accepted
+    with pytest.raises(Unknown):
+        describe(tmp_path)
+
+
+@pytest.mark.parametrize("kind", gguf.TENSOR_TYPES)
+def test_gguf_of_every_type_passes_and_is_described(tmp_path, kind):
+    name, block, block_bytes = gguf.TENSOR_TYPES[kind]
+    data = b"\0" * (-(-3 * block_bytes // 32) * 32)
+    content = gguf_bytes(tensors=[tensor("w", (block, 3), kind, 0)], data=data)
+    write(tmp_path, {"padded.gguf": content, "plain.gguf": content[: len(content) - len(data) + 3 * block_bytes]})
+    assert verify(tmp_path).findings == ()
+    build = describe(tmp_path / "padded.gguf")
+    assert (build.precision, build.weight_bytes, build.vocabulary, build.context) == (name, len(content), 4, 2048)
+    assert (build.layers, build.kv_heads, build.key_dim, build.value_dim, build.hidden_size) == (2, 2, 16, 16, 64)
+
+
+def test_gguf_versions_values_and_layouts_that_are_legitimate(tmp_path):
+    many = [entry("u", -1 & 0xFFFFFFFF), entry("f", 0.5), entry("b", True), entry("n", [1, 2]), entry("e", [])]
+    long = text("scores") + struct.pack("<IIQ", 9, 6, 5000) + b"\0" * 20_000
+    aligned = gguf_bytes([*BASE, entry("general.alignment", 64)], alignment=64)
+    files = {
+        "v2.gguf": gguf_bytes(version=2),
+        "values.gguf": gguf_bytes([*BASE, *many, long]),
+        "aligned.gguf": aligned,
+        "vocab.gguf": gguf_bytes(tensors=[], data=b""),
+    }
+    assert verify(write(tmp_path, files)).findings == ()
+    header = gguf.read_header(io.BytesIO(files["values.gguf"]), len(files["values.gguf"]))
+    assert header.metadata["n"] == gguf.Array(2, (1, 2))
+    assert header.metadata["scores"] == gguf.Array(5000)
+    assert header.metadata["b"] is True
+
+
+def test_layers_that_differ_are_described_by_the_largest(tmp_path):
+    entries = [entry(key, [2, 8, 4] if key.endswith("_kv") else value) for key, value in SHAPE.items()]
+    build = describe(write(tmp_path, {"m.gguf": gguf_bytes(entries)}) / "m.gguf")
+    assert build.kv_heads == 8
+
+
+def test_a_split_gguf_is_verified_and_described_as_a_whole(tmp_path):
+    parts = {f"big-0000{part}-of-00002.gguf": gguf_bytes(None if part == 1 else []) for part in (1, 2)}
+    first = write(tmp_path, {**parts, "other.gguf": gguf_bytes()}) / "big-00001-of-00002.gguf"
+    assert [artifact.path for artifact in verify(first).artifacts] == list(parts)
+    assert describe(first).weight_bytes == sum(len(content) for content in parts.values())
+    (tmp_path / "big-00002-of-00002.gguf").unlink()
+    with pytest.raises(Refused, match="1 of 2 parts"):
+        describe(first)
+    with pytest.raises(Unknown, match="2 GGUF models"):
+        describe(tmp_path)
+
+
+def test_a_hugging_face_cache_passes_whole_by_snapshot_and_by_file(tmp_path):
+    plain = clean_folder(tmp_path)
+    repo = tmp_path / "models--meta--tiny"
+    snapshot = repo / "snapshots" / ("c" * 40)
+    for source in (path for path in plain.rglob("*") if path.is_file()):
+        content = source.read_bytes()
+        blob = repo / "blobs" / hashlib.sha256(content).hexdigest()
+        write(repo, {f"blobs/{blob.name}": content})
+        link = snapshot / source.relative_to(plain)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    write(repo, {"refs/main": "c" * 40})
+    assert verify(snapshot).findings == ()
+    assert verify(snapshot).digest == verify(plain).digest
+    assert verify(repo).findings == ()
+    assert verify(snapshot / "model-00001-of-00002.safetensors").accepted
+    assert describe(snapshot).name == "meta/tiny"
+    write(repo, {"blobs/" + "0" * 64: PICKLE})
+    assert rules(verify(repo)) == {"unknown-format"}  # a blob that no snapshot names
+    (snapshot / "README.md").unlink()
+    (snapshot / "README.md").symlink_to("/etc/hostname")
+    assert rules(verify(snapshot)) == {"link-outside"}
+
+
+# -- digests and pins ------------------------------------------------------------------------------------------------
+
+
+def test_the_digest_is_over_sorted_lines_of_digest_size_and_name(tmp_path):
+    content = gguf_bytes()
+    write(tmp_path, {"m.gguf": content, "sub/README.md": "hi"})
+    digests = [(hashlib.sha256(content).hexdigest(), len(content), "m.gguf")]
+    digests.append((hashlib.sha256(b"hi").hexdigest(), 2, "sub/README.md"))
+    lines = sorted(f"{sha256}  {size}  {name}\n" for sha256, size, name in digests)
+    verdict = verify(tmp_path)
+    assert verdict.digest == hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert [(each.sha256, each.size_bytes, each.path) for each in verdict.artifacts] == digests
+
+
+def test_a_pin_accepts_the_same_files_and_refuses_any_change(tmp_path):
+    folder = clean_folder(tmp_path)
+    pin = verify(folder).digest
+    assert (verify(folder, pin.upper()).pinned, verify(folder, pin).accepted) == ("pinned", True)
+    (folder / "README.md").write_text("changed")
+    changed = verify(folder, pin)
+    assert (changed.accepted, changed.pinned, rules(changed)) == (False, "changed", {"digest-changed"})
+    assert pin in changed.findings[0].why
+    assert changed.digest in changed.findings[0].why
+
+
+def test_a_file_that_changes_while_it_is_checked_is_refused(tmp_path, monkeypatch):
+    write(tmp_path, {"m.gguf": gguf_bytes()})
+    real = hashlib.file_digest
+
+    def change_then_digest(stream, name):
+        (tmp_path / "m.gguf").write_bytes(gguf_bytes() + PICKLE)
+        return real(stream, name)
+
+    monkeypatch.setattr("hashlib.file_digest", change_then_digest)
+    verdict = verify(tmp_path)
+    assert (rules(verdict), verdict.digest) == ({"unreadable"}, "")
+
+
+def test_what_is_not_there_or_no_pin_says_what_to_do(tmp_path):
+    for door in (verify, describe):
+        with pytest.raises(Unknown) as unknown:
+            door(tmp_path / "nothing")
+        assert unknown.value.hint
+    with pytest.raises(BadRequest):
+        verify(tmp_path, "sha256:1234")
+
+
+@pytest.mark.parametrize("missing", [key for key in SHAPE if not key.endswith("_kv")])
+def test_describe_refuses_a_header_that_leaves_a_fact_out(tmp_path, missing):
+    entries = [entry(*pair) for pair in SHAPE.items() if pair[0] != missing]
+    write(tmp_path, {"m.gguf": gguf_bytes(entries)})
+    with pytest.raises(Refused, match="missing-fact"):
+        describe(tmp_path / "m.gguf")
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_verify_command_says_unpinned_plainly_and_its_exit_status_is_the_verdict(tmp_path):
+    write(tmp_path, {"m.gguf": gguf_bytes()})
+    pin = verify(tmp_path).digest
+    accepted = CliRunner().invoke(command, [str(tmp_path)])
+    assert (accepted.exit_code, "UNPINNED" in accepted.stdout, f"--pin {pin}" in accepted.stdout) == (0, True, True)
+    pinned = CliRunner().invoke(command, [str(tmp_path), "--pin", pin])
+    assert (pinned.exit_code, "ACCEPTED, PINNED" in pinned.stdout) == (0, True)
+    write(tmp_path, {"x.py": ""})
+    refused = CliRunner().invoke(command, [str(tmp_path), "--json"])
+    assert refused.exit_code == 3
+    assert rules(msgspec.json.decode(refused.stdout, type=Verdict)) == {"code"}
+    assert "[code]" in CliRunner().invoke(command, [str(tmp_path)]).stdout
+
+
+# -- properties ------------------------------------------------------------------------------------------------------
+
+GGUF_SAMPLE = gguf_bytes([*BASE, entry("b", True), entry("n", [1, 2])])
+SAFETENSORS_SAMPLE = safetensors_bytes({"v": facts(), "w": facts("F32", (4,), (16, 32))}, b"\0" * 32)
+
+
+@st.composite
+def mutations(draw, sample: bytes) -> bytes:
+    """The sample with a few bytes or 64-bit words replaced, then perhaps cut or lengthened."""
+    data = bytearray(sample)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data) - 9))
+        if draw(st.booleans()):
+            data[at] = draw(st.integers(0, 255))
+        else:
+            data[at : at + 8] = struct.pack("<Q", draw(st.sampled_from([0, 1, 255, 2**31, 2**32 - 1, 2**62, 2**64 - 1])))
+    return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data) + draw(st.binary(max_size=9))
+
+
+def check_bounded(read_header, data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        read_header(io.BytesIO(data), len(data))
+    except Malformed as error:
+        assert error.rule
+        assert error.why.isprintable()
+    finally:
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(mutations(GGUF_SAMPLE))
+def test_a_mutated_gguf_header_gives_a_header_or_a_finding_and_never_allocates_much(data):
+    check_bounded(gguf.read_header, data)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(mutations(SAFETENSORS_SAMPLE))
+def test_a_mutated_safetensors_header_gives_a_header_or_a_finding_and_never_allocates_much(data):
+    check_bounded(safetensors.read_header, data)
+
+
+@pytest.mark.parametrize("sample", [GGUF_SAMPLE, SAFETENSORS_SAMPLE], ids=["gguf", "safetensors"])
+def test_every_truncation_is_refused(sample):
+    read_header = gguf.read_header if sample is GGUF_SAMPLE else safetensors.read_header
+    read_header(io.BytesIO(sample), len(sample))
+    for length in range(len(sample)):
+        with pytest.raises(Malformed):
+            read_header(io.BytesIO(sample[:length]), length)
+        with pytest.raises(Malformed):  # shorter than its size says, as when it is cut while it is read
+            read_header(io.BytesIO(sample[: min(length, 200)]), len(sample))
