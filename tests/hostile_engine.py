@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def open_to_write(path: str) -> None:
     os.close(os.open(path, os.O_WRONLY))
 
 
+def make_user_namespace() -> None:
+    if subprocess.run(["unshare", "--user", "--map-root-user", "true"], check=False).returncode:
+        raise PermissionError
+
+
 def gain_root_powers() -> None:
     os.chroot("/")
 
@@ -80,6 +86,8 @@ ATTEMPTS = {
     "write to the root": lambda: Path("/freehold-was-here").write_bytes(b""),
     "core pattern": lambda: open_to_write("/proc/sys/kernel/core_pattern"),
     "sysrq": lambda: open_to_write("/proc/sysrq-trigger"),
+    "kernel memory": lambda: Path("/proc/kcore").open("rb").close(),
+    "user namespace": make_user_namespace,
     "root powers": gain_root_powers,
 }
 

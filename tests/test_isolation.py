@@ -29,11 +29,12 @@ ESCAPES = [
     *("read the book", "read the keys", "see the book", "read passwd"),
     *("daemon's environment", "daemon's environment as its own", "daemon's descriptors", "signal the daemon"),
     *("write the weights", "remove the weights", "write beside the weights", "write a program", "write to the root"),
-    *("core pattern", "sysrq", "root powers"),
+    *("core pattern", "sysrq", "kernel memory", "user namespace", "root powers"),
 ]
 # Without a sandbox either: they need a network, root, or a daemon that hands down its environment.
 NOT_FOR_EVERYBODY = {
-    *("dns", "write a program", "write to the root", "core pattern", "sysrq", "root powers"),
+    *("dns", "write a program", "write to the root"),
+    *("core pattern", "sysrq", "kernel memory", "user namespace", "root powers"),
     *("daemon's environment as its own", "daemon's descriptors"),
 }
 PATIENCE_S = 30
@@ -285,6 +286,15 @@ async def test_stop_without_a_sandbox_is_sigterm_then_sigkill(scene, deaf):
     await process.stop(grace_s=0.2 if deaf else PATIENCE_S)
     assert await process.wait() == (-signal.SIGKILL if deaf else -signal.SIGTERM)
     assert not list(scene.run_dir.glob("process-*"))
+
+
+async def test_weights_may_be_a_link_into_a_store(scene, isolated):
+    link = scene.state / "model.gguf"
+    link.symlink_to(scene.weights)
+    launch = Launch(argv=("/bin/cat", str(link)), socket=scene.launch().socket, readable=(str(link),))
+    process = await Local(scene.run_dir).start(launch, "x", scene.log)
+    assert (await process.wait(), scene.log.read_text()) == (0, "precious")
+    await process.stop()  # too late, and harmless
 
 
 @pytest.mark.parametrize("isolation", ["off", "preferred"])

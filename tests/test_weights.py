@@ -44,7 +44,7 @@ def text(value: bytes | str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def entry(key: bytes | str, value) -> bytes:
+def entry(key: bytes | str, value) -> bytes:  # noqa: PLR0911 - one for each type
     """A key and its value: int, str, bool, float, a list of strings or integers, or raw bytes with their own type."""
     if isinstance(value, bytes):
         return text(key) + value
@@ -95,8 +95,8 @@ def write(folder: Path, files: dict[str, bytes | str | dict]) -> Path:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(content) if isinstance(content, dict) else content
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        plain = json.dumps(content) if isinstance(content, dict) else content
+        path.write_bytes(plain.encode() if isinstance(plain, str) else plain)
     return folder
 
 
@@ -163,7 +163,10 @@ HOSTILE_GGUF = {
     "unknown tensor type": (gguf_bytes(tensors=[tensor("a", (32,), 99, 0)]), "gguf-tensor-type"),
     "removed tensor type": (gguf_bytes(tensors=[tensor("a", (32,), 4, 0)]), "gguf-tensor-type"),
     "long tensor name": (gguf_bytes(tensors=[tensor("a" * 64, (32,), 0, 0)]), "gguf-count"),
-    "duplicate tensor": (gguf_bytes(tensors=[tensor("a", (32,), 0, 0), tensor("a", (32,), 0, 128)]), "duplicate-tensor"),
+    "duplicate tensor": (
+        gguf_bytes(tensors=[tensor("a", (32,), 0, 0), tensor("a", (32,), 0, 128)]),
+        "duplicate-tensor",
+    ),
     "overlap": (gguf_bytes(tensors=[tensor("a", (256, 2), 0, 0), tensor("b", (32,), 1, 1024)]), "gguf-offset"),
     "hole": (gguf_bytes(tensors=[tensor("a", (256, 2), 0, 0), tensor("b", (32,), 1, 4096)]), "gguf-offset"),
     "not aligned": (gguf_bytes(tensors=[tensor("a", (256, 2), 0, 0), tensor("b", (32,), 1, 2049)]), "gguf-offset"),
@@ -216,7 +219,7 @@ HOSTILE_SIDE_FILES = {
     "weights.tar.gz": (b"\x1f\x8b", "archive"),
     "data.zip": (zipped(), "archive"),
     "model.onnx": (b"\x08", "unknown-format"),
-    "model.SAFETENSORS": (PICKLE, "unknown-format"),
+    "upper.SAFETENSORS": (PICKLE, "unknown-format"),
     "noextension": (PICKLE, "unknown-format"),
     "page.html": ("<script>", "unknown-format"),
     "config.json": ({**CONFIG, "auto_map": {"AutoModel": "modeling.X"}}, "remote-code"),
@@ -345,7 +348,9 @@ def clean_folder(tmp_path: Path) -> Path:
             "model-00001-of-00002.safetensors": safetensors_bytes(),
             "model-00002-of-00002.safetensors": safetensors_bytes({"v": facts()}),
             "chat_template.jinja": "{% for m in messages %}{{ m }}{% endfor %}",
-            "README.md": "# cat\nfoo\n.",
+            "README.md": "1. one\n2. two\n",
+            "terms.txt": "cats and\ndogs\n1. x",
+            "b.txt": "b. x",
             "LICENSE": "Apache",
             ".gitattributes": "*.safetensors filter=lfs",
             "assets/logo.png": b"\x89PNG\r\n\x1a\n...",
@@ -529,21 +534,24 @@ def mutations(draw, sample: bytes) -> bytes:
         if draw(st.booleans()):
             data[at] = draw(st.integers(0, 255))
         else:
-            data[at : at + 8] = struct.pack("<Q", draw(st.sampled_from([0, 1, 255, 2**31, 2**32 - 1, 2**62, 2**64 - 1])))
+            data[at : at + 8] = struct.pack(
+                "<Q", draw(st.sampled_from([0, 1, 255, 2**31, 2**32 - 1, 2**62, 2**64 - 1]))
+            )
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data) + draw(st.binary(max_size=9))
 
 
 def check_bounded(read_header, data: bytes) -> None:
+    refusal = None
     tracemalloc.start()
     try:
         read_header(io.BytesIO(data), len(data))
     except Malformed as error:
-        assert error.rule
-        assert error.why.isprintable()
+        refusal = error
     finally:
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak_bytes < 1 << 20
+    assert refusal is None or (refusal.rule and refusal.why.isprintable())
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -566,4 +574,4 @@ def test_every_truncation_is_refused(sample):
         with pytest.raises(Malformed):
             read_header(io.BytesIO(sample[:length]), length)
         with pytest.raises(Malformed):  # shorter than its size says, as when it is cut while it is read
-            read_header(io.BytesIO(sample[: min(length, 200)]), len(sample))
+            read_header(io.BytesIO(sample[: min(length, 100)]), len(sample))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -20,7 +21,7 @@ class _Connection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # closed with the connection, also when this fails
         self.sock.connect(str(self._path))
 
 
@@ -39,29 +40,31 @@ class Daemon:
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         """One answer. Raises NoDaemon, or the daemon's own error."""
-        return json.loads(self._open(method, path, body).read())
+        with contextlib.closing(_Connection(self._path)) as connection:
+            return json.loads(_answer(connection, method, path, body).read())
 
     def lines(self, method: str, path: str) -> Iterator[dict[str, Any]]:
         """One answer after the other, as they come. Raises NoDaemon when it goes away in between."""
         try:
-            for line in self._open(method, path, None):
-                yield json.loads(line)
+            with contextlib.closing(_Connection(self._path)) as connection:
+                for line in _answer(connection, method, path, None):
+                    yield json.loads(line)
         except (OSError, http.client.HTTPException) as error:
             raise NoDaemon(f"the daemon went away: {error}", hint="freehold logs shows what it said last") from None
 
-    def _open(self, method: str, path: str, body: object) -> http.client.HTTPResponse:
-        connection = _Connection(self._path)
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body))
-            answer = connection.getresponse()
-        except (OSError, http.client.HTTPException):
-            raise NoDaemon("no daemon is running here", hint="freehold up starts one") from None
-        if answer.status != 200:
-            said = json.loads(answer.read())["error"]
-            error = FreeholdError(said["message"])
-            error.exit_code = int(answer.headers.get("x-exit-code", "1"))
-            raise error
-        return answer
+
+def _answer(connection: _Connection, method: str, path: str, body: object) -> http.client.HTTPResponse:
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body))
+        answer = connection.getresponse()
+    except (OSError, http.client.HTTPException):
+        raise NoDaemon("no daemon is running here", hint="freehold up starts one") from None
+    if answer.status != 200:
+        said = json.loads(answer.read())["error"]
+        error = FreeholdError(said["message"])
+        error.exit_code = int(answer.headers.get("x-exit-code", "1"))
+        raise error
+    return answer
 
 
 def project(config_path: Path) -> tuple[Config, Daemon]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import click
@@ -14,8 +13,9 @@ def command(config_path: Path) -> None:
     """End the daemon and its engines; requests in flight may finish first."""
     from freehold.cli.daemon import project
     from freehold.errors import NoDaemon
+    from freehold.gateway.rundir import lock
 
-    _, daemon = project(config_path)
+    config, daemon = project(config_path)
     try:
         waiting = daemon.ask("POST", "/shutdown")["in_flight"]
     except NoDaemon:
@@ -23,6 +23,6 @@ def command(config_path: Path) -> None:
         return
     if waiting:
         click.echo(f"waiting for {waiting} requests in flight")
-    while daemon.running():
-        time.sleep(0.05)
+    with lock(Path(config.state_dir), wait=True):  # held by the daemon to its very end
+        pass
     click.echo("down: no daemon, no engine")

@@ -31,4 +31,4 @@ def command(config_path: Path, as_json: bool) -> None:
     ]  # fmt: skip
     heads = ("ENDPOINT", "ENGINE", "STATE", "ISOLATION", "PID", "IN FLIGHT", "WAITING", "LAST START", "REASON")
     click.echo(table(heads, rows))
-    click.echo(f"\nhttp://{status['listen']}/v1")
+    click.echo(f"\n{status['url']}")

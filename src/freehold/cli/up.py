@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from freehold.fleet.config import Config
 
 _DAEMON_STARTS_S = 20
+_ANSWER_S = 600
 _KEY_NAME = "first"
 
 
@@ -37,16 +39,17 @@ def command(config_path: Path, endpoint: tuple[str, ...]) -> None:
     _show_machine(config)
     if not daemon.running():
         _start_daemon(config_path, config, daemon)
-    elif daemon.ask("GET", "/status")["config"] != digest(config_path):
+    status = daemon.ask("GET", "/status")
+    if status["config"] != digest(config_path):
         click.echo(f"NOTE: the daemon runs an older {config_path}; freehold down, then up, takes the new one")
     up = bring_up(daemon, list(endpoint))
     first = config.endpoints[up[0]]
     secret, lasting = _key(daemon)
     body = json.dumps({"model": up[0], "stream": True, "messages": [{"role": "user", "content": first.first_question}]})
-    _show_door(config, secret if lasting else None, body)
+    _show_door(status["url"], secret if lasting else None, body)
     try:
         click.echo(f"asked     {first.first_question}\nanswer    ", nl=False)
-        request = _ask(config, secret, body)
+        request = _ask(status["url"], secret, body)
     finally:
         if not lasting:
             daemon.ask("DELETE", f"/keys/{_temporary_name()}")
@@ -97,8 +100,7 @@ def _temporary_name() -> str:
     return f"up-{os.getpid()}"
 
 
-def _show_door(config: Config, secret: str | None, body: str) -> None:
-    base = f"http://{config.server.listen}/v1"
+def _show_door(base: str, secret: str | None, body: str) -> None:
     key = f"{secret}   shown once: keep it" if secret else "one you have, or a new one: freehold keys create NAME"
     auth = secret or "$FREEHOLD_KEY"
     quoted = body.replace("'", "'\\''")
@@ -108,14 +110,14 @@ def _show_door(config: Config, secret: str | None, body: str) -> None:
     )
 
 
-def _ask(config: Config, secret: str, body: str) -> str:
+def _ask(base: str, secret: str, body: str) -> str:
     """Ask as that line does, show the answer as it comes, and return the request's id."""
     from freehold.errors import EngineFailed
 
-    host, port = config.server.address
-    connection = http.client.HTTPConnection(host, port, timeout=config.server.drain_seconds + 600)
+    url = urlsplit(base)
+    connection = http.client.HTTPConnection(url.netloc, timeout=_ANSWER_S)
     headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", body, headers)
+    connection.request("POST", f"{url.path}/chat/completions", body, headers)
     answer = connection.getresponse()
     if answer.status != 200:
         raise EngineFailed(f"the question got {answer.status}: {answer.read().decode(errors='replace')}")

@@ -21,6 +21,7 @@ class Engine(Protocol):
     ready_path: str  # answers 200 once requests can be served
     metrics_path: str
     stream_fields: Mapping[str, object]  # added to a request that streams
+    answers_by_stream: bool  # ask it for a stream even when the caller wants the answer whole
     refused_fields: frozenset[str]  # of a request; they reach into what callers share
 
     def counters(self, metrics: bytes) -> Tokens:

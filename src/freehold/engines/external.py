@@ -30,6 +30,7 @@ class External:
     ready_path = "/v1/models"
     metrics_path = "/metrics"
     stream_fields: Mapping[str, object] = {}  # nothing that some server might refuse
+    answers_by_stream = False
     refused_fields: frozenset[str] = frozenset()
 
     def counters(self, metrics: bytes) -> Tokens:

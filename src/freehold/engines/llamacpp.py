@@ -61,6 +61,7 @@ class LlamaCpp:
     ready_path = "/health"
     metrics_path = "/metrics"
     stream_fields: Mapping[str, object] = {"timings_per_token": True}  # a running count, for streams that are cut
+    answers_by_stream = True  # else it computes on when the caller has left, and counts one choice of several
     refused_fields = frozenset(
         {
             "lora",  # mixes adapters in the prompt cache that all callers share (llama.cpp #26207)

@@ -11,7 +11,7 @@ import argparse
 import signal
 import sys
 
-import xllamacpp
+from xllamacpp import CommonParams, Server  # pyright: ignore[reportAttributeAccessIssue] - it has no stubs
 
 
 def flags() -> argparse.ArgumentParser:
@@ -35,8 +35,8 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
-def params(args: argparse.Namespace) -> xllamacpp.CommonParams:
-    common = xllamacpp.CommonParams()
+def params(args: argparse.Namespace) -> CommonParams:
+    common = CommonParams()
     common.model.path = args.model
     common.model_alias = {args.alias}
     common.hostnames = [args.host]
@@ -60,7 +60,7 @@ def main() -> int:
     if not args.host.endswith(".sock"):  # llama.cpp would take it for a host name and listen on TCP
         return _fail(f"--host {args.host}: the socket's name must end in .sock")
     try:
-        server = xllamacpp.Server(params(args))  # blocks while it loads; must stay alive
+        server = Server(params(args))  # blocks while it loads; must stay alive
     except RuntimeError as error:
         return _fail(f"{args.model} could not be loaded; llama.cpp says why above ({error})")
     sys.stderr.write(f"llamacpp_server: listening on {server.listening_address}\n")

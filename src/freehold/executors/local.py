@@ -37,15 +37,12 @@ class Process:
     def __init__(self, child: asyncio.subprocess.Process, record: Path, *, isolated: bool) -> None:
         self.pid = child.pid
         self.isolated = isolated
-        self._child = child
         self._record = record
+        self._end = asyncio.ensure_future(self._watch(child))
 
     async def wait(self) -> int:
-        """Wait for the end and return the exit code; a signal is -N, or 128 + N out of a sandbox."""
-        code = await self._child.wait()
-        _signal_group(self.pid, signal.SIGKILL)  # children that stayed when the first process went
-        self._record.unlink(missing_ok=True)
-        return code
+        """Wait for the end and return the exit code; for a signal N that is -N, or 128 + N out of a sandbox."""
+        return await asyncio.shield(self._end)
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """End it and everything it started. Its requests are lost: drain it before.
@@ -54,7 +51,9 @@ class Process:
         a sandbox the first process inside is killed: the kernel ends the rest before bubblewrap returns, so memory is
         free when this returns, as it would not be if bubblewrap itself were signalled.
         """
-        inside = _children(self.pid) if self.isolated and self._child.returncode is None else []
+        if self._end.done():
+            return  # the number may be somebody else's by now
+        inside = _children(self.pid) if self.isolated else []
         for process in inside:
             _kill(process)
         if not inside:
@@ -67,6 +66,12 @@ class Process:
                 _kill(process)
             _signal_group(self.pid, signal.SIGKILL)
             await self.wait()
+
+    async def _watch(self, child: asyncio.subprocess.Process) -> int:
+        code = await child.wait()
+        _signal_group(self.pid, signal.SIGKILL)  # children that stayed when the first process went
+        self._record.unlink(missing_ok=True)
+        return code
 
 
 class Local:
@@ -185,7 +190,7 @@ def _started_s(process: psutil.Process) -> float:
 
 def _children(pid: int) -> list[psutil.Process]:
     try:
-        return psutil.Process(pid).children()
+        return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
 

@@ -77,9 +77,12 @@ class Start:
             self.process = None
 
     def _gguf(self) -> str:
-        """The file llama.cpp is given: the weights themselves, or the only (first) GGUF of a folder."""
+        """The file llama.cpp is given: the weights themselves, or the first GGUF of a folder; where its bytes lie, if
+        that is the end of a link, because the sandbox shows only that."""
         path = Path(self._endpoint.weights or "")
-        return str(path if path.is_file() else min(path.rglob("*.gguf")))
+        if path.is_dir():
+            path = min(p for p in path.rglob("*.gguf") if not p.name.startswith("mmproj"))
+        return str(path.resolve() if path.is_symlink() else path)
 
     async def _fit(self, build: Build) -> Plan:
         host = await asyncio.to_thread(probe)
@@ -96,7 +99,7 @@ class Start:
         try:
             await asyncio.wait((died, ready), return_when=asyncio.FIRST_COMPLETED)
             if died.done():
-                said = await asyncio.to_thread(last_line, self._ground.log_dir / f"{self._name}.log")
+                said = await asyncio.to_thread(last_words, self._ground.log_dir / f"{self._name}.log")
                 raise NotReady(
                     f"the engine of `{self._name}` ended with code {died.result()} while starting: {said}",
                     hint=f"freehold logs {self._name}",
@@ -177,9 +180,8 @@ async def probe_completion(upstream: Upstream, name: str, served_model: str, gro
     return used
 
 
-def last_line(log: Path) -> str:
+def last_words(log: Path) -> str:
     """What an engine said last: usually why it ended."""
     with contextlib.suppress(OSError):
-        lines = log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) or "it said nothing"
     return "it has no log"

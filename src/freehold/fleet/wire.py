@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import Struct
 
@@ -25,7 +27,7 @@ class Usage(Struct):
 class Delta(Struct):
     content: str | None = None
     reasoning_content: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: list[Any] | None = None
 
 
 class Choice(Struct):
@@ -57,7 +59,7 @@ class Frame(Struct):
     choices: list[Choice] = []
     usage: Usage | None = None
     timings: Timings | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 decode_frame = msgspec.json.Decoder(Frame).decode

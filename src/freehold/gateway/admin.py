@@ -16,7 +16,6 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from freehold import __version__
 from freehold.errors import BadRequest, FreeholdError
 from freehold.fleet.fleet import Fleet
 from freehold.gateway.keyring import Keyring
@@ -42,14 +41,11 @@ class KeyAsk(msgspec.Struct):
     expires_ns: int | None = None
 
 
-def admin(fleet: Fleet, keyring: Keyring, config_digest: str, shut_down: Callable[[], None]) -> Starlette:
+def admin(fleet: Fleet, keyring: Keyring, about: dict[str, object], shut_down: Callable[[], None]) -> Starlette:
     """Routes for the command line. Answers are JSON; `/up` and `/events` are JSON lines."""
 
     async def status(_: Request) -> Response:
-        listen = fleet.config.server.listen
-        return _json(
-            {"version": __version__, "config": config_digest, "listen": listen, "endpoints": fleet.status()}
-        )
+        return _json({**about, "endpoints": fleet.status()})
 
     async def up(request: Request) -> Response:
         names = request.query_params.getlist("endpoint") or list(fleet.endpoints)

@@ -48,23 +48,24 @@ class Gateway:
                 _require(method, "POST")
                 await self._complete(kind, scope, receive, send)
             else:
-                _require(method, "GET")
                 await _reply(send, 200, self._answer(path, scope))
         except FreeholdError as error:
             await _refuse(send, error)
 
     def _answer(self, path: str, scope: Scope) -> bytes:
+        named = _MODEL.fullmatch(path)
+        if path not in ROUTES and not named:
+            raise NotFound(f"Invalid URL ({scope['method']} {path})")
+        _require(scope["method"], "GET")
         if path == "/healthz":
             return b'{"status":"ok"}'
         key = self._keyring.find(_authorization(scope))
         usable = [name for name in self._fleet.endpoints if may_use(key, name)]
-        if path == "/v1/models":
+        if not named:
             return openai.model_list(usable, self._created_s)
-        if named := _MODEL.fullmatch(path):
-            if named[1] in usable:
-                return msgspec.json.encode(openai.model(named[1], self._created_s))
-            raise unknown_model(named[1])
-        raise NotFound(f"Invalid URL ({scope['method']} {path})")
+        if named[1] in usable:
+            return msgspec.json.encode(openai.model(named[1], self._created_s))
+        raise unknown_model(named[1])
 
     async def _complete(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(receive, self._max_body_bytes)

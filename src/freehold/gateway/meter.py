@@ -19,17 +19,19 @@ class StreamMeter:
     """Feed it every piece of a stream; it gives back what the caller is to see.
 
     `name` replaces the engine's own name for the model. `hide_usage`: the caller did not ask for the frame that only
-    states usage, so it is taken out.
+    states usage, so it is taken out. `n`: choices a prompt; llama.cpp states the usage of each in a frame of its own,
+    and callers get one frame for all.
     """
 
-    def __init__(self, name: str, *, hide_usage: bool) -> None:
+    def __init__(self, name: str, *, n: int = 1, hide_usage: bool) -> None:
         self.tokens = Tokens()  # stated by the engine, or seen to pass: then at least so many were produced
         self.exact = False  # stated
         self.done = False  # [DONE] has passed
         self.failed = False  # the engine reported an error
-        self._name, self._hide_usage = name, hide_usage
+        self._name, self._n, self._hide_usage = name, n, hide_usage
         self._rest = b""
-        self._final = Tokens()
+        self._stated: list[Tokens] = []
+        self._usage_frame = b""
 
     def feed(self, piece: bytes) -> bytes:
         """Raises EngineFailed for a frame that no answer has."""
@@ -46,7 +48,7 @@ class StreamMeter:
     def close(self) -> bytes:
         """The last frame, if it came without an empty line behind it."""
         rest, self._rest = self._rest, b""
-        return self._frame(rest) if rest.strip() else b""
+        return self._frame(rest) if rest else b""
 
     def _frame(self, frame: bytes) -> bytes:
         data = frame.strip()
@@ -55,27 +57,24 @@ class StreamMeter:
         data = data[5:].strip()
         if data == b"[DONE]":
             self.done = True
-            return frame
+            return self._merged_usage() + frame
         try:
             read = decode_frame(data)
         except msgspec.DecodeError:
             return frame  # not ours to judge
         self.failed = self.failed or read.error is not None
         self._count(read)
-        if self._hide_usage and read.usage and not read.choices:
-            return b""
-        return rename_model(frame, read.model, self._name)
+        frame = rename_model(frame, read.model, self._name)
+        if not read.usage or read.choices:
+            return frame
+        self._usage_frame = b"" if self._hide_usage or self._n == 1 else frame
+        return b"" if self._hide_usage or self._n > 1 else frame
 
     def _count(self, read: Frame) -> None:
-        """Usage alone in its frame is final (with n above 1 llama.cpp sends one a choice); beside a choice it runs."""
+        """Usage alone in its frame is final; beside a choice it is a running count."""
         if read.usage and not read.choices:
-            last, more = self._final, read.usage.tokens()
-            self._final = self.tokens = Tokens(
-                prompt=last.prompt + more.prompt,
-                completion=last.completion + more.completion,
-                cached=last.cached + more.cached,
-            )
-            self.exact = True
+            self._stated.append(read.usage.tokens())
+            self.tokens, self.exact = _total(self._stated, self._n), True
         elif self.exact:
             pass
         elif running := read.usage or read.timings:
@@ -83,6 +82,32 @@ class StreamMeter:
         else:
             spoken = sum(choice.speaks for choice in read.choices)
             self.tokens = msgspec.structs.replace(self.tokens, completion=self.tokens.completion + spoken)
+
+    def _merged_usage(self) -> bytes:
+        """One frame of usage for all choices, if the caller asked for it."""
+        if not self._usage_frame:
+            return b""
+        said = msgspec.json.decode(self._usage_frame.strip().removeprefix(b"data:"))
+        return b"data: %b\n\n" % msgspec.json.encode({**said, "usage": usage_of(self.tokens)})
+
+
+def _total(stated: list[Tokens], n: int) -> Tokens:
+    """One frame a choice repeats the prompt for each of the `n` that share it; one frame alone is for all."""
+    shared = n if len(stated) > 1 else 1
+    return Tokens(
+        prompt=sum(t.prompt for t in stated) // shared,
+        completion=sum(t.completion for t in stated),
+        cached=sum(t.cached for t in stated) // shared,
+    )
+
+
+def usage_of(tokens: Tokens) -> dict[str, object]:
+    return {
+        "prompt_tokens": tokens.prompt,
+        "completion_tokens": tokens.completion,
+        "total_tokens": tokens.prompt + tokens.completion,
+        "prompt_tokens_details": {"cached_tokens": tokens.cached},
+    }
 
 
 class WholeMeter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -23,7 +23,7 @@ _decode_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _decode_include = msgspec.json.Decoder(StreamOptions | None).decode
 _decode_model = msgspec.json.Decoder(str).decode
 _decode_stream = msgspec.json.Decoder(bool | None).decode
-_decode_n = msgspec.json.Decoder(int | None).decode
+_decode_n = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=1)] | None).decode
 
 
 class Ask(msgspec.Struct):
@@ -32,18 +32,18 @@ class Ask(msgspec.Struct):
     model: str
     stream: bool
     include_usage: bool
-    several: bool  # more than one answer was asked for
+    n: int  # choices asked for
     fields: dict[str, msgspec.Raw]
 
-    def for_engine(self, model: str, stream_fields: Mapping[str, object]) -> bytes:
+    def for_engine(self, model: str, stream_fields: Mapping[str, object], *, stream: bool) -> bytes:
         """The same request for the engine: its name for the model, and in a stream the counts we need.
 
         Rebuilt from the fields, so a name given twice cannot mean one thing here and another there.
         """
         fields: dict[str, object] = dict(self.fields)
         fields["model"] = model
-        if self.stream:
-            fields |= stream_fields
+        if stream:
+            fields |= {"stream": True, **stream_fields}
             options = _decode_options(self.fields["stream_options"]) if "stream_options" in fields else None
             fields["stream_options"] = {**(options or {}), "include_usage": True}
         return _encode(fields)
@@ -61,7 +61,7 @@ def read_ask(body: bytes) -> Ask:
         model=_field(fields, "model", _decode_model),
         stream=bool(_field(fields, "stream", _decode_stream)),
         include_usage=bool((options := _field(fields, "stream_options", _decode_include)) and options.include_usage),
-        several=(_field(fields, "n", _decode_n) or 1) > 1,
+        n=_field(fields, "n", _decode_n) or 1,
         fields=fields,
     )
 

@@ -15,6 +15,7 @@ from freehold.fleet.external import External
 from freehold.fleet.fleet import Fleet
 from freehold.fleet.replica import Hold, Replica
 from freehold.fleet.upstream import Exchange, Unreachable
+from freehold.gateway.assembly import AssembledMeter
 from freehold.gateway.keyring import Keyring
 from freehold.gateway.meter import StreamMeter, WholeMeter
 from freehold.gateway.openai import Ask, new_request_id, read_ask
@@ -37,6 +38,12 @@ def admit(keyring: Keyring, fleet: Fleet, authorization: bytes | None, body: byt
     return Passage(fleet, member, key, ask, kind)
 
 
+def _meter(ask: Ask, *, streamed: bool) -> StreamMeter | WholeMeter | AssembledMeter:
+    if ask.stream:
+        return StreamMeter(ask.model, n=ask.n, hide_usage=not ask.include_usage)
+    return AssembledMeter(ask.model, ask.n) if streamed else WholeMeter(ask.model)
+
+
 class Passage:
     """Made by `admit`. Whoever has one must `end` it."""
 
@@ -47,7 +54,8 @@ class Passage:
         self._exchange: Exchange | None = None
         self._settled = False
         self.stream = ask.stream
-        self.meter = StreamMeter(ask.model, hide_usage=not ask.include_usage) if ask.stream else WholeMeter(ask.model)
+        self._streamed = ask.stream or member.engine.answers_by_stream
+        self.meter = _meter(ask, streamed=self._streamed)
         self.deadline_seconds = member.endpoint.request_seconds
         self.record = UsageRecord(
             request=new_request_id(),
@@ -65,7 +73,8 @@ class Passage:
         An engine that cannot even be connected to has seen nothing, so the request waits once for its next run.
         """
         member = self._member
-        body = self._ask.for_engine(member.endpoint.served_model or self._ask.model, member.engine.stream_fields)
+        served_model = member.endpoint.served_model or self._ask.model
+        body = self._ask.for_engine(served_model, member.engine.stream_fields, stream=self._streamed)
         try:
             return await self._attempt(path, body)
         except Unreachable:
@@ -97,14 +106,18 @@ class Passage:
             self.record = replace(self.record, first_byte_ms=self._elapsed_ms())
         passed = self.meter.feed(piece)
         if self.meter.done:
-            self.settle("ok")
+            self.settle(self._outcome())
         return passed
 
     def finish(self) -> bytes:
         """The engine has ended its answer: what the caller has still to see. Settles."""
         passed = self.meter.close()
-        self.settle("ok" if self.meter.done and not self.meter.failed else "error")
+        self.settle(self._outcome())
         return passed
+
+    def _outcome(self) -> Outcome:
+        whole = self.meter.done or self.meter.exact
+        return "ok" if whole and not self.meter.failed else "error"
 
     def settle(self, outcome: Outcome, status: int | None = None) -> None:
         """Close the record with what was counted, once; later calls change nothing."""
@@ -119,7 +132,7 @@ class Passage:
             prompt_tokens=tokens.prompt,
             completion_tokens=tokens.completion,
             cached_tokens=tokens.cached,
-            lower_bound=not self.meter.exact and self._exchange is not None and outcome != "error",
+            lower_bound=not self.meter.exact and self._exchange is not None and self._exchange.status in (0, 200),
             total_ms=self._elapsed_ms(),
             charge_pico=self._member.endpoint.price.charge_pico(tokens),
             machine_pico=self._release(served=outcome == "ok"),

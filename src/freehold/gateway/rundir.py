@@ -1,11 +1,13 @@
-"""Where the daemon's sockets are. Apart, because the command line needs no more of the gateway than this."""
+"""Where a daemon is found, and the lock that says it is there. Apart, because the command line needs no more."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from freehold.errors import Refused
@@ -28,3 +30,15 @@ def run_dir(state_dir: Path) -> Path:
 
 def admin_socket(state_dir: Path) -> Path:
     return run_dir(state_dir) / "admin.sock"
+
+
+@contextlib.contextmanager
+def lock(state_dir: Path, *, wait: bool = False) -> Iterator[None]:
+    """One daemon a state folder: two would write one book. Raises Refused, or waits until the other one is gone."""
+    with (state_dir / "lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            hint = "freehold ps shows it, freehold down ends it"
+            raise Refused(f"a daemon already runs on {state_dir}", hint=hint) from None
+        yield

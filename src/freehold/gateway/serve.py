@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import os
 import signal
@@ -26,7 +25,7 @@ from freehold.fleet.occupancy import Occupancy
 from freehold.gateway.admin import PeerProtocol, admin
 from freehold.gateway.app import Gateway
 from freehold.gateway.keyring import Keyring
-from freehold.gateway.rundir import admin_socket, run_dir
+from freehold.gateway.rundir import admin_socket, lock, run_dir
 from freehold.ledger.book import Book
 
 
@@ -43,21 +42,22 @@ async def serve(config: Config, config_digest: str) -> None:
     state = Path(config.state_dir)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        stack.enter_context(_locked(state))
+        stack.enter_context(lock(state))
         run = run_dir(state)
         swept = sweep(run)
         ground = await stack.enter_async_context(_ground(config, state, run))
         if ground.book.recovered or swept:
             ground.tell("daemon.recovered", "freehold", cut_requests=ground.book.recovered, engines_swept=swept)
-        ground.tell("daemon.started", "freehold", version=__version__, config=config_digest, pid=os.getpid())
         keyring = Keyring(ground)
         await keyring.load()
         fleet = Fleet(config, ground)
-        front = _server(Gateway(fleet, keyring), config.server.drain_seconds)
-        back = _server(admin(fleet, keyring, config_digest, lambda: _end(front, back)), 1.0, http=PeerProtocol)
         doors = _listen_tcp(*config.server.address), _listen_unix(admin_socket(state))
+        about = {"version": __version__, "config": config_digest, "url": _url(doors[0]), "pid": os.getpid()}
+        front = _server(Gateway(fleet, keyring), config.server.drain_seconds)
+        back = _server(admin(fleet, keyring, about, lambda: _end(front, back)), 1.0, http=PeerProtocol)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, _end, front, back)
+        ground.tell("daemon.started", "freehold", **about)
         gc.freeze()  # what is there now stays: the collector need not look at it again
         owners = asyncio.create_task(fleet.run())
         try:
@@ -100,17 +100,6 @@ async def _ground(config: Config, state: Path, run: Path):  # noqa: ANN202
         await book.close()
 
 
-@contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    """One daemon a state folder: two would write one book."""
-    with (state / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"a daemon already runs on {state}", hint="freehold ps shows it, freehold down ends it") from None
-        yield
-
-
 def _server(app: Any, drain_seconds: float, **more: Any) -> _Server:
     return _Server(
         uvicorn.Config(
@@ -138,6 +127,11 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
         raise FreeholdError(f"cannot listen on {host}:{port}: {error.strerror}", hint="server.listen names the address") from None
     listening.setblocking(False)
     return listening
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
 def _listen_unix(path: Path) -> socket.socket:

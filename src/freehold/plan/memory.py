@@ -32,9 +32,10 @@ def cells(context: int) -> int:
 def compute_bytes(build: Build, ubatch: int = UBATCH, context: int = 0) -> int:
     """At most this many bytes for llama.cpp's compute buffer with flash attention: f32 activations, f16 attention mask.
 
-    (vocabulary + hidden) x ubatch x 4 is exact for releases that keep logits for every token of a step (58 start-up
-    logs, 2025 and 2026). Current ones keep a row a request, and then (5 x hidden + 3 x feed-forward width) x ubatch x 4
-    was measured, which 17 x hidden bounds. The mask is context x ubatch x 2, measured too.
+    (vocabulary + hidden) x ubatch x 4 is exact for releases that keep logits for every token of a step: 25 of 34 public
+    start-up logs, 8 more within 10 %, one without flash attention 4.5 x. The pinned release keeps a row a request, and
+    (5 x hidden + 3 x feed-forward width) x ubatch x 4 was measured on dense models, which 17 x hidden bounds; so was
+    the mask, context x ubatch x 2. Index tensors, some tens of KiB, are left to the reserve.
     """
     return (_widest(build) + build.hidden_size) * ubatch * 4 + cells(context) * ubatch * 2
 
@@ -111,8 +112,9 @@ def _steps(plan: Plan, build: Build, host: Host, ubatch: int, reserve_bytes: int
     cache = (
         f"{plan.kv_bytes_per_token:,} bytes x {rows:,} tokens (context in steps of {CELLS}) x {plan.parallel} requests"
     )
-    widest = "vocabulary" if _widest(build) == build.vocabulary else "16 x hidden"
-    states = f"({_widest(build):,} {widest} + {build.hidden_size:,} hidden) x {ubatch} tokens x 4 bytes"
+    vocabulary, hidden = f"{build.vocabulary:,} vocabulary", f"{build.hidden_size:,} hidden"
+    widest = vocabulary if _widest(build) == build.vocabulary else f"16 x {hidden}"
+    states = f"({widest} + {hidden}) x {ubatch} tokens x 4 bytes"
     usable = f"{size(host.available_bytes)} available of {size(host.memory_bytes)} RAM - {size(reserve_bytes)} reserve"
     lines = [
         f"Weights: {size(plan.weight_bytes)}, {build.weights_source or 'as stated'}",

@@ -11,7 +11,7 @@ from freehold.errors import Refused, Unknown
 from freehold.types import Build
 from freehold.weights import gguf, safetensors
 from freehold.weights.files import File, list_files, root_of, split_of
-from freehold.weights.reading import Malformed, parse_json
+from freehold.weights.reading import Malformed, parse_json, quoted
 
 MAX_SIZE = 1 << 40  # no layer count, width or context is larger; keeps nonsense out of the arithmetic
 
@@ -56,7 +56,9 @@ def _describe_gguf(name: str, files: Sequence[File]) -> Build:
     facts = _Facts(headers[0].metadata)
     architecture = facts.text("general.architecture")
     if facts.values.get("general.type", "model") != "model":
-        raise Refused(f"{name} is a {facts.text('general.type')}, not a model", hint="name the base model")
+        raise Refused(
+            f"{name} is of type {quoted(facts.text('general.type'))}, not a model", hint="name the base model"
+        )
     facts.prefix = architecture + "."
     heads = facts.size("attention.head_count")
     hidden = facts.size("embedding_length")

@@ -7,6 +7,7 @@ one format) or FOLDER_FAMILIES (all files together). Nothing is ever unpickled, 
 from __future__ import annotations
 
 import pickletools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -36,6 +37,7 @@ CODE_KEYS = {
     "auto_map", "auto_mapping", "trust_remote_code", "custom_generate", "custom_pipelines", "custom_objects",
     "parent_library", "_attn_implementation_internal", "_target_", "__class__", "__reduce__", "py/object", "py/reduce",
 }  # fmt: skip
+_GLOBAL = re.compile(r"[\w.]+ [\w.]+")  # module and name
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}
 
 
@@ -184,8 +186,16 @@ def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_pickle(data: bytes) -> bool:
-    """Whether the bytes parse as a pickle to its STOP: parsed, never loaded. Protocol 0 is plain ASCII text."""
+    """Whether the bytes parse, to their STOP, as a pickle that names a callable: parsed, never loaded.
+
+    Protocol 0 is plain ASCII. A numbered list parses as a pickle too, but names nothing.
+    """
+    names = False
     try:
-        return any(opcode.name == "STOP" and position for opcode, _, position in pickletools.genops(data[:65536]))
+        for opcode, argument, _ in pickletools.genops(data[:65536]):
+            names = names or (opcode.name in {"GLOBAL", "INST"} and bool(_GLOBAL.fullmatch(str(argument))))
+            if opcode.name == "STOP":
+                return names
     except (ValueError, IndexError, OverflowError):
-        return False
+        pass
+    return False

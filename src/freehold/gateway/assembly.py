@@ -1,0 +1,103 @@
+"""Makes one whole answer of a stream.
+
+llama.cpp goes on computing an answer that is not streamed when its caller has left, and counts only the first of
+several choices in it. So it is always asked for a stream; who wants the answer whole gets it put together here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from freehold.errors import EngineFailed
+from freehold.gateway.meter import StreamMeter, usage_of
+from freehold.types import Tokens
+
+_DATA = b"data: {"
+
+
+class AssembledMeter:
+    """The same door as `WholeMeter`: keeps what comes and gives it back whole at the end."""
+
+    def __init__(self, name: str, n: int) -> None:
+        self._meter = StreamMeter(name, n=n, hide_usage=True)
+        self._answer: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+        self.done = False  # the caller waits for `close`
+
+    @property
+    def tokens(self) -> Tokens:
+        return self._meter.tokens
+
+    @property
+    def exact(self) -> bool:
+        return self._meter.exact
+
+    @property
+    def failed(self) -> bool:
+        return self._meter.failed
+
+    def feed(self, piece: bytes) -> bytes:
+        self._take(self._meter.feed(piece))
+        return b""
+
+    def close(self) -> bytes:
+        """Raises EngineFailed when the stream had no end."""
+        self._take(self._meter.close())
+        if not self._meter.done or not self._choices:
+            raise EngineFailed("the engine's answer has no end")
+        self.done = True
+        chat = "message" in self._choices[min(self._choices)]
+        whole = {
+            **self._answer,
+            "object": "chat.completion" if chat else "text_completion",
+            "choices": [self._choices[index] for index in sorted(self._choices)],
+            "usage": usage_of(self._meter.tokens),
+        }
+        return msgspec.json.encode(whole)
+
+    def _take(self, passed: bytes) -> None:
+        for line in passed.splitlines():
+            if not line.startswith(_DATA):
+                continue
+            frame = msgspec.json.decode(line[len(_DATA) - 1 :])
+            if error := frame.get("error"):
+                raise EngineFailed(error["message"] if isinstance(error, dict) else str(error))
+            for choice in frame.pop("choices", ()):
+                self._add(choice)
+            self._answer |= frame
+
+    def _add(self, choice: dict[str, Any]) -> None:
+        """Put a piece of one choice to what is there of it."""
+        delta = choice.pop("delta", None)
+        whole = self._choices.setdefault(choice["index"], {} if delta is None else {"message": {"role": "assistant", "content": ""}})
+        if delta is not None:
+            _extend(whole["message"], {name: value for name, value in delta.items() if name != "role"})
+        _extend(whole, choice)
+
+
+def _extend(whole: dict[str, Any], more: dict[str, Any]) -> None:
+    """Texts and lists grow, tables are filled in, anything else is replaced; a null says nothing new."""
+    for name, value in more.items():
+        have = whole.get(name)
+        if name == "tool_calls" and isinstance(value, list):
+            _extend_calls(whole.setdefault(name, []), value)
+        elif isinstance(have, dict) and isinstance(value, dict):
+            _extend(have, value)
+        elif isinstance(have, str | list) and type(have) is type(value) and name not in _ONCE:
+            whole[name] = have + value
+        elif value is not None or name not in whole:
+            whole[name] = value
+
+
+# Texts that come whole in every piece.
+_ONCE = frozenset({"finish_reason", "id", "type", "name"})
+
+
+def _extend_calls(calls: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
+    for piece in more:
+        index = piece.pop("index", 0)
+        while len(calls) <= index:
+            calls.append({})
+        _extend(calls[index], piece)

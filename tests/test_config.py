@@ -1,0 +1,68 @@
+"""freehold.toml: what is wrong is said with its place and what was probably meant."""
+
+import pytest
+
+from freehold.errors import BadConfig
+from freehold.fleet.config import load
+
+
+def written(tmp_path, text):
+    path = tmp_path / "freehold.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "hints"),
+    [
+        ("[server]\nlisten_on = 'x'", "unknown key `listen_on` in [server]", "did you mean `listen`?"),
+        ("[endpoints.a]\nweight = 'x'", "unknown key `weight` in [endpoints.a]", "`weights`"),
+        ("[endpoint.a]\nweights = 'x'", "unknown key `endpoint` in [top level]", "`endpoints`"),
+        ("[machine]\nqqq = 1", "unknown key `qqq`", "known keys: name, hourly_price"),
+        ("[endpoints.a]\ncontext = 1", "needs weights", "weights ="),
+        ("[endpoints.a]\nweights = 'x'\ncontext = 0", "context", "docs/freehold.toml"),
+        ("[endpoints.a]\nweights = 'x'\nidle_seconds = -1", "idle_seconds", "docs/freehold.toml"),
+        ("[endpoints.a]\nweights = 'x'\ncontext = '4k'", "context", "docs/freehold.toml"),
+        ("[endpoints.'a/b']\nweights = 'x'", "not a usable name", "letters"),
+        ("[endpoints.a]\nengine = 'vlm'\nweights = 'x'", "Invalid enum value", "docs/freehold.toml"),
+        ("[endpoints.a]\nengine = 'external'", "needs url", "http://"),
+        ("[endpoints.a]\nengine = 'external'\nurl = 'ftp://x'", "needs url", "http://"),
+        ("[endpoints.a]\nengine = 'external'\nurl = 'http://x'\nweights = 'y'", "weights means nothing", ""),
+        ("[endpoints.a]\nweights = 'x'\nurl = 'http://x'", "url means nothing", ""),
+        ("[server]\nlisten = '0.0.0.0:80'", "without TLS", "behind_proxy"),
+        ("[server]\nlisten = 'nowhere'", "is no address", "127.0.0.1"),
+        ("[server]\nlisten = '127.0.0.1:99999'", "is no address", "127.0.0.1"),
+        ("[server\n", "cannot read", ""),
+        ("[policy]\nisolation = 'maybe'", "isolation", "docs/freehold.toml"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, text, says, hints):
+    with pytest.raises(BadConfig) as refused:
+        load(written(tmp_path, text))
+    assert says in str(refused.value)
+    assert hints in refused.value.hint
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(BadConfig, match="no .*freehold.toml"):
+        load(tmp_path / "freehold.toml")
+
+
+def test_paths_are_seen_from_the_file(tmp_path):
+    config = load(written(tmp_path, "[endpoints.a]\nweights = 'm/a.gguf'\nbinary = '/opt/llama-server'"))
+    assert config.endpoints["a"].weights == str(tmp_path / "m/a.gguf")
+    assert config.endpoints["a"].binary == "/opt/llama-server"
+    assert config.state_dir == str(tmp_path / ".freehold")
+
+
+def test_prices_are_exact(tmp_path):
+    text = "[machine]\nhourly_price = 2.10\n[endpoints.a]\nweights = 'x'\nprompt_price = 0.1\ncompletion_price = 0.07"
+    config = load(written(tmp_path, text))
+    assert config.machine.pico_per_hour == 2_100_000_000_000
+    price = config.endpoints["a"].price
+    assert (price.prompt_pico_per_token, price.completion_pico_per_token) == (100_000, 70_000)
+
+
+def test_open_to_the_network_behind_a_proxy(tmp_path):
+    config = load(written(tmp_path, "[server]\nlisten = '[::]:8080'\nbehind_proxy = true"))
+    assert config.server.address == ("::", 8080)

@@ -1,0 +1,411 @@
+"""The real `openai` client against a daemon that serves the demonstration model on the real llama.cpp in its sandbox:
+every answer and every refusal is what the client knows from OpenAI, and the ledger holds what it must."""
+
+import threading
+
+import openai
+import pytest
+from conftest import team_in
+
+from freehold.engines.llamacpp import LlamaCpp
+
+QUESTION = "What is the licence of Qwen3-8B?"
+LONG = {"max_tokens": 1900, "extra_body": {"ignore_eos": True}}  # about a second of tokens
+CONTEXT = 2048
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """One daemon for all of this file. `tiny` is the fake engine: it starts slowly and calls itself something else."""
+    with team_in(tmp_path_factory.mktemp("openai")) as team:
+        demo = team.demo().replace("context = 512", f"context = {CONTEXT}")
+        tiny = team.fake("max_waiting = 1", delay_s=0.9)
+        team.write(server="max_body_mib = 1", demo=demo, other=team.demo(), tiny=tiny)
+        team.serve()
+        yield team
+
+
+def connect(team, key=None, **more) -> openai.OpenAI:
+    return openai.OpenAI(base_url=team.url, api_key=team.key if key is None else key, **{"max_retries": 0, **more})
+
+
+@pytest.fixture
+def client(served):
+    with connect(served) as client:
+        yield client
+
+
+@pytest.fixture
+def ledger(served):
+    """The records that a test adds: call it."""
+    known = {row["request"] for row in served.records()}
+    return lambda: [row for row in served.records() if row["request"] not in known]
+
+
+def asking(text=QUESTION) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def chat(client, text=QUESTION, model="demo", **more):
+    return client.chat.completions.create(model=model, messages=asking(text), **more)
+
+
+def counted(record) -> tuple[int, int]:
+    return record["prompt_tokens"], record["completion_tokens"]
+
+
+def stated(usage) -> tuple[int, int]:
+    return usage.prompt_tokens, usage.completion_tokens
+
+
+def text_of(chunks, index=0) -> str:
+    return "".join(c.delta.content or "" for chunk in chunks for c in chunk.choices if c.index == index)
+
+
+def engine_counters(team) -> tuple[int, int]:
+    counters = LlamaCpp().counters(team.engine("demo", "/metrics"))
+    return counters.prompt, counters.completion
+
+
+# answers
+
+
+def test_chat(client, ledger):
+    answer = chat(client, temperature=0)
+    assert answer.object == "chat.completion"
+    assert answer.model == "demo"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.choices[0].message.role == "assistant"
+    assert "Qwen3-8B" in answer.choices[0].message.content
+    assert answer.choices[0].finish_reason == "stop"
+    (record,) = ledger()
+    assert counted(record) == stated(answer.usage)
+    assert record["outcome"] == "ok"
+    assert record["status"] == 200
+    assert record["lower_bound"] == 0
+    assert record["charge_pico"] == 10**6 * (answer.usage.prompt_tokens + 2 * answer.usage.completion_tokens)
+    assert record["machine_pico"] > 0
+
+
+def test_temperature_0_says_the_same_every_time_whole_or_streamed(client):
+    first, second = (chat(client, temperature=0).choices[0].message.content for _ in range(2))
+    with chat(client, temperature=0, stream=True) as stream:
+        assert first == second == text_of(list(stream))
+
+
+def test_stream_without_usage_is_counted_all_the_same(served, client, ledger):
+    before = (chat(client, max_tokens=1), engine_counters(served))[1]
+    with chat(client, stream=True) as stream:
+        chunks = list(stream)
+    assert all(chunk.usage is None for chunk in chunks)
+    assert all(len(chunk.choices) == 1 for chunk in chunks)  # no frame that only states usage
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    record = ledger()[-1]
+    after = engine_counters(served)
+    assert counted(record) == (after[0] - before[0], after[1] - before[1])
+    assert record["outcome"] == "ok"
+    assert record["lower_bound"] == 0
+    assert record["stream"] == 1
+    assert 0 < record["first_byte_ms"] <= record["total_ms"]
+
+
+def test_stream_with_usage(client, ledger):
+    with chat(client, stream=True, stream_options={"include_usage": True}) as stream:
+        chunks = list(stream)
+    assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1].choices == []
+    assert counted(ledger()[0]) == stated(chunks[-1].usage)
+
+
+def test_two_answers(served, client, ledger):
+    before = (chat(client, max_tokens=1), engine_counters(served))[1]
+    answer = chat(client, n=2, temperature=1.5)
+    after = engine_counters(served)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert all(choice.message.content and choice.finish_reason == "stop" for choice in answer.choices)
+    record = ledger()[-1]
+    assert counted(record) == stated(answer.usage) == (after[0] - before[0], after[1] - before[1])
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_two_answers_streamed(served, client, ledger, include_usage):
+    before = (chat(client, max_tokens=1), engine_counters(served))[1]
+    options = {"stream_options": {"include_usage": True}} if include_usage else {}
+    with chat(client, n=2, temperature=1.5, stream=True, **options) as stream:
+        chunks = list(stream)
+    after = engine_counters(served)
+    assert text_of(chunks, 0)
+    assert text_of(chunks, 1)
+    used = (after[0] - before[0], after[1] - before[1])
+    assert [stated(chunk.usage) for chunk in chunks if chunk.usage] == [used] * include_usage
+    record = ledger()[-1]
+    assert counted(record) == used
+    assert record["lower_bound"] == 0
+
+
+def test_stop(client, ledger):
+    whole = chat(client, temperature=0).choices[0].message.content
+    word = whole.split()[2]
+    answer = chat(client, temperature=0, stop=[word])
+    assert answer.choices[0].message.content == whole[: whole.index(word)]
+    assert answer.choices[0].finish_reason == "stop"
+    assert counted(ledger()[-1]) == stated(answer.usage)
+
+
+def test_max_tokens(client, ledger):
+    answer = chat(client, max_tokens=3)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 3
+    assert counted(ledger()[0]) == stated(answer.usage)
+
+
+def test_logprobs(client, ledger):
+    answer = chat(client, temperature=0, logprobs=True, top_logprobs=3, max_tokens=4)
+    tokens = answer.choices[0].logprobs.content
+    assert "".join(token.token for token in tokens) == answer.choices[0].message.content
+    assert all(len(token.top_logprobs) == 3 for token in tokens)
+    assert all(token.logprob == max(top.logprob for top in token.top_logprobs) <= 0 for token in tokens)
+    assert counted(ledger()[0]) == (answer.usage.prompt_tokens, 4)
+
+
+def test_logprobs_streamed(client):
+    with chat(client, logprobs=True, top_logprobs=2, max_tokens=4, stream=True) as stream:
+        spoken = [c for chunk in stream for c in chunk.choices if c.delta.content]
+    assert all(len(token.top_logprobs) == 2 for choice in spoken for token in choice.logprobs.content)
+
+
+def test_completions(client, ledger):
+    asked = {"model": "demo", "prompt": "Qwen3-8B is", "max_tokens": 5, "temperature": 0}
+    answer = client.completions.create(**asked)
+    assert answer.object == "text_completion"
+    assert answer.model == "demo"
+    assert answer.choices[0].text
+    with client.completions.create(**asked, stream=True) as stream:
+        chunks = list(stream)
+    assert "".join(c.text for chunk in chunks for c in chunk.choices) == answer.choices[0].text
+    assert {chunk.model for chunk in chunks} == {"demo"}
+    whole, streamed = ledger()
+    assert counted(whole) == stated(answer.usage) == counted(streamed)
+    assert {whole["kind"], streamed["kind"]} == {"completion"}
+
+
+def test_the_model_is_called_what_the_caller_called_it(client, ledger):
+    """The engine behind `tiny` calls itself something else."""
+    answer = chat(client, model="tiny")
+    assert answer.model == "tiny"
+    with chat(client, model="tiny", stream=True) as stream:
+        assert {chunk.model for chunk in stream} == {"tiny"}
+    assert {row["endpoint"] for row in ledger()} == {"tiny"}
+
+
+def test_models(client):
+    listed = client.models.list()
+    assert [model.id for model in listed] == ["demo", "other", "tiny"]
+    model = client.models.retrieve("demo")
+    assert (model.id, model.object, model.owned_by) == ("demo", "model", "freehold")
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.models.retrieve("gpt-4o")
+    assert refused.value.code == "model_not_found"
+
+
+def test_the_request_id_leads_to_the_record(client, ledger):
+    raw = client.chat.completions.with_raw_response.create(model="demo", messages=asking(), max_tokens=2)
+    (record,) = ledger()
+    assert raw.headers["x-request-id"] == raw.parse()._request_id == record["request"]
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(client, "word " * CONTEXT)
+    assert refused.value.request_id == ledger()[-1]["request"]
+
+
+async def test_async_client(served, ledger):
+    async with openai.AsyncOpenAI(base_url=served.url, api_key=served.key, max_retries=0) as client:
+        whole = await client.chat.completions.create(model="demo", messages=asking(), temperature=0)
+        stream = await client.chat.completions.create(model="demo", messages=asking(), temperature=0, stream=True)
+        chunks = [chunk async for chunk in stream]
+    assert text_of(chunks) == whole.choices[0].message.content
+    assert [counted(row) for row in ledger()] == [stated(whole.usage)] * 2
+
+
+# refusals
+
+
+def test_wrong_key(served, ledger):
+    with connect(served, "fh-nobody-has-this") as client, pytest.raises(openai.AuthenticationError) as refused:
+        chat(client)
+    assert refused.value.code == "invalid_api_key"
+    with connect(served, "fh-nobody-has-this") as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    assert not ledger()
+
+
+def test_no_key(client):
+    with pytest.raises(openai.AuthenticationError) as refused:
+        chat(client, extra_headers={"Authorization": openai.Omit()})
+    assert refused.value.code == "invalid_api_key"
+
+
+def test_key_for_another_endpoint(served, ledger):
+    secret = served.daemon.ask("POST", "/keys", {"name": "elsewhere", "endpoints": ["oth*"]})["secret"]
+    with connect(served, secret) as client:
+        assert [model.id for model in client.models.list()] == ["other"]
+        with pytest.raises(openai.PermissionDeniedError) as refused:
+            chat(client)
+        assert refused.value.param == "model"
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("demo")
+    assert not ledger()
+
+
+def test_revoked_key_is_dead_at_once(served):
+    secret = served.daemon.ask("POST", "/keys", {"name": "leaver"})["secret"]
+    with connect(served, secret) as client:
+        chat(client, max_tokens=1)
+        served.daemon.ask("DELETE", "/keys/leaver")
+        with pytest.raises(openai.AuthenticationError, match="revoked") as refused:
+            chat(client)
+    assert refused.value.code == "invalid_api_key"
+
+
+def test_expired_key(served):
+    secret = served.daemon.ask("POST", "/keys", {"name": "visitor", "expires_ns": 1})["secret"]
+    with connect(served, secret) as client, pytest.raises(openai.AuthenticationError, match="expired") as refused:
+        chat(client)
+    assert refused.value.code == "invalid_api_key"
+
+
+def test_unknown_model(client, ledger):
+    with pytest.raises(openai.NotFoundError) as refused:
+        chat(client, model="gpt-4o")
+    assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+    assert not ledger()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_long_prompt(client, ledger, stream):
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(client, "word " * CONTEXT, stream=stream)
+    assert refused.value.code == "context_length_exceeded"
+    assert refused.value.type == "invalid_request_error"
+    (record,) = ledger()
+    assert (record["status"], record["outcome"], *counted(record)) == (400, "error", 0, 0)
+
+
+def test_bad_json(client, ledger):
+    headers = {"Content-Type": "application/json"}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post("/chat/completions", cast_to=object, content=b'{"model": "demo", ', options={"headers": headers})
+    assert refused.value.type == "invalid_request_error"
+    assert not ledger()
+
+
+def test_missing_model(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post("/chat/completions", cast_to=object, body={"messages": asking()})
+    assert refused.value.param == "model"
+
+
+@pytest.mark.parametrize("field", ["lora", "id_slot", "n_predict"])
+def test_a_field_that_reaches_into_what_callers_share(client, ledger, field):
+    with pytest.raises(openai.BadRequestError, match=field) as refused:
+        chat(client, extra_body={field: 1})
+    assert refused.value.param == field
+    assert not ledger()
+
+
+def test_a_bad_value_is_the_callers_mistake(client, ledger):
+    with pytest.raises(openai.BadRequestError):
+        chat(client, max_tokens="many")
+    assert [row["outcome"] for row in ledger()] == ["error"]
+
+
+def test_too_large_a_body(client, ledger):
+    with pytest.raises(openai.APIStatusError) as refused:
+        chat(client, "word " * (1 << 20))
+    assert refused.value.status_code == 413
+    assert refused.value.code == "request_too_large"
+    assert not ledger()
+
+
+def test_unknown_url(client):
+    with pytest.raises(openai.NotFoundError, match="Invalid URL"):
+        client.embeddings.create(model="demo", input="x")
+
+
+# leaving
+
+
+def test_closing_a_stream_stops_the_engines_work(served, client, ledger):
+    before = (chat(client, max_tokens=1), engine_counters(served))[1]
+    stream = chat(client, stream=True, **LONG)
+    for _ in range(5):
+        next(stream)
+    stream.close()
+    record = served.until(lambda: next((row for row in ledger() if row["outcome"] == "cut"), None))
+    served.until(lambda: b"llamacpp:requests_processing 0" in served.engine("demo", "/metrics"))
+    after = engine_counters(served)
+    assert record["lower_bound"] == 1
+    assert record["status"] == 200
+    assert record["prompt_tokens"] == after[0] - before[0]
+    assert 0 < record["completion_tokens"] <= after[1] - before[1] < 1900
+    assert served.until(lambda: served.status("demo")["in_flight"] == 0)
+
+
+def test_others_are_not_disturbed_by_who_leaves(client):
+    quiet = chat(client, temperature=0).choices[0].message.content
+    streams = [chat(client, stream=True, **LONG) for _ in range(3)]
+    for stream in streams:
+        next(stream)
+        stream.close()
+    assert chat(client, temperature=0).choices[0].message.content == quiet
+
+
+# trying again
+
+
+class Statuses(list):
+    """Each answer's status and Retry-After, as they reach the client."""
+
+    def note(self, response) -> None:
+        self.append((response.status_code, response.headers.get("retry-after")))
+
+
+def test_a_full_queue_says_when_to_try_again_and_the_client_does(served):
+    for _ in served.daemon.lines("POST", "/up?endpoint=tiny"):  # a start is measured: just over 0.9 s
+        pass
+    served.daemon.ask("POST", "/endpoints/tiny/stop")
+    served.until(lambda: served.status("tiny")["state"] == "stopped")
+    waking = threading.Thread(target=lambda: list(served.daemon.lines("POST", "/up?endpoint=tiny")))
+    waking.start()
+    served.until(lambda: served.status("tiny")["waiting"] == 1)  # all that may wait
+
+    seen = Statuses()
+    http = openai.DefaultHttpxClient(event_hooks={"response": [seen.note]})
+    with connect(served, max_retries=2, http_client=http) as client:
+        assert chat(client, model="tiny").choices
+    waking.join()
+    assert seen[0][0] == 503
+    assert 1 <= int(seen[0][1]) <= 2
+    assert seen[-1] == (200, None)
+
+
+def test_a_stopped_endpoint_is_unavailable_until_it_is_opened(served, ledger):
+    served.daemon.ask("POST", "/endpoints/other/stop")
+    with connect(served) as client, pytest.raises(openai.InternalServerError, match="stopped") as refused:
+        chat(client, model="other")
+    assert refused.value.status_code == 503
+    assert refused.value.code == "engine_unavailable"
+
+    seen = Statuses()
+
+    def open_it(response):
+        seen.note(response)
+        if len(seen) == 1:
+            assert list(served.daemon.lines("POST", "/up?endpoint=other"))[-1] == {"up": "other"}
+
+    http = openai.DefaultHttpxClient(event_hooks={"response": [open_it]})
+    with connect(served, max_retries=1, http_client=http) as client:
+        assert chat(client, model="other", max_tokens=1).choices
+    assert [status for status, _ in seen] == [503, 200]
+    assert [(row["status"], row["outcome"]) for row in ledger()] == [(503, "error"), (503, "error"), (200, "ok")]
