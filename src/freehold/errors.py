@@ -11,7 +11,9 @@ class FreeholdError(Exception):
     type = "server_error"
     code: str | None = "internal_error"
 
-    def __init__(self, message: str, *, hint: str = "", param: str | None = None, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.hint = hint
         self.param = param

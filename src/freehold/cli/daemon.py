@@ -21,7 +21,7 @@ class _Connection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # closed with the connection, also when this fails
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # closed with this, also when it fails
         self.sock.connect(str(self._path))
 
 

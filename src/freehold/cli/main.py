@@ -11,7 +11,12 @@ import click
 from freehold import __version__
 from freehold.errors import FreeholdError
 
-COMMANDS = ("up", "down", "serve", "ps", "logs", "start", "stop", "verify", "keys", "usage", "doctor", "schema", "completion")
+COMMANDS = (
+    *("up", "down", "serve", "ps", "logs", "start", "stop"),
+    *("verify", "keys", "usage", "doctor", "schema", "completion"),
+)
+    ["up", "down", "serve", "ps", "logs", "start", "stop", "verify", "keys", "usage", "doctor", "schema", "completion"]
+)
 
 
 class _InOrder(click.Group):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -22,8 +23,8 @@ def bring_up(daemon: Daemon, endpoints: list[str]) -> list[str]:
         elif "failed" in line:
             failure = FreeholdError(line["error"], hint=line["hint"])
             failure.exit_code = line["exit_code"]
-        elif text := _text(line["kind"], line["detail"]):
-            show(line["subject"], line["kind"].partition(".")[0], text)
+        elif text := _TEXTS.get(line["kind"]):
+            show(line["subject"], line["kind"].partition(".")[0], text(line["detail"]))
     if failure:
         raise failure
     return up
@@ -37,30 +38,27 @@ def show(subject: str, what: str, text: str) -> None:
         click.echo(f"{'':<22} {line}")
 
 
-def _text(kind: str, detail: dict[str, Any]) -> str | None:
-    match kind:
-        case "weights.checking":
-            return f"checking and hashing {detail['path']}"
-        case "weights.accepted":
-            pinned = {"unpinned": "UNPINNED, so it is pinned now", "pinned": "as pinned"}[detail["pinned"]]
-            return f"accepted: {detail['files']} file(s), {size(detail['size_bytes'])}, {detail['digest'][:16]}..., {pinned}"
-        case "weights.refused":
-            return "REFUSED"
-        case "plan.made":
-            return detail["steps"]
-        case "engine.launching":
-            return f"launching {detail['engine']}"
-        case "engine.started":
-            isolation = "isolated: no network, no files but its own" if detail["isolated"] else f"NOT ISOLATED: {detail['why_not']}"
-            return f"process {detail['pid']}, {isolation}"
-        case "engine.loading":
-            return "loading the weights"
-        case "engine.failed":
-            return f"FAILED: {detail['reason']}"
-        case "probe.passed":
-            return f"one real completion: {detail['prompt_tokens']} + {detail['completion_tokens']} tokens, as the engine counts"
-        case "probe.counts_differ":
-            return f"ITS COUNTS DIFFER FROM ITS USAGE: {detail}"
-        case "replica.ready":
-            return f"ready after {detail['seconds']} s"
-    return None
+def _isolation(detail: dict[str, Any]) -> str:
+    return "isolated: no network, no files but its own" if detail["isolated"] else f"NOT ISOLATED: {detail['why_not']}"
+
+
+def _accepted(detail: dict[str, Any]) -> str:
+    pinned = {"unpinned": "UNPINNED, so it is pinned now", "pinned": "as pinned"}[detail["pinned"]]
+    return f"accepted: {detail['files']} file(s), {size(detail['size_bytes'])}, {detail['digest'][:16]}..., {pinned}"
+
+
+_TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "weights.checking": lambda d: f"checking and hashing {d['path']}",
+    "weights.accepted": _accepted,
+    "weights.refused": lambda _: "REFUSED",
+    "plan.made": lambda d: d["steps"],
+    "engine.launching": lambda d: f"launching {d['engine']}",
+    "engine.started": lambda d: f"process {d['pid']}, {_isolation(d)}",
+    "engine.loading": lambda _: "loading the weights",
+    "engine.failed": lambda d: f"FAILED: {d['reason']}",
+    "probe.passed": lambda d: (
+        f"a real completion: {d['prompt_tokens']} + {d['completion_tokens']} tokens, as it counts"
+    ),
+    "probe.counts_differ": lambda d: f"ITS COUNTERS DIFFER FROM ITS USAGE: {d}",
+    "replica.ready": lambda d: f"ready after {d['seconds']} s",
+}

@@ -104,10 +104,9 @@ def _show_door(base: str, secret: str | None, body: str) -> None:
     key = f"{secret}   shown once: keep it" if secret else "one you have, or a new one: freehold keys create NAME"
     auth = secret or "$FREEHOLD_KEY"
     quoted = body.replace("'", "'\\''")
-    click.echo(
-        f"\nbase URL  {base}\nkey       {key}\n\ncurl -N {base}/chat/completions -H 'Content-Type: application/json' \\\n"
-        f"  -H \"Authorization: Bearer {auth}\" \\\n  -d '{quoted}'\n"
-    )
+    click.echo(f"\nbase URL  {base}\nkey       {key}\n")
+    click.echo(f"curl -N {base}/chat/completions -H 'Content-Type: application/json' \\")
+    click.echo(f"  -H \"Authorization: Bearer {auth}\" \\\n  -d '{quoted}'\n")
 
 
 def _ask(base: str, secret: str, body: str) -> str:
@@ -144,10 +143,9 @@ def _show_record(config: Config, daemon: Daemon, request_id: str) -> None:
     if record is None:
         return
     currency = config.machine.currency
-    click.echo(
-        f"\nusage     {record['prompt_tokens']} prompt + {record['completion_tokens']} completion tokens ({record['outcome']})"
-        f"\ntime      {record['first_byte_ms']:.1f} ms to the first byte, {record['total_ms']:.1f} ms in all"
-        f"\nprice     {money(record['charge_pico'], currency)} by the price list,"
-        f" {money(record['machine_pico'], currency)} of the machine's time"
-        "\n\nThe daemon goes on in the background: freehold ps, freehold usage, freehold down"
-    )
+    charged, cost = (money(record[account], currency) for account in ("charge_pico", "machine_pico"))
+    tokens = f"{record['prompt_tokens']} prompt + {record['completion_tokens']} completion tokens"
+    click.echo(f"\nusage     {tokens}, {record['outcome']}")
+    click.echo(f"time      {record['first_byte_ms']:.1f} ms to the first byte, {record['total_ms']:.1f} ms in all")
+    click.echo(f"price     {charged} by the price list, {cost} of the machine's time")
+    click.echo("\nThe daemon goes on in the background: freehold ps, freehold usage, freehold down")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import sys
@@ -22,7 +23,7 @@ from freehold.errors import NoDaemon
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--csv", "as_csv", is_flag=True, help="For spreadsheets.")
 @click.pass_obj
-def command(
+def command(  # noqa: PLR0917  click passes them by name
     config_path: Path, by: str, since: datetime | None, until: datetime | None, cost: bool, as_json: bool, as_csv: bool
 ) -> None:
     """Show requests and tokens, by endpoint, key or day; with --cost both accounts of money."""
@@ -30,10 +31,8 @@ def command(
     from freehold.ledger import report
 
     config, daemon = project(config_path)
-    try:
-        daemon.ask("POST", "/flush")  # what the daemon still has in hand
-    except NoDaemon:
-        pass  # then the book has it all
+    with contextlib.suppress(NoDaemon):  # then the book has it all
+        daemon.ask("POST", "/flush")
     with report.reading(Path(config.state_dir)) as book:
         if cost:
             found: Any = report.cost(book)
@@ -77,7 +76,13 @@ def _show_cost(found: dict[str, Any]) -> None:
     currency = found["tenures"][-1]["currency"] if found["tenures"] else ""
     paid = found["machine_pico"]
     rows = [
-        (r["endpoint"] or "-", r["phase"], f"{r['lasted_ns'] / 1e9:,.3f}", money(r["pico"], currency), _share(r["pico"], paid))
+        (
+            r["endpoint"] or "-",
+            r["phase"],
+            f"{r['lasted_ns'] / 1e9:,.3f}",
+            money(r["pico"], currency),
+            _share(r["pico"], paid),
+        )
         for r in found["occupancy"]
     ]
     click.echo(table(("ENDPOINT", "PHASE", "HOST-SECONDS", "COST", "SHARE"), rows))

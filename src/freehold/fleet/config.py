@@ -1,5 +1,7 @@
-"""`freehold.toml`: what a team wants to run. Its commented reference is docs/freehold.toml; `freehold schema` prints it
-as a JSON Schema."""
+"""`freehold.toml`: what a team wants to run.
+
+Its commented reference is docs/freehold.toml; `freehold schema` prints it as a JSON Schema.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
 
-class Server(_Table):
+class Server(_Table, frozen=True):
     """Where callers reach Freehold."""
 
     listen: str = "127.0.0.1:8080"
@@ -42,7 +44,7 @@ class Server(_Table):
         return host.strip("[]"), int(port)
 
 
-class Machine(_Table):
+class Machine(_Table, frozen=True):
     """This machine, for the account of what it costs."""
 
     name: str = "local"
@@ -54,14 +56,14 @@ class Machine(_Table):
         return _pico(self.hourly_price)
 
 
-class Policy(_Table):
+class Policy(_Table, frozen=True):
     """What must hold before anything is served."""
 
     isolation: Literal["required", "preferred", "off"] = "preferred"
     require_pin: bool = False
 
 
-class Endpoint(_Table):
+class Endpoint(_Table, frozen=True):
     """A name that callers use as `model`, and what answers behind it."""
 
     engine: Literal["llamacpp", "external"] = "llamacpp"
@@ -91,7 +93,7 @@ class Endpoint(_Table):
         )
 
 
-class Config(_Table):
+class Config(_Table, frozen=True):
     """The whole file."""
 
     server: Server = field(default_factory=Server)
@@ -165,7 +167,9 @@ def _check_server(server: Server, path: Path) -> None:
 def _refuse_unknown_keys(raw: dict[str, Any], path: Path) -> None:
     """msgspec would refuse them too, but without the name that was probably meant."""
     tables: list[tuple[str, Any, type[Struct]]] = [("", raw, Config)]
-    tables += [(name, raw.get(name), kind) for name, kind in (("server", Server), ("machine", Machine), ("policy", Policy))]
+    tables += [
+        (name, raw.get(name), kind) for name, kind in (("server", Server), ("machine", Machine), ("policy", Policy))
+    ]
     endpoints = raw.get("endpoints")
     if isinstance(endpoints, dict):
         tables += [(f"endpoints.{name}", table, Endpoint) for name, table in endpoints.items()]

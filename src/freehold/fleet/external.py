@@ -1,5 +1,7 @@
-"""An endpoint whose engine somebody else runs: held, keyed, metered and recorded like any other, never started or
-stopped by us. Its machine is not ours, so it has no account of occupancy."""
+"""An endpoint whose engine somebody else runs: held, keyed, metered and recorded like any other, never started.
+
+Its machine is not ours, so it has no account of occupancy.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ class External:
         self._held += 1
         return Hold(self._upstream, 0, 0.0)
 
-    async def hold(self, wait_seconds: float | None = None) -> Hold:
+    async def hold(self, wait_seconds: float | None = None) -> Hold:  # noqa: ARG002  the door is Replica's
         """Raises NotReady when an operator stopped it. (`wait_seconds`: there is nothing to wait for.)"""
         if held := self.try_hold():
             return held
@@ -52,7 +54,11 @@ class External:
         served_model = self.endpoint.served_model or self.name
         used = await probe_completion(self._upstream, self.name, served_model, self._ground)
         self._ground.tell(
-            "probe.passed", self.name, prompt_tokens=used.prompt, completion_tokens=used.completion, url=self._upstream.url
+            "probe.passed",
+            self.name,
+            prompt_tokens=used.prompt,
+            completion_tokens=used.completion,
+            url=self._upstream.url,
         )
 
     def status(self) -> dict[str, object]:

@@ -71,7 +71,9 @@ class Fleet:
             raise BadConfig(f"[endpoints.{name}] Freehold cannot start the engine `{endpoint.engine}`")
         policy, server = self.config.policy, self.config.server
         trust = Trust(name, Path(endpoint.weights or ""), self.ground, require_pin=policy.require_pin)
-        return Replica(name, endpoint, Start(name, endpoint, kind, trust, self.ground), self.ground, server.drain_seconds)
+        return Replica(
+            name, endpoint, Start(name, endpoint, kind, trust, self.ground), self.ground, server.drain_seconds
+        )
 
 
 def unknown_model(name: str) -> Unknown:

@@ -77,8 +77,10 @@ class Start:
             self.process = None
 
     def _gguf(self) -> str:
-        """The file llama.cpp is given: the weights themselves, or the first GGUF of a folder; where its bytes lie, if
-        that is the end of a link, because the sandbox shows only that."""
+        """The file llama.cpp is given: the weights themselves, or the first GGUF of a folder.
+
+        A link is followed, because the sandbox shows only where its bytes lie.
+        """
         path = Path(self._endpoint.weights or "")
         if path.is_dir():
             path = min(p for p in path.rglob("*.gguf") if not p.name.startswith("mmproj"))
@@ -113,7 +115,7 @@ class Start:
         """Ask until it says 200. Its socket is opened once: what it puts in its place later is never looked at."""
         said_loading = False
         while True:
-            if self.upstream is None and os.path.lexists(socket):
+            if self.upstream is None and os.path.lexists(socket):  # noqa: ASYNC240  a stat is no waiting
                 self._socket_fd = open_socket(socket)
                 self.upstream = Upstream(f"unix:/proc/self/fd/{self._socket_fd}")
             if self.upstream:
@@ -131,7 +133,10 @@ class Start:
         before = await self._counters(self.upstream)
         used = await probe_completion(self.upstream, self._name, self._name, self._ground)
         counted = await self._counters(self.upstream)
-        same = (counted.prompt - before.prompt, counted.completion - before.completion) == (used.prompt, used.completion)
+        same = (counted.prompt - before.prompt, counted.completion - before.completion) == (
+            used.prompt,
+            used.completion,
+        )
         self._ground.tell(
             "probe.passed" if same else "probe.counts_differ",
             self._name,
@@ -149,7 +154,12 @@ async def probe_completion(upstream: Upstream, name: str, served_model: str, gro
     """One real completion, recorded like any other. Raises EngineFailed when it is not one."""
     began_ns = ground.clock_ns()
     record = UsageRecord(
-        request=f"probe-{uuid.uuid4().hex}", key=PROBE_KEY, endpoint=name, kind="probe", stream=False, started_ns=began_ns
+        request=f"probe-{uuid.uuid4().hex}",
+        key=PROBE_KEY,
+        endpoint=name,
+        kind="probe",
+        stream=False,
+        started_ns=began_ns,
     )
     ground.book.open_request(record)
     message = {"role": "user", "content": "Hello"}

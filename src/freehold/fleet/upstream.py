@@ -1,5 +1,7 @@
-"""The pooled HTTP/1.1 client to engines, on asyncio.Protocol and httptools (llhttp): it is on every request's way, and
-general clients cost 2.5 to 80 times as much there."""
+"""The pooled HTTP/1.1 client to engines, on asyncio.Protocol and httptools (llhttp).
+
+It is on every request's way; general clients cost 2.5 to 80 times as much there.
+"""
 
 from __future__ import annotations
 

@@ -31,6 +31,8 @@ class Delta(Struct):
 
 
 class Choice(Struct):
+    index: int = 0
+    finish_reason: str | None = None
     delta: Delta | None = None
     text: str | None = None
 

@@ -1,5 +1,7 @@
-"""The operator's door: a Unix socket in a folder of the owner's. Who asks is told by the kernel (SO_PEERCRED), and is
-the actor of the event that follows."""
+"""The operator's door: a Unix socket in a folder of the owner's.
+
+Who asks is told by the kernel (SO_PEERCRED), and is the actor of the event that follows.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import asyncio
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 from starlette.applications import Starlette
@@ -41,73 +43,77 @@ class KeyAsk(msgspec.Struct):
     expires_ns: int | None = None
 
 
-def admin(fleet: Fleet, keyring: Keyring, about: dict[str, object], shut_down: Callable[[], None]) -> Starlette:
-    """Routes for the command line. Answers are JSON; `/up` and `/events` are JSON lines."""
+class Admin:
+    """What the command line asks of the daemon. Answers are JSON; those of `up` and `events` JSON lines."""
 
-    async def status(_: Request) -> Response:
-        return _json({**about, "endpoints": fleet.status()})
+    def __init__(self, fleet: Fleet, keyring: Keyring, about: dict[str, object], shut_down: Callable[[], None]) -> None:
+        self._fleet, self._keyring, self._about, self._shut_down = fleet, keyring, about, shut_down
 
-    async def up(request: Request) -> Response:
-        names = request.query_params.getlist("endpoint") or list(fleet.endpoints)
+    def app(self) -> Starlette:
+        routes = (
+            ("GET", "/status", self.status),
+            ("GET", "/events", self.events),
+            ("POST", "/up", self.up),
+            ("POST", "/endpoints/{name}/stop", self.stop),
+            ("GET", "/keys", self.keys),
+            ("POST", "/keys", self.create_key),
+            ("DELETE", "/keys/{name}", self.revoke_key),
+            ("POST", "/flush", self.flush),
+            ("POST", "/shutdown", self.shutdown),
+        )
+        return Starlette(
+            routes=[Route(path, do, methods=[method]) for method, path, do in routes],
+            exception_handlers={FreeholdError: _refuse},
+        )
+
+    async def status(self, _: Request) -> Response:
+        return _json({**self._about, "endpoints": self._fleet.status()})
+
+    async def up(self, request: Request) -> Response:
+        names = request.query_params.getlist("endpoint") or list(self._fleet.endpoints)
         for name in names:
-            fleet.find(name)
-        return StreamingResponse(_bring_up(fleet, names), media_type="application/x-ndjson")
+            self._fleet.find(name)
+        return StreamingResponse(_bring_up(self._fleet, names), media_type="application/x-ndjson")
 
-    async def stop(request: Request) -> Response:
-        member = fleet.find(request.path_params["name"])
-        fleet.ground.tell("endpoint.stop", member.name, actor=_actor(request))
+    async def stop(self, request: Request) -> Response:
+        member = self._fleet.find(request.path_params["name"])
+        self._fleet.ground.tell("endpoint.stop", member.name, actor=_actor(request))
         member.post("stop")
         return _json({"stopping": member.name})
 
-    async def events(_: Request) -> Response:
-        return StreamingResponse(_follow(fleet), media_type="application/x-ndjson")
+    async def events(self, _: Request) -> Response:
+        return StreamingResponse(_follow(self._fleet), media_type="application/x-ndjson")
 
-    async def keys(_: Request) -> Response:
-        return _json(keyring.list())
+    async def keys(self, _: Request) -> Response:
+        return _json(self._keyring.list())
 
-    async def create_key(request: Request) -> Response:
+    async def create_key(self, request: Request) -> Response:
         try:
             ask = msgspec.json.decode(await request.body(), type=KeyAsk)
         except msgspec.DecodeError as error:
             raise BadRequest(f"not a key to create: {error}") from None
-        key, secret = await keyring.create(ask.name, ask.endpoints, ask.expires_ns, _actor(request))
+        key, secret = await self._keyring.create(ask.name, ask.endpoints, ask.expires_ns, _actor(request))
         return _json({"key": key, "secret": secret})
 
-    async def revoke_key(request: Request) -> Response:
-        return _json(await keyring.revoke(request.path_params["name"], _actor(request)))
+    async def revoke_key(self, request: Request) -> Response:
+        return _json(await self._keyring.revoke(request.path_params["name"], _actor(request)))
 
-    async def flush(_: Request) -> Response:
-        fleet.save_occupancy()
-        await fleet.ground.book.flush()
+    async def flush(self, _: Request) -> Response:
+        """Everything that has happened is in the book when this is answered."""
+        self._fleet.save_occupancy()
+        await self._fleet.ground.book.flush()
         return _json({})
 
-    async def shutdown(request: Request) -> Response:
-        fleet.ground.tell("daemon.shutdown", "freehold", actor=_actor(request))
-        shut_down()
-        return _json({"in_flight": fleet.ground.book.journal.in_flight})
+    async def shutdown(self, request: Request) -> Response:
+        self._fleet.ground.tell("daemon.shutdown", "freehold", actor=_actor(request))
+        self._shut_down()
+        return _json({"in_flight": self._fleet.ground.book.journal.in_flight})
 
-    async def refuse(_: Request, error: Exception) -> Response:
-        assert isinstance(error, FreeholdError)  # noqa: S101  registered for nothing else
-        headers = {"x-exit-code": str(error.exit_code)}
-        return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
 
-    def route(path: str, do: Callable[[Request], Awaitable[Response]], method: str = "POST") -> Route:
-        return Route(path, do, methods=[method])
-
-    return Starlette(
-        routes=[
-            route("/status", status, "GET"),
-            route("/events", events, "GET"),
-            route("/up", up),
-            route("/endpoints/{name}/stop", stop),
-            route("/keys", keys, "GET"),
-            route("/keys", create_key),
-            route("/keys/{name}", revoke_key, "DELETE"),
-            route("/flush", flush),
-            route("/shutdown", shutdown),
-        ],
-        exception_handlers={FreeholdError: refuse},
-    )
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, FreeholdError)  # noqa: S101  registered for nothing else
+    headers = {"x-exit-code": str(error.exit_code)}
+    return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
 
 
 async def _bring_up(fleet: Fleet, names: list[str]) -> AsyncIterator[bytes]:

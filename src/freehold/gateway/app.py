@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.errors import BadRequest, EngineFailed, FreeholdError, NotFound, TimedOut, TooLarge
+from freehold.errors import BadRequest, FreeholdError, NotFound, TimedOut, TooLarge
 from freehold.fleet.fleet import Fleet, unknown_model
 from freehold.fleet.upstream import Exchange
 from freehold.gateway import openai
@@ -68,8 +68,9 @@ class Gateway:
         raise unknown_model(named[1])
 
     async def _complete(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
+        key = self._keyring.find(_authorization(scope))  # before anything is read for them
         body = await _read(receive, self._max_body_bytes)
-        passage = admit(self._keyring, self._fleet, _authorization(scope), body, kind)
+        passage = admit(self._fleet, key, body, kind)
         answer = _Answer(send, passage)
         working = asyncio.create_task(answer.give(scope["path"]))
         leaving = asyncio.create_task(_hang_up(receive))
@@ -148,7 +149,8 @@ async def _read(receive: Receive, max_bytes: int) -> bytes:
         pieces.append(message.get("body", b""))
         size_bytes += len(pieces[-1])
         if size_bytes > max_bytes:
-            raise TooLarge(f"the request is larger than {max_bytes >> 20} MiB", hint="server.max_body_mib raises the limit")
+            hint = "server.max_body_mib in freehold.toml raises the limit"
+            raise TooLarge(f"the request is larger than {max_bytes >> 20} MiB", hint=hint)
         more = message.get("more_body", False)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

@@ -71,7 +71,8 @@ class AssembledMeter:
     def _add(self, choice: dict[str, Any]) -> None:
         """Put a piece of one choice to what is there of it."""
         delta = choice.pop("delta", None)
-        whole = self._choices.setdefault(choice["index"], {} if delta is None else {"message": {"role": "assistant", "content": ""}})
+        empty = {} if delta is None else {"message": {"role": "assistant", "content": ""}}
+        whole = self._choices.setdefault(choice["index"], empty)
         if delta is not None:
             _extend(whole["message"], {name: value for name, value in delta.items() if name != "role"})
         _extend(whole, choice)

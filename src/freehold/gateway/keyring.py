@@ -7,7 +7,7 @@ import secrets
 
 import msgspec
 
-from freehold.errors import BadKey, BadRequest, FreeholdError, Unknown
+from freehold.errors import BadKey, BadRequest, Unknown
 from freehold.fleet.ground import Ground
 from freehold.policy.access import expired
 from freehold.types import Key
@@ -43,7 +43,9 @@ class Keyring:
     def list(self) -> list[Key]:
         return list(self._keys.values())
 
-    async def create(self, name: str, endpoints: tuple[str, ...], expires_ns: int | None, actor: str) -> tuple[Key, str]:
+    async def create(
+        self, name: str, endpoints: tuple[str, ...], expires_ns: int | None, actor: str
+    ) -> tuple[Key, str]:
         """A new key and its secret, which nobody can ask for again. Raises BadRequest when the name is in use."""
         now_ns = self._ground.clock_ns()
         if not name or any(key.name == name and expired(key, now_ns) is None for key in self._keys.values()):
@@ -73,5 +75,3 @@ class Keyring:
 
 def _hash(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
-
-

@@ -1,4 +1,4 @@
-"""Counts tokens in an answer while it passes. Frames of a stream are put together again, whatever pieces they come in."""
+"""Counts tokens in an answer while it passes; frames of a stream are put together again, however they come."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ class StreamMeter:
     """Feed it every piece of a stream; it gives back what the caller is to see.
 
     `name` replaces the engine's own name for the model. `hide_usage`: the caller did not ask for the frame that only
-    states usage, so it is taken out. `n`: choices a prompt; llama.cpp states the usage of each in a frame of its own,
-    and callers get one frame for all.
+    states usage, so it is taken out. `n`: choices a prompt. llama.cpp states the usage of each choice apart: of a chat
+    in a frame of its own, of a completion beside its end. Callers get one frame for all.
     """
 
     def __init__(self, name: str, *, n: int = 1, hide_usage: bool) -> None:
         self.tokens = Tokens()  # stated by the engine, or seen to pass: then at least so many were produced
-        self.exact = False  # stated
+        self.exact = False  # stated, for all choices
         self.done = False  # [DONE] has passed
         self.failed = False  # the engine reported an error
         self._name, self._n, self._hide_usage = name, n, hide_usage
         self._rest = b""
-        self._stated: list[Tokens] = []
+        self._stated: list[Tokens] = []  # in frames of their own
+        self._seen: dict[int, Tokens] = {}  # of each choice, so far
+        self._ended: set[int] = set()  # choices whose end stated their usage
         self._usage_frame = b""
 
     def feed(self, piece: bytes) -> bytes:
@@ -57,7 +59,10 @@ class StreamMeter:
         data = data[5:].strip()
         if data == b"[DONE]":
             self.done = True
+            self._add_up()
             return self._merged_usage() + frame
+        if data == b"null":  # llama.cpp begins so when it was given several prompts; clients stumble over it
+            return b""
         try:
             read = decode_frame(data)
         except msgspec.DecodeError:
@@ -65,30 +70,41 @@ class StreamMeter:
         self.failed = self.failed or read.error is not None
         self._count(read)
         frame = rename_model(frame, read.model, self._name)
-        if not read.usage or read.choices:
+        if not read.usage or (read.choices and not self._ended):
             return frame
-        self._usage_frame = b"" if self._hide_usage or self._n == 1 else frame
-        return b"" if self._hide_usage or self._n > 1 else frame
+        self._usage_frame = b"" if self._hide_usage or (self._n == 1 and not read.choices) else frame
+        return frame if read.choices or (self._n == 1 and not self._hide_usage) else b""
 
     def _count(self, read: Frame) -> None:
-        """Usage alone in its frame is final; beside a choice it is a running count."""
+        """Usage alone in its frame is final, and so it is beside a choice that ends; else it is a running count."""
+        running = read.usage or read.timings
         if read.usage and not read.choices:
             self._stated.append(read.usage.tokens())
+        for choice in read.choices:
+            if running:
+                self._seen[choice.index] = running.tokens()
+            elif choice.speaks:
+                seen = self._seen.get(choice.index, Tokens())
+                self._seen[choice.index] = msgspec.structs.replace(seen, completion=seen.completion + 1)
+            if read.usage and choice.finish_reason:
+                self._ended.add(choice.index)
+        self._add_up()
+
+    def _add_up(self) -> None:
+        all_stated = self.done or self._n == 1  # with several choices others may be missing before the end
+        if self._stated and all_stated:
             self.tokens, self.exact = _total(self._stated, self._n), True
-        elif self.exact:
-            pass
-        elif running := read.usage or read.timings:
-            self.tokens = running.tokens()
-        else:
-            spoken = sum(choice.speaks for choice in read.choices)
-            self.tokens = msgspec.structs.replace(self.tokens, completion=self.tokens.completion + spoken)
+        elif self._seen:
+            self.tokens = _total_seen(self._seen, self._n)
+            self.exact = self.done and self._ended == self._seen.keys()
 
     def _merged_usage(self) -> bytes:
         """One frame of usage for all choices, if the caller asked for it."""
         if not self._usage_frame:
             return b""
         said = msgspec.json.decode(self._usage_frame.strip().removeprefix(b"data:"))
-        return b"data: %b\n\n" % msgspec.json.encode({**said, "usage": usage_of(self.tokens)})
+        said.pop("timings", None)  # of one choice only
+        return b"data: %b\n\n" % msgspec.json.encode({**said, "choices": [], "usage": usage_of(self.tokens)})
 
 
 def _total(stated: list[Tokens], n: int) -> Tokens:
@@ -98,6 +114,16 @@ def _total(stated: list[Tokens], n: int) -> Tokens:
         prompt=sum(t.prompt for t in stated) // shared,
         completion=sum(t.completion for t in stated),
         cached=sum(t.cached for t in stated) // shared,
+    )
+
+
+def _total_seen(seen: dict[int, Tokens], n: int) -> Tokens:
+    """Choices are numbered through: the first `n` share the first prompt."""
+    prompts = {index // n: tokens for index, tokens in seen.items()}.values()
+    return Tokens(
+        prompt=sum(t.prompt for t in prompts),
+        completion=sum(t.completion for t in seen.values()),
+        cached=sum(t.cached for t in prompts),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -23,7 +23,7 @@ _decode_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _decode_include = msgspec.json.Decoder(StreamOptions | None).decode
 _decode_model = msgspec.json.Decoder(str).decode
 _decode_stream = msgspec.json.Decoder(bool | None).decode
-_decode_n = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=1)] | None).decode
+_decode_n = msgspec.json.Decoder(int | None).decode
 
 
 class Ask(msgspec.Struct):
@@ -57,11 +57,14 @@ def read_ask(body: bytes) -> Ask:
         raise BadRequest(f"We could not parse the JSON body of your request: {error}") from None
     if "model" not in fields:
         raise BadRequest("you must provide a model parameter", param="model")
+    n = _field(fields, "n", _decode_n)
+    if n is not None and n < 1:
+        raise BadRequest(f"Invalid value for `n`: {n} is less than 1", param="n")
     return Ask(
         model=_field(fields, "model", _decode_model),
         stream=bool(_field(fields, "stream", _decode_stream)),
         include_usage=bool((options := _field(fields, "stream_options", _decode_include)) and options.include_usage),
-        n=_field(fields, "n", _decode_n) or 1,
+        n=n or 1,
         fields=fields,
     )
 

@@ -16,7 +16,6 @@ from freehold.fleet.fleet import Fleet
 from freehold.fleet.replica import Hold, Replica
 from freehold.fleet.upstream import Exchange, Unreachable
 from freehold.gateway.assembly import AssembledMeter
-from freehold.gateway.keyring import Keyring
 from freehold.gateway.meter import StreamMeter, WholeMeter
 from freehold.gateway.openai import Ask, new_request_id, read_ask
 from freehold.policy import access
@@ -25,9 +24,8 @@ from freehold.types import Key, Outcome, UsageRecord
 Kind = Literal["chat", "completion"]
 
 
-def admit(keyring: Keyring, fleet: Fleet, authorization: bytes | None, body: bytes, kind: Kind) -> Passage:
+def admit(fleet: Fleet, key: Key, body: bytes, kind: Kind) -> Passage:
     """Let a request in and open its record. Raises FreeholdError: then there is none."""
-    key = keyring.find(authorization)
     ask = read_ask(body)
     member = fleet.find(ask.model)
     if error := access.refusal(key, ask.model, fleet.ground.clock_ns()):
@@ -152,5 +150,3 @@ class Passage:
 
     def _elapsed_ms(self) -> float:
         return round((self._ground.clock_ns() - self._began_ns) / 1e6, 3)
-
-

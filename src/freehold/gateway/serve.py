@@ -16,13 +16,13 @@ import uvicorn
 import uvloop
 
 from freehold import __version__
-from freehold.errors import FreeholdError, Refused
+from freehold.errors import FreeholdError
 from freehold.executors.local import Local, sweep
 from freehold.fleet.config import Config
 from freehold.fleet.fleet import Fleet
 from freehold.fleet.ground import Ground, steady_clock
 from freehold.fleet.occupancy import Occupancy
-from freehold.gateway.admin import PeerProtocol, admin
+from freehold.gateway.admin import Admin, PeerProtocol
 from freehold.gateway.app import Gateway
 from freehold.gateway.keyring import Keyring
 from freehold.gateway.rundir import admin_socket, lock, run_dir
@@ -36,11 +36,16 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def end(self) -> None:
+        """Let requests in flight finish; asked again, do not wait for them."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
 
 async def serve(config: Config, config_digest: str) -> None:
     """Until a signal or `freehold down`. A second signal does not wait for requests in flight."""
     state = Path(config.state_dir)
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)  # noqa: ASYNC240  nothing runs yet
     async with AsyncExitStack() as stack:
         stack.enter_context(lock(state))
         run = run_dir(state)
@@ -54,31 +59,34 @@ async def serve(config: Config, config_digest: str) -> None:
         doors = _listen_tcp(*config.server.address), _listen_unix(admin_socket(state))
         about = {"version": __version__, "config": config_digest, "url": _url(doors[0]), "pid": os.getpid()}
         front = _server(Gateway(fleet, keyring), config.server.drain_seconds)
-        back = _server(admin(fleet, keyring, about, lambda: _end(front, back)), 1.0, http=PeerProtocol)
+        back = _server(Admin(fleet, keyring, about, front.end).app(), 1.0, http=PeerProtocol)
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, _end, front, back)
+            asyncio.get_running_loop().add_signal_handler(number, front.end)
         ground.tell("daemon.started", "freehold", **about)
         gc.freeze()  # what is there now stays: the collector need not look at it again
-        owners = asyncio.create_task(fleet.run())
-        try:
-            backing = asyncio.create_task(back.serve(sockets=[doors[1]]))
-            fronting = asyncio.create_task(front.serve(sockets=[doors[0]]))
-            await asyncio.wait((owners, fronting), return_when=asyncio.FIRST_COMPLETED)
-            _end(front, back)
-            await asyncio.wait((fronting,))
-        finally:
-            owners.cancel()
-            await asyncio.wait((owners,))
-            await asyncio.wait((backing,))
-            admin_socket(state).unlink(missing_ok=True)
+        await _until_the_end(fleet, front, back, doors)
         ground.tell("daemon.stopped", "freehold")
-        if not owners.cancelled() and (error := owners.exception()):
-            raise error
 
 
-def _end(front: uvicorn.Server, back: uvicorn.Server) -> None:
-    front.force_exit = front.should_exit
-    front.should_exit = back.should_exit = True
+async def _until_the_end(
+    fleet: Fleet, front: _Server, back: _Server, doors: tuple[socket.socket, socket.socket]
+) -> None:
+    """Callers go first, then the engines, then the operator's door. Raises what ended an owner before its time."""
+    owning = asyncio.create_task(fleet.run())
+    fronting, backing = (
+        asyncio.create_task(server.serve(sockets=[door])) for server, door in zip((front, back), doors, strict=True)
+    )
+    try:
+        await asyncio.wait((owning, fronting), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        front.end()
+        await asyncio.wait((fronting,))
+        owning.cancel()
+        await asyncio.wait((owning,))
+        back.end()
+        await asyncio.wait((backing,))
+    if not owning.cancelled() and (error := owning.exception()):
+        raise error
 
 
 @asynccontextmanager
@@ -124,7 +132,8 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
     try:
         listening.bind((host, port))
     except OSError as error:
-        raise FreeholdError(f"cannot listen on {host}:{port}: {error.strerror}", hint="server.listen names the address") from None
+        message = f"cannot listen on {host}:{port}: {error.strerror}"
+        raise FreeholdError(message, hint="server.listen in freehold.toml names the address") from None
     listening.setblocking(False)
     return listening
 

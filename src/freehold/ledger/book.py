@@ -139,7 +139,10 @@ class Book:
                 return
             done.set_result(answer) if error is None else done.set_exception(error)
 
-        self._jobs.put(_Job(write, lambda *outcome: self._loop.call_soon_threadsafe(settle, *outcome)))
+        def tell(answer: Any, error: Exception | None) -> None:
+            self._loop.call_soon_threadsafe(settle, answer, error)
+
+        self._jobs.put(_Job(write, tell))
         return await done
 
     async def flush(self) -> None:

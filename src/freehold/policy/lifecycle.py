@@ -29,7 +29,7 @@ class Life(Struct, frozen=True, kw_only=True):
     closed: bool = False  # an operator stopped it: nobody is let in until it is opened
 
 
-def step(life: Life, event: Happening) -> tuple[Life, tuple[Effect, ...]]:
+def step(life: Life, event: Happening) -> tuple[Life, tuple[Effect, ...]]:  # noqa: C901, PLR0911, PLR0912  it is a table
     """The next life, and what must be done: start or stop a process, admit or refuse who waits, schedule `due`."""
     match life.state, event:
         case _, "wanted" if life.closed:

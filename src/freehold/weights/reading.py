@@ -18,7 +18,7 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
-class Malformed(Exception):  # noqa: N818 - it names the file's state, as the rule beside it does
+class Malformed(Exception):
     """The bytes are not what their format requires. `rule` is short and stable, `why` is for a person."""
 
     def __init__(self, rule: str, why: str) -> None:
