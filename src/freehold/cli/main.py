@@ -15,8 +15,6 @@ COMMANDS = (
     *("up", "down", "serve", "ps", "logs", "start", "stop"),
     *("verify", "keys", "usage", "doctor", "schema", "completion"),
 )
-    ["up", "down", "serve", "ps", "logs", "start", "stop", "verify", "keys", "usage", "doctor", "schema", "completion"]
-)
 
 
 class _InOrder(click.Group):
