@@ -32,9 +32,15 @@ class Team:
         self.url = self.key = ""
         self._connections: list[http.client.HTTPConnection] = []
 
-    def write(self, *, listen="127.0.0.1:0", server="", machine="hourly_price = 0.05", policy="", **endpoints: str) -> None:
+    def write(
+        self, *, listen="127.0.0.1:0", server="", machine="hourly_price = 0.05", policy="", **endpoints: str
+    ) -> None:
         """`endpoints`: each one's lines of TOML. `fake` among them is served by tests/fake_engine.py."""
-        tables = [f'[server]\nlisten = "{listen}"\ndrain_seconds = 2\n{server}', f"[machine]\n{machine}", f"[policy]\n{policy}"]
+        tables = [
+            f'[server]\nlisten = "{listen}"\ndrain_seconds = 2\n{server}',
+            f"[machine]\n{machine}",
+            f"[policy]\n{policy}",
+        ]
         for name, lines in endpoints.items():
             tables.append(f"[endpoints.{name}]\n{lines}")
         (self.folder / "freehold.toml").write_text("\n".join(tables))
@@ -56,7 +62,12 @@ class Team:
     def run(self, *args: str, code: int | None = 0) -> str:
         """The command line, as a person runs it. `code`: the exit code it must have."""
         done = subprocess.run(
-            [sys.executable, "-m", "freehold", *args], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-m", "freehold", *args],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert code is None or done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
@@ -68,7 +79,9 @@ class Team:
     def serve(self) -> None:
         """Start the daemon and make a key."""
         with (self.folder / "daemon.log").open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "freehold", "serve"], cwd=self.folder, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "freehold", "serve"], cwd=self.folder, stdout=log, stderr=log
+            )
         while not self.daemon.running():
             assert self.process.poll() is None, (self.folder / "daemon.log").read_text()
             time.sleep(0.01)
@@ -96,7 +109,9 @@ class Team:
         self._connections.append(connection)
         return connection
 
-    def post(self, model: str, content="hi", *, path="/v1/chat/completions", key: str | None = None, **more) -> http.client.HTTPResponse:
+    def post(
+        self, model: str, content="hi", *, path="/v1/chat/completions", key: str | None = None, **more
+    ) -> http.client.HTTPResponse:
         """One request; the answer's body is still to be read."""
         connection = self.connect()
         body = {"model": model, "messages": [{"role": "user", "content": content}], **more}

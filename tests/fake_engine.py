@@ -74,7 +74,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         end = b"\r\n\r\n" if "crlf" in how else b"\n\n"
-        self.frame(asked, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": None}}], "asked": asked}, end)
+        self.frame(
+            asked, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": None}}], "asked": asked}, end
+        )
         for number in range(tokens):
             if how.get("die") == str(number):
                 os._exit(9)
@@ -104,7 +106,13 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(pause_s)
         text = "".join(f" w{number}" for number in range(tokens))
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text, "finish_reason": "stop"}
-        answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "the-engine's-own", "choices": [choice]}
+        answer = {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "the-engine's-own",
+            "choices": [choice],
+        }
         self.reply(200, json.dumps({**answer, "usage": usage(tokens), "asked": asked}).encode())
 
     def client_left(self):

@@ -150,7 +150,7 @@ def test_a_caller_who_leaves_midway_stops_the_engine(team, stream):
     if stream:
         assert connection.getresponse().read(400)
     else:
-        team.until(lambda: json.loads(team.engine("demo", "/counts"))["running"] == 1)
+        team.until(lambda: json.loads(team.engine("demo", "/counts"))["completion"] > 50)
     connection.close()
     team.until(lambda: json.loads(team.engine("demo", "/counts"))["cancelled"] == 1)
     _, record = team.until(lambda: len(team.records()) == 2 and team.records())
@@ -259,7 +259,7 @@ def test_an_external_engine_is_keyed_metered_and_recorded(team):
         outer.serve()
         assert outer.ask("far", "@@n=5")["model"] == "far"
         assert read(outer.post("far", "@@n=5", stream=True))[0]["model"] == "far"
-        assert "one real completion" in outer.run("up")
+        assert "a real completion" in outer.run("up")
         assert outer.post("far", key="wrong").status == 401
         records = outer.records()
         assert [(r["prompt_tokens"], r["completion_tokens"], r["outcome"]) for r in records[:2]] == [(7, 5, "ok")] * 2
@@ -277,8 +277,8 @@ def test_nothing_but_the_model_and_the_list_is_shown_without_a_key(team):
         ("GET", "/healthz", 200),
         ("GET", "/v1/models", 401),
         ("GET", "/v1/models/demo", 401),
-        ("GET", "/status", 401),
-        ("GET", "/metrics", 401),
+        ("GET", "/status", 404),
+        ("GET", "/metrics", 404),
         ("GET", "/v1/chat/completions", 405),
         ("POST", "/v1/models", 405),
     ):

@@ -43,7 +43,10 @@ async def test_what_a_crash_left_open_is_closed_as_cut(tmp_path):
     book = Book(tmp_path)
     assert book.recovered == 1
     await book.close()
-    assert rows(tmp_path, "request, outcome, completion_tokens, lower_bound") == [("open", "cut", 0, 1), ("settled", "ok", 9, 0)]
+    assert rows(tmp_path, "request, outcome, completion_tokens, lower_bound") == [
+        ("open", "cut", 0, 1),
+        ("settled", "ok", 9, 0),
+    ]
 
 
 async def test_recovery_may_repeat_itself(tmp_path):

@@ -13,7 +13,7 @@ from freehold.types import Tokens
 
 
 def frame(end=b"\n\n", **more) -> bytes:
-    return b"data: " + json.dumps({"id": "x", "model": "engine's \"own\"", **more}).encode() + end
+    return b"data: " + json.dumps({"id": "x", "model": 'engine\'s "own"', **more}).encode() + end
 
 
 def word(text, **more):
@@ -29,7 +29,10 @@ STREAM = b"".join(
         frame(**word(TRICKY)),
         frame(b"\r\n\r\n", **word("x")),
         frame(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}], usage=None),
-        frame(choices=[], usage={"prompt_tokens": 11, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 4}}),
+        frame(
+            choices=[],
+            usage={"prompt_tokens": 11, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 4}},
+        ),
         b"data: [DONE]\n\n",
     )
 )

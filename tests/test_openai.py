@@ -5,13 +5,16 @@ import threading
 
 import openai
 import pytest
+import unixhttp
 from conftest import team_in
 
 from freehold.engines.llamacpp import LlamaCpp
+from freehold.gateway.rundir import run_dir
 
 QUESTION = "What is the licence of Qwen3-8B?"
 LONG = {"max_tokens": 1900, "extra_body": {"ignore_eos": True}}  # about a second of tokens
 CONTEXT = 2048
+ASKING = [{"role": "user", "content": QUESTION}]
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +45,8 @@ def ledger(served):
     return lambda: [row for row in served.records() if row["request"] not in known]
 
 
-def asking(text=QUESTION) -> list[dict]:
-    return [{"role": "user", "content": text}]
-
-
 def chat(client, text=QUESTION, model="demo", **more):
-    return client.chat.completions.create(model=model, messages=asking(text), **more)
+    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **more)
 
 
 def counted(record) -> tuple[int, int]:
@@ -189,6 +188,55 @@ def test_completions(client, ledger):
     whole, streamed = ledger()
     assert counted(whole) == stated(answer.usage) == counted(streamed)
     assert {whole["kind"], streamed["kind"]} == {"completion"}
+    assert {whole["lower_bound"], streamed["lower_bound"]} == {0}
+
+
+PROMPTS = ["Qwen3-8B is", "What"]
+
+
+@pytest.mark.parametrize("asked", [{"prompt": PROMPTS[0], "n": 2}, {"prompt": PROMPTS}, {"prompt": PROMPTS, "n": 2}])
+def test_several_completions(served, client, ledger, asked):
+    before = (chat(client, max_tokens=1), engine_counters(served))[1]
+    answer = client.completions.create(model="demo", max_tokens=5, **asked)
+    between = engine_counters(served)
+    usage = {"stream_options": {"include_usage": True}}
+    with client.completions.create(model="demo", max_tokens=5, stream=True, **usage, **asked) as stream:
+        chunks = list(stream)
+    after = engine_counters(served)
+    assert [choice.index for choice in answer.choices] == list(range(len(answer.choices)))
+    assert {c.index for chunk in chunks for c in chunk.choices} == {c.index for c in answer.choices}
+    assert chunks[-1].choices == []
+    whole, streamed = ledger()[-2:]
+    assert counted(whole) == stated(answer.usage) == (between[0] - before[0], between[1] - before[1])
+    assert counted(streamed) == stated(chunks[-1].usage) == (after[0] - between[0], after[1] - between[1])
+    assert {whole["lower_bound"], streamed["lower_bound"]} == {0}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {"messages": ASKING}),
+        ("/v1/chat/completions", {"messages": ASKING, "logprobs": True, "top_logprobs": 2, "max_tokens": 5}),
+        ("/v1/chat/completions", {"messages": ASKING, "stop": ["Qwen"]}),
+        ("/v1/completions", {"prompt": "Qwen3-8B is", "max_tokens": 5}),
+        ("/v1/completions", {"prompt": "Qwen3-8B is", "max_tokens": 5, "logprobs": 2}),
+        ("/v1/completions", {"prompt": "Qwen3-8B is", "max_tokens": 0}),
+    ],
+)
+def test_a_whole_answer_is_the_engines_own(served, client, path, asked):
+    """Freehold asks for a stream and puts it together; nobody should be able to tell. (But for logprobs of an answer
+    that ends by itself: the engine, unlike OpenAI, then gives those of the token that ends it, too.)
+    """
+    chat(client, max_tokens=1)
+    socket = max((run_dir(served.state) / "demo").glob("*.sock"))
+    body = {"model": "demo", "temperature": 0, "seed": 1, **asked}
+    own = unixhttp.post(str(socket), path, **body)
+    ours = client.post(path.removeprefix("/v1"), cast_to=object, body=body)
+    for answer in (own, ours):
+        for each_time in ("id", "created", "timings"):
+            answer.pop(each_time, None)
+        answer["usage"].pop("prompt_tokens_details")
+    assert ours == own
 
 
 def test_the_model_is_called_what_the_caller_called_it(client, ledger):
@@ -211,7 +259,7 @@ def test_models(client):
 
 
 def test_the_request_id_leads_to_the_record(client, ledger):
-    raw = client.chat.completions.with_raw_response.create(model="demo", messages=asking(), max_tokens=2)
+    raw = client.chat.completions.with_raw_response.create(model="demo", messages=ASKING, max_tokens=2)
     (record,) = ledger()
     assert raw.headers["x-request-id"] == raw.parse()._request_id == record["request"]
     with pytest.raises(openai.BadRequestError) as refused:
@@ -221,8 +269,8 @@ def test_the_request_id_leads_to_the_record(client, ledger):
 
 async def test_async_client(served, ledger):
     async with openai.AsyncOpenAI(base_url=served.url, api_key=served.key, max_retries=0) as client:
-        whole = await client.chat.completions.create(model="demo", messages=asking(), temperature=0)
-        stream = await client.chat.completions.create(model="demo", messages=asking(), temperature=0, stream=True)
+        whole = await client.chat.completions.create(model="demo", messages=ASKING, temperature=0)
+        stream = await client.chat.completions.create(model="demo", messages=ASKING, temperature=0, stream=True)
         chunks = [chunk async for chunk in stream]
     assert text_of(chunks) == whole.choices[0].message.content
     assert [counted(row) for row in ledger()] == [stated(whole.usage)] * 2
@@ -302,7 +350,7 @@ def test_bad_json(client, ledger):
 
 def test_missing_model(client):
     with pytest.raises(openai.BadRequestError) as refused:
-        client.post("/chat/completions", cast_to=object, body={"messages": asking()})
+        client.post("/chat/completions", cast_to=object, body={"messages": ASKING})
     assert refused.value.param == "model"
 
 
@@ -350,6 +398,18 @@ def test_closing_a_stream_stops_the_engines_work(served, client, ledger):
     assert record["prompt_tokens"] == after[0] - before[0]
     assert 0 < record["completion_tokens"] <= after[1] - before[1] < 1900
     assert served.until(lambda: served.status("demo")["in_flight"] == 0)
+
+
+def test_giving_up_on_a_whole_answer_stops_the_engines_work(served, client, ledger):
+    before = (chat(client, max_tokens=1), engine_counters(served))[1]
+    with pytest.raises(openai.APITimeoutError):
+        chat(client, n=4, timeout=0.2, **LONG)
+    record = served.until(lambda: next((row for row in ledger() if row["outcome"] == "cut"), None))
+    served.until(lambda: b"llamacpp:requests_processing 0" in served.engine("demo", "/metrics"))
+    after = engine_counters(served)
+    assert record["lower_bound"] == 1
+    assert record["prompt_tokens"] == after[0] - before[0]
+    assert 0 < record["completion_tokens"] <= after[1] - before[1] < 4 * 1900
 
 
 def test_others_are_not_disturbed_by_who_leaves(client):

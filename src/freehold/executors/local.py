@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -161,17 +162,31 @@ def sweep(run_dir: Path) -> int:
         try:
             record = msgspec.json.decode(path.read_bytes(), type=_Record)
             process = psutil.Process(record.pid)
-            if _started_s(process) == record.started_s:
+            if _started_s(process) == record.started_s and not _ended(process):
                 family = [process, *process.children(recursive=True)]
                 _signal_group(record.pid, signal.SIGKILL)
                 for member in family:
                     _kill(member)
-                psutil.wait_procs(family, timeout=5)
+                _wait_until_ended(family)
                 swept += 1
         except (msgspec.DecodeError, psutil.NoSuchProcess):
             pass  # half written as the daemon died, or gone already: either way nothing is left to kill
         path.unlink(missing_ok=True)
     return swept
+
+
+def _ended(process: psutil.Process) -> bool:
+    """A zombie has ended too: it holds nothing, and in a container nobody may ever collect it."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _wait_until_ended(processes: list[psutil.Process], limit_s: float = 5.0) -> None:
+    deadline_s = time.monotonic() + limit_s
+    while not all(map(_ended, processes)) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
 
 
 def _clear_socket(socket: Path) -> None:

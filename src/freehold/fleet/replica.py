@@ -97,12 +97,13 @@ class Replica:
             self._watch_idle()
         return self._ground.occupancy.release(self.name, hold.mark, self._last_use_ns)
 
-    async def left(self, run: int) -> None:
-        """Wait, a second at most, until this run is known to be over: its engine could not be reached."""
+    async def is_over(self, run: int) -> bool:
+        """Whether this run has ended; its engine did not answer, so that it has may be about to be known."""
         for _ in range(100):
             if self._life.run != run or self._life.state != "ready":
-                return
+                return True
             await asyncio.sleep(0.01)
+        return False
 
     # for the operator
 

@@ -25,8 +25,8 @@ _HOP_BY_HOP = frozenset(
 )  # fmt: skip
 
 
-class Unreachable(EngineFailed):
-    """Nobody accepts connections there: the request was not sent."""
+class Unanswered(EngineFailed):
+    """The engine could not be reached, or went away before a byte of its answer."""
 
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -187,7 +187,7 @@ class Exchange:
             if self.status:
                 return
             if not connection.reused:
-                raise EngineFailed(f"the engine did not answer: {self._failure}")
+                raise Unanswered(f"the engine did not answer: {self._failure}")
             self._ended, self._failure = False, ""
 
     async def piece(self) -> bytes:
@@ -230,7 +230,7 @@ class Exchange:
         try:
             return await self._upstream.connect()
         except OSError as error:
-            raise Unreachable(f"cannot reach the engine at {self._upstream.url}: {error}") from None
+            raise Unanswered(f"cannot reach the engine at {self._upstream.url}: {error}") from None
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()

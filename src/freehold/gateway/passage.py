@@ -14,7 +14,7 @@ from freehold.errors import BadRequest, EngineFailed, FreeholdError
 from freehold.fleet.external import External
 from freehold.fleet.fleet import Fleet
 from freehold.fleet.replica import Hold, Replica
-from freehold.fleet.upstream import Exchange, Unreachable
+from freehold.fleet.upstream import Exchange, Unanswered
 from freehold.gateway.assembly import AssembledMeter
 from freehold.gateway.meter import StreamMeter, WholeMeter
 from freehold.gateway.openai import Ask, new_request_id, read_ask
@@ -68,19 +68,19 @@ class Passage:
     async def send(self, path: str) -> Exchange:
         """Hold a replica, waking it if need be, and send the request on. Returns when the head of the answer is there.
 
-        An engine that cannot even be connected to has seen nothing, so the request waits once for its next run.
+        An engine that died before a byte of its answer has done nothing that anybody saw, so the request waits once for
+        its next run.
         """
         member = self._member
         served_model = member.endpoint.served_model or self._ask.model
         body = self._ask.for_engine(served_model, member.engine.stream_fields, stream=self._streamed)
         try:
             return await self._attempt(path, body)
-        except Unreachable:
-            if self._hold is None:
-                raise
-            run = self._hold.run
+        except Unanswered:
+            run = self._hold.run if self._hold else 0
             self._release(served=False)
-            await member.left(run)
+            if not await member.is_over(run):
+                raise
             return await self._attempt(path, body)
 
     async def _attempt(self, path: str, body: bytes) -> Exchange:

@@ -1,0 +1,149 @@
+"""The documents say what the code does: every key, option, error, route and event is in them."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import click
+import msgspec
+import pytest
+from click.testing import CliRunner
+from msgspec import UNSET, Struct
+
+from freehold import errors
+from freehold.cli.main import COMMANDS, cli
+from freehold.fleet.config import Config, Endpoint, Machine, Policy, Server, load
+from freehold.gateway.admin import Admin
+from freehold.gateway.app import ROUTES
+from freehold.policy.lifecycle import State
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+CONFIGURATION = ROOT / "docs" / "freehold.toml"
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")] for line in REFERENCE.splitlines() if line.startswith("| `")
+]
+
+
+def commands(group: click.Group, name: str):
+    for each in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), each)
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{name} {each}")
+        else:
+            yield f"{name} {each}", command
+
+
+@pytest.mark.parametrize(("name", "command"), [*commands(cli, "freehold")])
+def test_every_command_is_in_the_reference_with_its_options_and_no_others(name, command):
+    (documented,) = [row[1] for row in ROWS if row[0] == f"`{name}`"]
+    options = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+    arguments = {p.make_metavar(click.Context(command)) for p in command.params if isinstance(p, click.Argument)}
+    arguments = {re.sub(r"\{.*\}", "SHELL", a) for a in arguments}
+    assert set(re.findall(r"`([^`]+)`", documented)) == options | arguments
+
+
+def test_the_reference_has_no_command_that_is_not_there():
+    there = {name for name, _ in commands(cli, "freehold")}
+    assert {row[0].strip("`") for row in ROWS if row[0].startswith("`freehold ")} == there
+    assert {name.split()[1] for name in there} == set(COMMANDS)
+
+
+def test_every_error_is_in_the_reference_with_its_codes():
+    classes = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
+    expected = {
+        each.__name__: [f"`{each.code}`" if each.code else "null", str(each.status), str(each.exit_code)]
+        for each in classes
+    }
+    names = {f"`{each}`" for each in expected}
+    assert {row[0].strip("`"): row[1:4] for row in ROWS if row[0] in names} == expected
+
+
+def test_every_route_is_in_the_reference():
+    front = {(route, "POST" if "completions" in route else "GET") for route in ROUTES}
+    back = {(r.path, m) for r in Admin(None, None, None, None).app().routes for m in r.methods - {"HEAD"}}
+    assert {(row[0].strip("`"), row[1]) for row in ROWS if row[0].startswith("`/")} == front | back
+
+
+def kinds_told():
+    """The first argument of every call of `tell`, as far as it is written there."""
+    for path in (ROOT / "src" / "freehold").rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            if getattr(call.func, "attr", getattr(call.func, "id", "")) == "tell" and call.args:
+                yield from (
+                    n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Constant) and "." in str(n.value)
+                )
+
+
+def test_every_event_is_in_the_reference():
+    told = {kind for kind in kinds_told() if not kind.endswith(".")} | {f"replica.{state}" for state in get_args(State)}
+    documented = {kind for row in ROWS for kind in re.findall(r"`([a-z]+\.[a-z_]+)`", row[0])}
+    assert documented == told
+
+
+def defaults(table: type[Struct]) -> dict[str, object]:
+    """What is left out: the default of every key that has one."""
+    values = zip(table.__struct_fields__, table.__struct_defaults__, strict=True)
+    return {key: value for key, value in values if value is not None and value is not UNSET}
+
+
+def test_the_configuration_reference_has_every_key_and_its_default():
+    raw = tomllib.loads(CONFIGURATION.read_text())
+    assert set(raw) == set(Config.__struct_fields__)
+    assert raw["state_dir"] == Config().state_dir
+    for name, table in (("server", Server), ("machine", Machine), ("policy", Policy)):
+        assert raw[name] == defaults(table), name
+    first, second = raw["endpoints"].values()
+    assert {*first, *second} == set(Endpoint.__struct_fields__)
+    assert {key: first[key] for key in defaults(Endpoint)} == defaults(Endpoint)
+
+
+def test_every_key_of_the_configuration_reference_has_a_comment():
+    explained = re.findall(r"^# .+\n(\w+) = ", CONFIGURATION.read_text(), re.MULTILINE)
+    keys = {key for table in (Server, Machine, Policy, Endpoint) for key in table.__struct_fields__}
+    assert sorted(explained) == sorted({*keys, "state_dir"})
+
+
+@pytest.mark.parametrize("path", [CONFIGURATION, ROOT / "freehold.toml"], ids=["reference", "demo"])
+def test_the_configurations_shipped_load(path):
+    assert load(path).endpoints
+
+
+def test_the_schema_printed_is_that_of_the_types():
+    assert json.loads(CliRunner().invoke(cli, ["schema"]).stdout) == msgspec.json.schema(Config)
+
+
+def test_the_readme_has_the_rooms_as_they_are():
+    spec = importlib.util.spec_from_file_location("rooms", ROOT / "tools" / "rooms.py")
+    rooms = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rooms)
+    readme = (ROOT / "README.md").read_text()
+    assert readme == rooms.renewed(readme), "run tools/rooms.py"
+    there = {p.stem for p in (ROOT / "src" / "freehold").iterdir() if p.is_dir() or p.suffix == ".py"}
+    assert set(rooms.FLOORS) == {name for name in there if not name.startswith("__")}
+
+
+LOCKS = ("requirements.lock", "requirements-test.lock")
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_the_lock_names_packages_and_hashes_and_nothing_else(name):
+    line = re.compile(r"[a-z0-9.-]+==[\w.]+( ; [\w .<>='!()]+)? \\|    --hash=sha256:[0-9a-f]{64}( \\)?")
+    assert [each for each in (ROOT / name).read_text().splitlines() if not line.fullmatch(each)] == []
+
+
+def test_the_test_lock_is_the_lock_and_more():
+    base, more = (set(re.findall(r"^\S+==\S+", (ROOT / name).read_text(), re.MULTILINE)) for name in LOCKS)
+    assert base < more
+
+
+def test_links_between_documents_lead_somewhere():
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
