@@ -194,14 +194,14 @@ def test_a_taken_port_is_noticed_and_a_free_one_is_left_free():
 def test_doctor_command_fails_only_when_a_check_does(monkeypatch, state, status):
     found = [Check(name="thing", state=state, found="as it is", fix="apt install thing")]
     monkeypatch.setattr("freehold.fleet.doctor.checks", lambda **_: found)
-    shown = CliRunner().invoke(command, [])
+    shown = CliRunner().invoke(command, [], obj=Path("no.toml"))
     assert (shown.exit_code, "apt install thing" in shown.stdout) == (status, True)
-    as_json = CliRunner().invoke(command, ["--json"])
+    as_json = CliRunner().invoke(command, ["--json"], obj=Path("no.toml"))
     assert msgspec.json.decode(as_json.stdout, type=list[Check]) == found
 
 
 def test_doctor_command_on_this_machine():
-    done = CliRunner().invoke(command, ["--listen", "127.0.0.1:0", "--json"])
+    done = CliRunner().invoke(command, ["--json"], obj=Path("no.toml"))
     names = [check.name for check in msgspec.json.decode(done.stdout, type=list[Check])]
     assert names[:3] == ["Python", "cores and RAM", "CPU features"]
     assert {"bubblewrap", "NVIDIA cards", "disk", "listen"} <= set(names)

@@ -190,6 +190,11 @@ def test_weights_that_changed_are_not_started(team):
     assert answer.status == 403
     assert "digest-changed" in json.loads(answer.read())["error"]["message"]
     assert "digest-changed" in team.run("up", code=3)
+    assert "digest-changed" in team.run("verify", str(weights), code=3)
+    team.run("verify", str(weights), "--accept")
+    team.ask("demo")
+    (repinned,) = team.events("weights.repinned")
+    assert repinned["actor"] != "freehold"
 
 
 def test_a_queue_has_an_end(team):

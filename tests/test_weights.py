@@ -508,15 +508,15 @@ def test_describe_refuses_a_header_that_leaves_a_fact_out(tmp_path, missing):
 def test_verify_command_says_unpinned_plainly_and_its_exit_status_is_the_verdict(tmp_path):
     write(tmp_path, {"m.gguf": gguf_bytes()})
     pin = verify(tmp_path).digest
-    accepted = CliRunner().invoke(command, [str(tmp_path)])
+    accepted = CliRunner().invoke(command, [str(tmp_path)], obj=Path("no.toml"))
     assert (accepted.exit_code, "UNPINNED" in accepted.stdout, f"--pin {pin}" in accepted.stdout) == (0, True, True)
-    pinned = CliRunner().invoke(command, [str(tmp_path), "--pin", pin])
+    pinned = CliRunner().invoke(command, [str(tmp_path), "--pin", pin], obj=Path("no.toml"))
     assert (pinned.exit_code, "ACCEPTED, PINNED" in pinned.stdout) == (0, True)
     write(tmp_path, {"x.py": ""})
-    refused = CliRunner().invoke(command, [str(tmp_path), "--json"])
+    refused = CliRunner().invoke(command, [str(tmp_path), "--json"], obj=Path("no.toml"))
     assert refused.exit_code == 3
     assert rules(msgspec.json.decode(refused.stdout, type=Verdict)) == {"code"}
-    assert "[code]" in CliRunner().invoke(command, [str(tmp_path)]).stdout
+    assert "[code]" in CliRunner().invoke(command, [str(tmp_path)], obj=Path("no.toml")).stdout
 
 
 # -- properties ------------------------------------------------------------------------------------------------------

@@ -8,26 +8,20 @@ import click
 
 
 @click.command("doctor")
-@click.option("--listen", default="127.0.0.1:8080", show_default=True, help="The address the gateway would listen on.")
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default=Path(".freehold"),
-    show_default=True,
-    help="The folder that would hold the book and the weights.",
-)
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 @click.pass_context
-def command(context: click.Context, listen: str, state: Path, as_json: bool) -> None:
+def command(context: click.Context, as_json: bool) -> None:
     """Check this machine: Python, CPU, memory, libraries, isolation, cards, disk and port.
 
     Exit status 0: it can serve (warnings included), 1: a check failed.
     """
     import msgspec
 
+    from freehold.fleet.config import Config, load
     from freehold.fleet.doctor import checks
 
-    found = checks(listen=listen, state=state)
+    config = load(context.obj) if context.obj.exists() else Config()
+    found = checks(listen=config.server.listen, state=Path(config.state_dir))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import normpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
 
 @click.command("verify")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--pin", metavar="DIGEST", help="The digest these files must have, as an earlier verify printed it.")
+@click.option("--pin", metavar="DIGEST", help="The digest these files must have; default: the one the book holds.")
+@click.option("--accept", is_flag=True, help="Pin what is there now, in place of the pin that the book holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 @click.pass_context
-def command(context: click.Context, path: Path, pin: str | None, as_json: bool) -> None:
-    """Check the weights at PATH, a file or a folder, and compare them with a pin.
+def command(context: click.Context, path: Path, pin: str | None, accept: bool, as_json: bool) -> None:
+    """Check the weights at PATH, a file or a folder, and compare them with their pin.
 
     Offline; nothing in the files is run. Exit status 0: accepted, 3: refused.
     """
@@ -25,10 +27,38 @@ def command(context: click.Context, path: Path, pin: str | None, as_json: bool) 
 
     from freehold.weights import verify
 
-    verdict = verify(path, pin)
+    verdict = verify(path, None if accept else pin or _book_pin(context.obj, path))
     click.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode() if as_json else _render(verdict))
     if not verdict.accepted:
         context.exit(3)
+    if accept:
+        _accept(context.obj, path, verdict.digest)
+
+
+def _book_pin(config_path: Path, path: Path) -> str | None:
+    """What this team's book says of these weights, if there is a team and it says anything."""
+    from freehold.errors import BadConfig, Unknown
+    from freehold.fleet.config import load
+    from freehold.ledger import report
+
+    try:
+        with report.reading(Path(load(config_path).state_dir)) as book:
+            return report.pin(book, _subject(path))
+    except (BadConfig, Unknown):
+        return None
+
+
+def _accept(config_path: Path, path: Path, digest: str) -> None:
+    from freehold.cli.daemon import project
+
+    _, daemon = project(config_path)
+    daemon.ask("POST", "/pins", {"subject": _subject(path), "digest": digest})
+    click.echo(f"pinned: {digest}")
+
+
+def _subject(path: Path) -> str:
+    """The name the book knows these weights by: links are not followed."""
+    return normpath(Path.cwd() / path)
 
 
 def _render(verdict: Verdict) -> str:
@@ -43,6 +73,6 @@ def _render(verdict: Verdict) -> str:
         lines.append("ACCEPTED, PINNED: well-formed, and exactly the files that were pinned.")
     else:
         lines.append("ACCEPTED, UNPINNED: well-formed, but nothing says that these are the files you meant.")
-        lines.append(f"  Pin them with --pin {verdict.digest}")
+        lines.append(f"  Compare with the publisher's digest, then hold them to it: --pin {verdict.digest}")
     lines.append("No check finds poisoned weights or a subtle backdoor: that takes a publisher you trust, and a pin.")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import re
 import tomllib
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -124,7 +125,7 @@ def load(path: Path) -> Config:
     _check_server(config.server, path)
     base = path.resolve().parent
     endpoints = {name: _checked(name, e, base, path) for name, e in config.endpoints.items()}
-    return msgspec.structs.replace(config, endpoints=endpoints, state_dir=str(base / config.state_dir))
+    return msgspec.structs.replace(config, endpoints=endpoints, state_dir=normpath(base / config.state_dir))
 
 
 def schema() -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
         stray = [k for k in ("url", "served_model", "api_key_file") if getattr(endpoint, k)]
     if stray:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
-    absolute = {k: str(base / v) for k in ("weights", "api_key_file", "binary") if (v := getattr(endpoint, k))}
+    absolute = {k: normpath(base / v) for k in ("weights", "api_key_file", "binary") if (v := getattr(endpoint, k))}
     return msgspec.structs.replace(endpoint, **absolute)
 
 

@@ -10,6 +10,7 @@ import pwd
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -23,6 +24,8 @@ from freehold.fleet.fleet import Fleet
 from freehold.gateway.keyring import Keyring
 from freehold.gateway.openai import error_body
 from freehold.types import Event
+
+_T = TypeVar("_T")
 
 
 class PeerProtocol(HttpToolsProtocol):
@@ -43,6 +46,13 @@ class KeyAsk(msgspec.Struct):
     expires_ns: int | None = None
 
 
+class PinAsk(msgspec.Struct):
+    """What `freehold verify --accept` sends."""
+
+    subject: str
+    digest: str
+
+
 class Admin:
     """What the command line asks of the daemon. Answers are JSON; those of `up` and `events` JSON lines."""
 
@@ -58,6 +68,7 @@ class Admin:
             ("GET", "/keys", self.keys),
             ("POST", "/keys", self.create_key),
             ("DELETE", "/keys/{name}", self.revoke_key),
+            ("POST", "/pins", self.pin),
             ("POST", "/flush", self.flush),
             ("POST", "/shutdown", self.shutdown),
         )
@@ -88,15 +99,20 @@ class Admin:
         return _json(self._keyring.list())
 
     async def create_key(self, request: Request) -> Response:
-        try:
-            ask = msgspec.json.decode(await request.body(), type=KeyAsk)
-        except msgspec.DecodeError as error:
-            raise BadRequest(f"not a key to create: {error}") from None
+        ask = await _body(request, KeyAsk)
         key, secret = await self._keyring.create(ask.name, ask.endpoints, ask.expires_ns, _actor(request))
         return _json({"key": key, "secret": secret})
 
     async def revoke_key(self, request: Request) -> Response:
         return _json(await self._keyring.revoke(request.path_params["name"], _actor(request)))
+
+    async def pin(self, request: Request) -> Response:
+        """Put this pin in the place of the one the book holds: somebody has looked at what changed and wants it."""
+        ask, ground = await _body(request, PinAsk), self._fleet.ground
+        before = await ground.book.pin(ask.subject)
+        await ground.book.set_pin(ask.subject, ask.digest, _actor(request), replace=True)
+        ground.tell("weights.repinned", ask.subject, actor=_actor(request), digest=ask.digest, before=before)
+        return _json({})
 
     async def flush(self, _: Request) -> Response:
         """Everything that has happened is in the book when this is answered."""
@@ -108,6 +124,13 @@ class Admin:
         self._fleet.ground.tell("daemon.shutdown", "freehold", actor=_actor(request))
         self._shut_down()
         return _json({"in_flight": self._fleet.ground.book.journal.in_flight})
+
+
+async def _body(request: Request, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(await request.body(), type=kind)
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"not what is expected here: {error}") from None
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

@@ -116,8 +116,9 @@ class Book:
         row = await self.do(lambda db: db.execute(QUERIES["pin"], (subject,)).fetchone())
         return row and row[0]
 
-    async def set_pin(self, subject: str, digest: str, actor: str) -> None:
-        await self.do(lambda db: db.execute(QUERIES["set_pin"], (subject, digest, time.time_ns(), actor)))
+    async def set_pin(self, subject: str, digest: str, actor: str, *, replace: bool = False) -> None:
+        sql = QUERIES["replace_pin" if replace else "set_pin"]
+        await self.do(lambda db: db.execute(sql, (subject, digest, time.time_ns(), actor)))
 
     # the machine's time
 

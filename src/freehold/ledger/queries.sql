@@ -15,8 +15,13 @@ select hash, id, name, endpoints, created_ns, expires_ns, revoked_ns from key or
 select digest from pin where subject = ?;
 
 -- name: set_pin
+-- On first use: a pin that is there stays.
 insert into pin (subject, digest, pinned_ns, pinned_by) values (?, ?, ?, ?)
 on conflict (subject) do nothing;
+
+-- name: replace_pin
+-- Somebody has looked at what changed and wants it.
+insert or replace into pin (subject, digest, pinned_ns, pinned_by) values (?, ?, ?, ?);
 
 -- name: last_event
 select seq, hash from event order by seq desc limit 1;
