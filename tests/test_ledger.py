@@ -85,7 +85,7 @@ async def test_a_full_journal_begins_anew_and_loses_nothing(tmp_path, monkeypatc
     while len(segments(tmp_path)) > 1:
         await asyncio.sleep(0.001)
     (path,) = segments(tmp_path)
-    assert path.stat().st_size < 4 * 4096
+    assert path.name != "journal-1"
     assert [r.request for r in left_behind(tmp_path)[1]] == ["stays open"]
     await book.close()
     assert len(rows(tmp_path)) == 200

@@ -83,7 +83,7 @@ class Admin:
     async def up(self, request: Request) -> Response:
         names = request.query_params.getlist("endpoint") or list(self._fleet.endpoints)
         for name in names:
-            self._fleet.find(name)
+            self._fleet.ground.tell("endpoint.up", self._fleet.find(name).name, actor=_actor(request))
         return StreamingResponse(_bring_up(self._fleet, names), media_type="application/x-ndjson")
 
     async def stop(self, request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -30,6 +31,7 @@ _STREAM = (
     (b"x-accel-buffering", b"no"),  # or a proxy in front would gather the stream
 )
 _MODEL = re.compile(r"/v1/models/([^/]+)")
+_log = logging.getLogger("freehold.gateway")
 ROUTES = (*_KINDS, "/v1/models", "/v1/models/{model}", "/healthz")
 
 
@@ -97,13 +99,17 @@ class _Answer:
         try:
             async with asyncio.timeout(passage.deadline_seconds):
                 exchange = await passage.send(path)
-                if exchange.status != 200:
-                    raise passage.translate(exchange.status, await exchange.rest())
-                await self._relay(exchange)
+                if exchange.status == 200:
+                    await self._relay(exchange)
+                else:
+                    await self._fail(passage.translate(exchange.status, await exchange.rest()))
         except TimeoutError:
             await self._fail(TimedOut(f"the request took longer than {passage.deadline_seconds:g} s"))
         except FreeholdError as error:
             await self._fail(error)
+        except Exception:  # noqa: BLE001  the door of a request: it ends, the daemon goes on
+            _log.exception("request %s", self._passage.record.request)
+            await self._fail(FreeholdError("something failed that Freehold did not foresee; its log says what"))
 
     async def _relay(self, exchange: Exchange) -> None:
         passage = self._passage

@@ -7,6 +7,7 @@ journal until they are here.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import secrets
 import sqlite3
@@ -48,11 +49,13 @@ class Book:
         (folder / "book.db").chmod(0o600)
         self._db.executescript("pragma journal_mode = wal; pragma synchronous = normal; pragma foreign_keys = on;")
         migrate(self._db)
+        self._wal = folder / "book.db-wal"
         self.recovered = self._recover(folder)
         last = self._db.execute(QUERIES["last_event"]).fetchone()
         self._seq, self._hash = last or (0, chain.GENESIS)
         self.journal = Journal(folder)
         self._rotating: asyncio.Task[None] | None = None
+        self._sync_timer: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(target=self._run, name="book", daemon=True)
         self._thread.start()
 
@@ -61,6 +64,7 @@ class Book:
         settled, cut = left_behind(folder)
         with self._db:
             self._db.executemany(_INSERT_USAGE, [msgspec.structs.astuple(r) for r in (*settled, *cut)])
+        _to_disk(self._wal)  # before the journal goes, which so far held them
         for segment in segments(folder):
             segment.unlink()
         return len(cut)
@@ -69,18 +73,30 @@ class Book:
 
     def open_request(self, record: UsageRecord) -> None:
         self.journal.open(record)
+        self._sync_soon()
 
     def settle_request(self, record: UsageRecord) -> None:
         """Durable against a crash of the daemon when this returns; in the table soon after."""
         self.journal.settle(record)
+        self._sync_soon()
         row = msgspec.structs.astuple(record)
         self._jobs.put(_Job(lambda db: db.execute(_INSERT_USAGE, row), None))
         if self.journal.full and self._rotating is None:
             self._rotating = asyncio.create_task(self._rotate())
 
+    def _sync_soon(self) -> None:
+        """What is in the journal is on the disk within SYNC_S."""
+        if self._sync_timer is None:
+            self._sync_timer = self._loop.call_later(SYNC_S, self._sync)
+
+    def _sync(self) -> None:
+        self._sync_timer = None
+        self._jobs.put(_Job(lambda _: self.journal.sync(), None))
+
     async def _rotate(self) -> None:
         old = self.journal.rotate()
         await self.flush()
+        await asyncio.to_thread(_to_disk, self._wal)
         for segment in old:
             segment.unlink(missing_ok=True)
         self._rotating = None
@@ -151,6 +167,8 @@ class Book:
         await self.do(lambda _: None)
 
     async def close(self) -> None:
+        if self._sync_timer:
+            self._sync_timer.cancel()
         if self._rotating:
             await self._rotating
         self._jobs.put(None)
@@ -159,21 +177,10 @@ class Book:
         self._db.close()
 
     def _run(self) -> None:
-        dirty_since: float | None = None
-        while True:
-            try:
-                job = self._jobs.get(timeout=SYNC_S if dirty_since else None)
-            except queue.Empty:
-                job = ()
-            if job is None:
-                return self.journal.sync()
-            if job:
-                dirty_since = dirty_since or time.monotonic()
-                if not self._commit(job):
-                    return self.journal.sync()
-            if dirty_since and time.monotonic() - dirty_since >= SYNC_S:
-                self.journal.sync()
-                dirty_since = None
+        going_on = True
+        while going_on and (job := self._jobs.get()) is not None:
+            going_on = self._commit(job)
+        self.journal.sync()
 
     def _commit(self, job: _Job) -> bool:
         """Commit this job and those that wait behind it; False when the end was among them."""
@@ -199,3 +206,9 @@ class Book:
             if tell:
                 tell(answer, error)
         return going_on
+
+
+def _to_disk(path: Path) -> None:
+    """A commit is in the write-ahead log, but not on the disk before this."""
+    with path.open("rb") as file:
+        os.fdatasync(file.fileno())
