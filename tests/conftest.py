@@ -53,7 +53,7 @@ class Team:
         text = (HERE / "fake_engine.py").read_text()
         script.write_text(text.replace("BEHAVIOUR = {}", f"BEHAVIOUR = {behaviour!r}"))
         script.chmod(0o755)
-        return f'weights = "{DEMO}"\nbinary = "fake/fake_engine.py"\ncontext = 512\nprompt_price = 1\ncompletion_price = 2\n{more}'
+        return f'binary = "fake/fake_engine.py"\n{self.demo(more)}'
 
     def demo(self, more="") -> str:
         """An endpoint with the demonstration model on the real llama.cpp."""

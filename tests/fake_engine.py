@@ -1,9 +1,9 @@
 #!/usr/bin/python3 -I
 """A drop-in for llama-server that misbehaves on request: the standard library only, so that it runs in the sandbox.
 
-BEHAVIOUR, written into a copy of it, says how it starts: {"delay_s": 0.3} or {"fail": "why"}. What a request says after @@ is how
-it is answered: n tokens, `us` microseconds apart; `die` after so many; `error` instead of an answer; `cut` the
-connection; `crlf` line ends; `nodone`.
+BEHAVIOUR, written into a copy of it, says how it starts: {"delay_s": 0.3} or {"fail": "why"}. What a request says after
+@@ is how it is answered: n tokens, `us` microseconds apart; `die` after so many; `error` instead of an answer; `cut`
+the connection; `crlf` line ends; `nodone`.
 """
 
 import json
@@ -44,8 +44,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/metrics":
-            said = f"llamacpp:prompt_tokens_total {COUNTS['prompt']}\nllamacpp:tokens_predicted_total {COUNTS['completion']}\n"
-            return self.reply(200, said.encode(), "text/plain")
+            said = "llamacpp:prompt_tokens_total {prompt}\nllamacpp:tokens_predicted_total {completion}\n"
+            return self.reply(200, said.format(**COUNTS).encode(), "text/plain")
         if self.path == "/counts":
             return self.reply(200, json.dumps(COUNTS).encode())
         return self.reply(200, b'{"status":"ok"}')

@@ -24,7 +24,7 @@ def written(tmp_path, text):
         ("[endpoints.a]\nweights = 'x'\nidle_seconds = -1", "idle_seconds", "docs/freehold.toml"),
         ("[endpoints.a]\nweights = 'x'\ncontext = '4k'", "context", "docs/freehold.toml"),
         ("[endpoints.'a/b']\nweights = 'x'", "not a usable name", "letters"),
-        ("[endpoints.a]\nengine = 'vlm'\nweights = 'x'", "Invalid enum value", "docs/freehold.toml"),
+        ("[endpoints.a]\nengine = 'vlm'\nweights = 'x'", "no engine 'vlm'", "external, llamacpp"),
         ("[endpoints.a]\nengine = 'external'", "needs url", "http://"),
         ("[endpoints.a]\nengine = 'external'\nurl = 'ftp://x'", "needs url", "http://"),
         ("[endpoints.a]\nengine = 'external'\nurl = 'http://x'\nweights = 'y'", "weights means nothing", ""),
@@ -44,7 +44,7 @@ def test_what_is_wrong_is_said(tmp_path, text, says, hints):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(BadConfig, match="no .*freehold.toml"):
+    with pytest.raises(BadConfig, match=r"no .*freehold\.toml"):
         load(tmp_path / "freehold.toml")
 
 

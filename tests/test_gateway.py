@@ -7,8 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-
 from conftest import DEMO, alive
+
 from freehold.ledger import report
 
 

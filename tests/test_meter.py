@@ -1,6 +1,7 @@
 """Metering: frames come in any pieces, and what the engine states counts to the token."""
 
 import json
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -55,7 +56,7 @@ def test_cut_at_every_byte():
 @given(st.lists(st.integers(1, len(STREAM)), max_size=20))
 def test_cut_anywhere(cuts):
     edges = sorted({0, len(STREAM), *cuts})
-    pieces = [STREAM[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [STREAM[a:b] for a, b in pairwise(edges)]
     assert passed(pieces)[0] == passed([STREAM])[0]
 
 
@@ -103,9 +104,9 @@ def test_the_last_frame_needs_no_empty_line():
 
 def test_a_frame_without_end_is_not_kept_for_ever():
     meter = StreamMeter("ours", hide_usage=True)
+    meter.feed(b"x" * LONGEST_FRAME_BYTES)
     with pytest.raises(EngineFailed):
-        for _ in range(LONGEST_FRAME_BYTES // (1 << 20) + 1):
-            meter.feed(b"x" * (1 << 20))
+        meter.feed(b"x")
 
 
 @given(st.binary(max_size=300))
@@ -132,3 +133,38 @@ def test_a_whole_answer_that_is_none():
 def test_renaming_changes_the_model_and_nothing_else(said, text):
     body = msgspec.json.encode({"content": text, "model": said, "more": [text]})
     assert msgspec.json.decode(rename_model(body, said, "ours")) == {"content": text, "model": "ours", "more": [text]}
+
+
+def said(prompt, completion, cached=0):
+    details = {"cached_tokens": cached}
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "prompt_tokens_details": details}
+
+
+def ends(index, **more):
+    return {"choices": [{"index": index, "text": "", "finish_reason": "stop"}], **more}
+
+
+def test_completions_state_usage_beside_the_end_of_each_choice():
+    """llama.cpp's way. Two prompts, two choices each: the prompt counts once for both of its choices."""
+    ended = (frame(**ends(index, usage=said(prompt, 2))) for index, prompt in enumerate((6, 6, 1, 1)))
+    meter = StreamMeter("ours", n=2, hide_usage=False)
+    assert meter.feed(b"data: null\n\n") == b""
+    assert b"".join(map(meter.feed, ended)).count(b"usage") == 4
+    assert (meter.tokens, meter.exact) == (Tokens(prompt=7, completion=8), False)  # there may be more
+    usage, done = meter.feed(b"data: [DONE]\n\n").split(b"\n\n", 1)
+    assert done == b"data: [DONE]\n\n"
+    merged = json.loads(usage.removeprefix(b"data: "))
+    assert (merged["choices"], merged["usage"]["total_tokens"]) == ([], 15)
+    assert (meter.tokens, meter.exact) == (Tokens(prompt=7, completion=8), True)
+
+
+def test_several_choices_cut_in_the_middle_count_all_of_them():
+    running = [{"prompt_n": 5, "predicted_n": tokens} for tokens in (30, 20)]
+    frames = [
+        frame(choices=[{"index": index, "delta": {"content": "x"}}], timings=timings)
+        for index, timings in enumerate(running)
+    ]
+    meter = StreamMeter("ours", n=2, hide_usage=True)
+    for each in (*frames, frame(choices=[], usage=said(5, 30))):  # one of them has ended
+        meter.feed(each)
+    assert (meter.tokens, meter.exact) == (Tokens(prompt=5, completion=50), False)

@@ -1,5 +1,6 @@
 """The pure decisions: every interleaving of a replica's life, who may call, how long to wait, exact money."""
 
+from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -117,8 +118,6 @@ def test_waiting():
 @given(st.integers(0, 10**14), st.lists(st.integers(0, NS_PER_HOUR), max_size=30).map(sorted), st.integers(1, 9))
 def test_intervals_cost_what_the_whole_costs(pico_per_hour, times, ways):
     edges = [0, *times]
-    parts = [
-        machine_pico(pico_per_hour, b) - machine_pico(pico_per_hour, a) for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    parts = [machine_pico(pico_per_hour, b) - machine_pico(pico_per_hour, a) for a, b in pairwise(edges)]
     assert sum(sum(split(part, ways)) for part in parts) == machine_pico(pico_per_hour, edges[-1])
     assert machine_pico(pico_per_hour, NS_PER_HOUR) == pico_per_hour

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from freehold.types import Launch
 
 # Where a Linux keeps its libraries and programs. On merged-usr the short names are links, and bwrap follows them.
-_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives")
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives")
 
 
 def wrap(launch: Launch, bwrap: str = "bwrap") -> tuple[str, ...]:
@@ -21,7 +21,7 @@ def wrap(launch: Launch, bwrap: str = "bwrap") -> tuple[str, ...]:
         bwrap,
         *("--unshare-all", "--cap-drop", "ALL", "--new-session", "--die-with-parent", "--clearenv"),
         *(part for name, value in sorted(launch.env.items()) for part in ("--setenv", name, value)),
-        *(part for path in _SYSTEM for part in ("--ro-bind-try", path, path)),
+        *(part for path in SYSTEM for part in ("--ro-bind-try", path, path)),
         *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),  # noqa: S108 - the sandbox's own
         *(part for path in launch.readable for part in ("--ro-bind", path, path)),
         *(part for path in launch.devices for part in ("--dev-bind", path, path)),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ import msgspec
 import psutil
 
 from freehold.errors import BadConfig, NotReady, Refused
-from freehold.executors.bubblewrap import wrap
+from freehold.executors.bubblewrap import SYSTEM, wrap
 from freehold.types import Launch
 
 _SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108, the last one is 0
@@ -76,10 +77,19 @@ class Process:
 
 
 class Local:
-    """Starts processes as this user. `run_dir` holds one record for each of them and is the daemon's alone."""
+    """Starts processes as this user.
 
-    def __init__(self, run_dir: Path, isolation: Literal["required", "preferred", "off"] = "preferred") -> None:
+    `run_dir` holds one record for each of them; it and the folders in `private` are the daemon's alone.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        isolation: Literal["required", "preferred", "off"] = "preferred",
+        private: Sequence[Path] = (),
+    ) -> None:
         self._run_dir = run_dir.resolve()
+        self._private = (self._run_dir, *(path.resolve() for path in private))
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._isolation = isolation
         self._bwrap = shutil.which("bwrap") or ""
@@ -114,7 +124,8 @@ class Local:
     def _argv(self, launch: Launch) -> tuple[str, ...]:
         """Tie the launch's life to ours. PDEATHSIG follows the thread that forks, so that must be the main one."""
         if self.why_not_isolated is None:
-            shown = next((path for path in launch.readable if self._run_dir.is_relative_to(path)), None)
+            seen = (*SYSTEM, *launch.readable)
+            shown = next((path for path in seen for own in self._private if own.is_relative_to(path)), None)
             if shown is not None:
                 raise Refused(
                     f"The engine would see all of {shown}, and with it this daemon's state.",

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from freehold.errors import BadConfig
+from freehold.engines import engine
+from freehold.errors import BadConfig, Unknown
 from freehold.types import PICO_PER_UNIT, Price
 
 Seconds = Annotated[float, Meta(ge=0)]
@@ -67,7 +68,7 @@ class Policy(_Table, frozen=True):
 class Endpoint(_Table, frozen=True):
     """A name that callers use as `model`, and what answers behind it."""
 
-    engine: Literal["llamacpp", "external"] = "llamacpp"
+    engine: str = "llamacpp"
     weights: str | None = None
     url: str | None = None
     served_model: str | None = None
@@ -136,6 +137,10 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
     where = f"{path}: [endpoints.{name}]"
     if not _NAME.fullmatch(name):
         raise BadConfig(f"{where}: not a usable name", hint="letters, digits, dot, dash and underscore, 63 at most")
+    try:
+        engine(endpoint.engine)
+    except Unknown as error:
+        raise BadConfig(f"{where}: {error}", hint=error.hint) from None
     if endpoint.engine == "external":
         if not endpoint.url or not endpoint.url.startswith(("http://", "https://", "unix:/")):
             raise BadConfig(f"{where}: engine = 'external' needs url", hint='url = "http://host:port" or "unix:/path"')

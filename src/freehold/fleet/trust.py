@@ -37,7 +37,7 @@ class Trust:
         if pin is None and self._require_pin:
             raise Refused(
                 f"{subject} is not pinned, and policy.require_pin is set",
-                hint="run once with require_pin = false after checking the digests of `freehold verify`",
+                hint=f"compare the digests with the publisher's, then: freehold verify {subject} --accept",
             )
         tell("weights.checking", self._endpoint, path=subject)
         verdict = await asyncio.to_thread(verify, self._weights, pin)

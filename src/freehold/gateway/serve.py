@@ -97,7 +97,7 @@ async def _ground(config: Config, state: Path, run: Path):  # noqa: ANN202
         machine = config.machine
         (state / "logs").mkdir(mode=0o700, exist_ok=True)
         yield Ground(
-            executor=Local(run, config.policy.isolation),
+            executor=Local(run, config.policy.isolation, private=[state]),
             book=book,
             occupancy=Occupancy(machine.name, machine.currency, machine.pico_per_hour, clock_ns()),
             clock_ns=clock_ns,

@@ -1,0 +1,48 @@
+# make up: everything that is needed, then freehold up. make test and make check add what only they need.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCK := .venv-lock/bin/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header --quiet $(LOCK_FLAGS) pyproject.toml --group build
+
+.PHONY: up down test check bench lock
+
+up: .venv/.base
+	@$(BIN)/freehold up
+
+down: .venv/.base
+	@$(BIN)/freehold down
+
+test: .venv/.test
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+check: .venv/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python tools/rooms.py --check
+	$(BIN)/python tools/base_size.py
+
+bench: .venv/.test
+	for script in bench/*.py; do $(BIN)/python $$script || exit; done
+
+# The newest versions that pyproject.toml allows: make lock LOCK_FLAGS=--upgrade
+lock: .venv-lock/bin/uv
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --extra test --extra check --constraint requirements.lock --output-file requirements-test.lock
+
+# The stamps: what they stand for is installed, and newer than the files it follows from.
+.venv/.base: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.test: .venv/.base requirements-test.lock
+	$(PIP) --require-hashes -r requirements-test.lock
+	@touch $@
+
+.venv-lock/bin/uv:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
