@@ -120,7 +120,7 @@ def test_stream_with_usage(client, ledger):
 
 def test_two_answers(served, client, ledger):
     before = (chat(client, max_tokens=1), engine_counters(served))[1]
-    answer = chat(client, n=2, temperature=1.5)
+    answer = chat(client, n=2, temperature=1)
     after = engine_counters(served)
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert all(choice.message.content and choice.finish_reason == "stop" for choice in answer.choices)
@@ -132,7 +132,7 @@ def test_two_answers(served, client, ledger):
 def test_two_answers_streamed(served, client, ledger, include_usage):
     before = (chat(client, max_tokens=1), engine_counters(served))[1]
     options = {"stream_options": {"include_usage": True}} if include_usage else {}
-    with chat(client, n=2, temperature=1.5, stream=True, **options) as stream:
+    with chat(client, n=2, temperature=1, stream=True, **options) as stream:
         chunks = list(stream)
     after = engine_counters(served)
     assert text_of(chunks, 0)
@@ -403,7 +403,7 @@ def test_closing_a_stream_stops_the_engines_work(served, client, ledger):
 def test_giving_up_on_a_whole_answer_stops_the_engines_work(served, client, ledger):
     before = (chat(client, max_tokens=1), engine_counters(served))[1]
     with pytest.raises(openai.APITimeoutError):
-        chat(client, n=4, timeout=0.2, **LONG)
+        chat(client, n=4, timeout=0.5, **LONG)
     record = served.until(lambda: next((row for row in ledger() if row["outcome"] == "cut"), None))
     served.until(lambda: b"llamacpp:requests_processing 0" in served.engine("demo", "/metrics"))
     after = engine_counters(served)

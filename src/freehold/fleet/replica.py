@@ -67,11 +67,11 @@ class Replica:
         """Hold it as soon as it is ready, waking it if need be. Raises NotReady, and what kept it from starting."""
         if held := self.try_hold():
             return held
-        if len(self._waiters) >= self.endpoint.max_waiting:
+        self._inbox.put_nowait(_Note("wanted"))  # even for who is sent away: they are told to come back
+        if wait_seconds is None and len(self._waiters) >= self.endpoint.max_waiting:
             raise self._not_ready(f"{len(self._waiters)} requests already wait for `{self.name}`")
         waiter: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        self._inbox.put_nowait(_Note("wanted"))
         limit = self.endpoint.wait_seconds if wait_seconds is None else wait_seconds
         try:
             async with asyncio.timeout(limit):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from freehold.types import Build, Plan, Refusal, Tokens, UsageRecord
 
 PROBE_KEY = "freehold"  # the key that smoke probes are recorded under
 _DEFAULT_CONTEXT = 8192
-_POLL_S = 0.01
+_POLL_SHARE = 0.02  # of the time waited so far: what not asking at the right moment may cost
+_POLL_S = (0.001, 0.25)
 
 
 class Start:
@@ -114,6 +116,7 @@ class Start:
     async def _poll(self, socket: str) -> None:
         """Ask until it says 200. Its socket is opened once: what it puts in its place later is never looked at."""
         said_loading = False
+        began_s = time.monotonic()
         while True:
             if self.upstream is None and os.path.lexists(socket):  # noqa: ASYNC240  a stat is no waiting
                 self._socket_fd = open_socket(socket)
@@ -126,28 +129,23 @@ class Start:
                     if not said_loading:
                         self._ground.tell("engine.loading", self._name)
                         said_loading = True
-            await asyncio.sleep(_POLL_S)
+            waited_s = time.monotonic() - began_s
+            await asyncio.sleep(min(max(_POLL_S[0], waited_s * _POLL_SHARE), _POLL_S[1]))
 
     async def _smoke_probe(self) -> None:
         assert self.upstream is not None  # noqa: S101  bring_up has just waited for it
-        before = await self._counters(self.upstream)
         used = await probe_completion(self.upstream, self._name, self._name, self._ground)
-        counted = await self._counters(self.upstream)
-        same = (counted.prompt - before.prompt, counted.completion - before.completion) == (
-            used.prompt,
-            used.completion,
-        )
+        metrics = await self.upstream.fetch("GET", self.engine.metrics_path)
+        counted = self.engine.counters(metrics.body if metrics.status == 200 else b"")
+        same = (counted.prompt, counted.completion) == (used.prompt, used.completion)
         self._ground.tell(
             "probe.passed" if same else "probe.counts_differ",
             self._name,
-            prompt_tokens=used.prompt, completion_tokens=used.completion,
-            engine_prompt_tokens=counted.prompt - before.prompt,
-            engine_completion_tokens=counted.completion - before.completion,
-        )  # fmt: skip
-
-    async def _counters(self, upstream: Upstream) -> Tokens:
-        answer = await upstream.fetch("GET", self.engine.metrics_path)
-        return self.engine.counters(answer.body if answer.status == 200 else b"")
+            prompt_tokens=used.prompt,
+            completion_tokens=used.completion,
+            engine_prompt_tokens=counted.prompt,
+            engine_completion_tokens=counted.completion,
+        )
 
 
 async def probe_completion(upstream: Upstream, name: str, served_model: str, ground: Ground) -> Tokens:
