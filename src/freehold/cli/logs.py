@@ -16,6 +16,7 @@ import click
 @click.pass_obj
 def command(config_path: Path, endpoint: str | None, follow: bool, lines: int) -> None:
     """Show what ENDPOINT's engine said; without a name, what the daemon said."""
+    from freehold.cli.tables import printable
     from freehold.errors import Unknown
     from freehold.fleet.config import load
 
@@ -26,8 +27,8 @@ def command(config_path: Path, endpoint: str | None, follow: bool, lines: int) -
     if not path.exists():
         raise Unknown(f"{path} is not there yet", hint="it is made when the engine first starts")
     with path.open(errors="replace") as log:
-        click.echo("".join(deque(log, maxlen=lines)), nl=False)
+        click.echo(printable("".join(deque(log, maxlen=lines))), nl=False)
         while follow:
             if text := log.read():
-                click.echo(text, nl=False)
+                click.echo(printable(text), nl=False)
             time.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 from freehold.types import PICO_PER_UNIT
 
@@ -12,10 +13,14 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (heads, *rows))
 
 
-def money(pico: int, currency: str) -> str:
-    """Rounded here, once, to the millionth of the unit."""
-    millionths = round(pico * 10**6 / PICO_PER_UNIT)
-    return f"{currency} {millionths / 10**6:.6f}"
+def money(pico: int, currency: str, digits: int = 6) -> str:
+    """Rounded here, once: to the millionth of the unit, or finer for one request."""
+    return f"{currency} {Decimal(pico) / PICO_PER_UNIT:.{digits}f}"
+
+
+def printable(text: str) -> str:
+    """What a model or an engine said, for a terminal that must not obey it: no control characters."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
 def size(size_bytes: float) -> str:

@@ -111,6 +111,7 @@ def _show_door(base: str, secret: str | None, body: str) -> None:
 
 def _ask(base: str, secret: str, body: str) -> str:
     """Ask as that line does, show the answer as it comes, and return the request's id."""
+    from freehold.cli.tables import printable
     from freehold.errors import EngineFailed
 
     url = urlsplit(base)
@@ -122,15 +123,13 @@ def _ask(base: str, secret: str, body: str) -> str:
         raise EngineFailed(f"the question got {answer.status}: {answer.read().decode(errors='replace')}")
     for line in answer:
         if line.startswith(b"data: {"):
-            click.echo(_delta(json.loads(line[6:])), nl=False)
+            click.echo(printable(_delta(json.loads(line[6:]))), nl=False)
     click.echo()
     return answer.headers["x-request-id"]
 
 
 def _delta(frame: dict[str, Any]) -> str:
-    """What the model said; a terminal must not obey it, so control characters are left out."""
-    text = "".join(choice["delta"].get("content") or "" for choice in frame.get("choices", ()))
-    return "".join(c for c in text if c.isprintable() or c == "\n")
+    return "".join(choice["delta"].get("content") or "" for choice in frame.get("choices", ()))
 
 
 def _show_record(config: Config, daemon: Daemon, request_id: str) -> None:
@@ -143,7 +142,7 @@ def _show_record(config: Config, daemon: Daemon, request_id: str) -> None:
     if record is None:
         return
     currency = config.machine.currency
-    charged, cost = (money(record[account], currency) for account in ("charge_pico", "machine_pico"))
+    charged, cost = (money(record[account], currency, 9) for account in ("charge_pico", "machine_pico"))
     tokens = f"{record['prompt_tokens']} prompt + {record['completion_tokens']} completion tokens"
     click.echo(f"\nusage     {tokens}, {record['outcome']}")
     click.echo(f"time      {record['first_byte_ms']:.1f} ms to the first byte, {record['total_ms']:.1f} ms in all")

@@ -30,8 +30,8 @@ def verify(path: Path, pin: str | None = None) -> Verdict:
     pinned: Pinned = "unpinned" if pin is None else "pinned" if digest == pin.lower() else "changed"
     if pinned == "changed":
         why = f"the files' digest is {digest or 'missing'}, the pin is {pin}"
-        fix = "fetch the pinned files again; if the change is wanted: freehold verify PATH --accept"
-        findings.append(Finding(path=".", rule="digest-changed", why=why, fix=fix))
+        fix = f"fetch the pinned files again; if the change is wanted: freehold verify {path} --accept"
+        findings.append(Finding(path=path.name, rule="digest-changed", why=why, fix=fix))
     return Verdict(
         subject=str(path),
         accepted=not findings,
