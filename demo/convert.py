@@ -1,11 +1,10 @@
-"""Convert the demonstration model and its LoRA to GGUF, with numpy alone.
+"""Convert the demonstration model and its LoRA to GGUF, with numpy alone: `python demo/convert.py`.
 
-Only for Llama models whose tokenizer is a byte-level BPE with GPT-2's pre-tokenizer: it is no general converter.
+Only for Llamas whose tokenizer is a byte-level BPE with GPT-2's pre-tokenizer; this is no general converter.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -16,62 +15,43 @@ import numpy as np
 from safetensors.numpy import load_file
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Config = dict[str, Any]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Config:
     """Read a JSON file."""
     return json.loads(path.read_text("utf-8"))
 
 
-def permute_heads(weight: Array, heads: int) -> Array:
-    """Reorder the rows of a query or key projection: llama.cpp rotates neighbours, Hugging Face rotates halves."""
-    half = weight.shape[0] // heads // 2
-    return weight.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(weight.shape)
+def reorder_rows(name: str, weight: Array, config: Config) -> Array:
+    """Interleave the rows of query and key heads: llama.cpp rotates neighbours where Hugging Face rotates halves."""
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}.get(name.split(".")[-2])
+    if not heads:
+        return weight
+    return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def permute_if_rotary(name: str, weight: Array, config: dict[str, Any]) -> Array:
-    """Apply `permute_heads` to the projections that RoPE acts on."""
-    if ".q_proj." in name:
-        return permute_heads(weight, config["num_attention_heads"])
-    if ".k_proj." in name:
-        return permute_heads(weight, config["num_key_value_heads"])
-    return weight
-
-
-def write_file(writer: gguf.GGUFWriter) -> None:
+def write_file(writer: gguf.GGUFWriter, tensors: dict[str, Array]) -> None:
     """Write header, metadata and tensors in the order that the format wants."""
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, np.ascontiguousarray(tensor))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def name_tensors(config: dict[str, Any]) -> gguf.TensorNameMap:
-    """Return the map from Hugging Face's tensor names to llama.cpp's."""
-    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+def rename(name: str, config: Config) -> str:
+    """Return llama.cpp's name of a tensor."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    return names.get_name(name, try_suffixes=(".weight",)) or name
 
 
-def add_dimensions(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    """Add what llama.cpp needs to build the network."""
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-
-
-def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any]) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: Config) -> None:
     """Add vocabulary, merges, special tokens and the chat template."""
     tokenizer = read_json(folder / "tokenizer.json")
-    size = config["vocab_size"]
-    tokens, types = [f"[UNUSED{i}]" for i in range(size)], [gguf.TokenType.UNUSED] * size
+    tokens = [f"[UNUSED{i}]" for i in range(config["vocab_size"])]
+    types = [gguf.TokenType.UNUSED] * len(tokens)
     for token, i in tokenizer["model"]["vocab"].items():
         tokens[i], types[i] = token, gguf.TokenType.NORMAL
     for added in tokenizer["added_tokens"]:
@@ -81,7 +61,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, config: dict[str, Any])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
-    writer.add_bos_token_id(config["pad_token_id"])  # never used, but absent it defaults to another token
+    writer.add_bos_token_id(config["pad_token_id"])  # not used, but without it llama.cpp picks some other token
     writer.add_add_bos_token(False)
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_pad_token_id(config["pad_token_id"])
@@ -94,43 +74,42 @@ def convert_model(folder: Path, target: Path) -> None:
     writer = gguf.GGUFWriter(target, "llama")
     writer.add_name("Freehold demonstration model")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    add_dimensions(writer, config)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
     add_tokenizer(writer, folder, config)
-    names = name_tensors(config)
+    tensors = {}
     for name, weight in load_file(folder / "model.safetensors").items():
-        permuted = permute_if_rotary(name, weight, config)
-        kept = permuted.astype(np.float32 if weight.ndim == 1 else np.float16)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(kept))
-    write_file(writer)
+        wanted = np.float32 if weight.ndim == 1 else np.float16
+        tensors[rename(name, config)] = reorder_rows(name, weight, config).astype(wanted)
+    write_file(writer, tensors)
 
 
 def convert_adapter(base: Path, folder: Path, target: Path) -> None:
-    """Convert a PEFT LoRA folder; only the B matrices have the rows that RoPE acts on."""
+    """Convert a PEFT LoRA folder; only its B matrices have the rows that are reordered."""
     config, adapter = read_json(base / "config.json"), read_json(folder / "adapter_config.json")
     writer = gguf.GGUFWriter(target, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(adapter["lora_alpha"]))
-    names = name_tensors(config)
+    tensors = {}
     for name, weight in load_file(folder / "adapter_model.safetensors").items():
-        found = re.fullmatch(r"base_model\.model\.(.*)\.lora_([AB])\.weight", name)
-        if not found:
-            raise ValueError(f"{name} is no LoRA matrix")
-        layer, side = found[1] + ".weight", found[2]
-        permuted = permute_if_rotary(layer, weight, config) if side == "B" else weight
-        renamed = f"{names.get_name(layer, try_suffixes=('.weight',))}.lora_{side.lower()}"
-        writer.add_tensor(renamed, np.ascontiguousarray(permuted.astype(np.float32)))
-    write_file(writer)
-
-
-def main() -> None:
-    """Convert the files beside this script again."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
-    folder = parser.parse_args().folder
-    convert_model(folder / "model", folder / "demo.gguf")
-    convert_adapter(folder / "model", folder / "adapter", folder / "adapter.gguf")
+        layer, side = re.sub(r"^base_model\.model\.|lora_[AB]\.", "", name), name.split(".lora_")[1][0]
+        rows = reorder_rows(layer, weight, config) if side == "B" else weight
+        tensors[f"{rename(layer, config)}.lora_{side.lower()}"] = rows.astype(np.float32)
+    write_file(writer, tensors)
 
 
 if __name__ == "__main__":
-    main()
+    here = Path(__file__).parent
+    convert_model(here / "model", here / "demo.gguf")
+    convert_adapter(here / "model", here / "adapter", here / "adapter.gguf")
