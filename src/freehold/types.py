@@ -150,6 +150,21 @@ class Price(Struct, frozen=True, kw_only=True):
         return tokens.prompt * self.prompt_pico_per_token + tokens.completion * self.completion_pico_per_token
 
 
+class ReplicaStatus(Struct, frozen=True, kw_only=True):
+    """What `ps` shows of one endpoint."""
+
+    endpoint: str
+    engine: str
+    state: str  # a lifecycle.State, stopped or external
+    isolated: bool | None = None  # None: no process
+    pid: int | None = None
+    run: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    last_start_s: float | None = None
+    reason: str | None = None  # why it did not start
+
+
 class Key(Struct, frozen=True, kw_only=True):
     """Who asks, and what they may do. The secret itself is never kept."""
 

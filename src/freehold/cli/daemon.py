@@ -60,11 +60,18 @@ def _answer(connection: _Connection, method: str, path: str, body: object) -> ht
     except (OSError, http.client.HTTPException):
         raise NoDaemon("no daemon is running here", hint="freehold up starts one") from None
     if answer.status != 200:
-        said = json.loads(answer.read())["error"]
-        error = FreeholdError(said["message"])
-        error.exit_code = int(answer.headers.get("x-exit-code", "1"))
-        raise error
+        raise _said(answer.status, answer.read())
     return answer
+
+
+def _said(status: int, body: bytes) -> FreeholdError:
+    try:
+        said = json.loads(body)["error"]
+    except (ValueError, KeyError):
+        return FreeholdError(f"the daemon answered {status}: {body[:200].decode(errors='replace')}")
+    error = FreeholdError(said["message"], hint=said["hint"])
+    error.exit_code = said["exit_code"]
+    return error
 
 
 def project(config_path: Path) -> tuple[Config, Daemon]:

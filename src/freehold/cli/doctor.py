@@ -11,7 +11,9 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
-    """Check this machine: Python, CPU, memory, libraries, isolation, cards, disk and port.
+    """Check what this machine has and lacks.
+
+    Python, CPU, memory, libraries, isolation, cards, disk and port.
 
     Exit status 0: it can serve (warnings included), 1: a check failed.
     """

@@ -10,7 +10,10 @@ import click
 @click.command
 @click.pass_obj
 def command(config_path: Path) -> None:
-    """End the daemon and its engines; requests in flight may finish first."""
+    """End the daemon and its engines.
+
+    Requests in flight may finish first.
+    """
     from freehold.cli.daemon import project
     from freehold.errors import NoDaemon
     from freehold.gateway.rundir import lock

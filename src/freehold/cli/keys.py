@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,26 +37,28 @@ def create(config_path: Path, name: str, endpoints: tuple[str, ...], expires: st
 
 
 @command.command("list")
+@click.option("--all", "dead_too", is_flag=True, help="The expired and revoked ones too.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
-def list_(config_path: Path, as_json: bool) -> None:
-    """Show all keys, the dead ones too."""
+def list_(config_path: Path, dead_too: bool, as_json: bool) -> None:
+    """Show the keys that open something."""
     from freehold.cli.daemon import project
-    from freehold.cli.tables import table
+    from freehold.cli.tables import moment, table
 
     _, daemon = project(config_path)
-    keys = daemon.ask("GET", "/keys")
+    now_ns = time.time_ns()
+    keys = [key for key in daemon.ask("GET", "/keys") if dead_too or _state(key, now_ns) == "alive"]
     if as_json:
         click.echo(json.dumps(keys, indent=2))
         return
-    now_ns = time.time_ns()
     rows = [
         (
-            key["id"], key["name"], " ".join(key["endpoints"]), _date(key["created_ns"]), _date(key["expires_ns"]),
-            "revoked" if key["revoked_ns"] else "expired" if (key["expires_ns"] or now_ns) < now_ns else "alive",
+            *(key["id"], key["name"], " ".join(key["endpoints"])),
+            *(moment(at_ns) if at_ns else "-" for at_ns in (key["created_ns"], key["expires_ns"])),
+            _state(key, now_ns),
         )
         for key in keys
-    ]  # fmt: skip
+    ]
     click.echo(table(("ID", "NAME", "ENDPOINTS", "CREATED", "EXPIRES", "STATE"), rows))
 
 
@@ -74,6 +76,12 @@ def revoke(config_path: Path, key: str) -> None:
     click.echo(f"revoked {dead['name']} ({dead['id']})")
 
 
+def _state(key: dict[str, Any], now_ns: int) -> str:
+    if key["revoked_ns"]:
+        return "revoked"
+    return "expired" if key["expires_ns"] and key["expires_ns"] <= now_ns else "alive"
+
+
 def _expires_ns(text: str | None) -> int | None:
     if text is None:
         return None
@@ -81,7 +89,3 @@ def _expires_ns(text: str | None) -> int | None:
     if span is None:
         raise click.BadParameter(f"{text!r} is no span of time: write 90d, 12h or 30m", param_hint="--expires")
     return time.time_ns() + int(span[1]) * _UNITS_S[span[2]] * 10**9
-
-
-def _date(at_ns: int | None) -> str:
-    return datetime.fromtimestamp(at_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M") if at_ns else "-"

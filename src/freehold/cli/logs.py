@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from pathlib import Path
 
 import click
 
+from freehold.cli.tables import printable
+
 
 @click.command
 @click.argument("endpoint", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on showing what comes.")
-@click.option("-n", "--lines", default=50, show_default=True, help="How many lines back to begin.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="Lines back to begin.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: a JSON object a line.")
 @click.pass_obj
-def command(config_path: Path, endpoint: str | None, follow: bool, lines: int) -> None:
-    """Show what ENDPOINT's engine said; without a name, what the daemon said."""
-    from freehold.cli.tables import printable
+def command(config_path: Path, endpoint: str | None, follow: bool, lines: int, as_json: bool) -> None:
+    """Show what an engine or the daemon said.
+
+    That of ENDPOINT; without a name, the daemon.
+    """
     from freehold.errors import Unknown
     from freehold.fleet.config import load
 
@@ -27,8 +33,14 @@ def command(config_path: Path, endpoint: str | None, follow: bool, lines: int) -
     if not path.exists():
         raise Unknown(f"{path} is not there yet", hint="it is made when the engine first starts")
     with path.open(errors="replace") as log:
-        click.echo(printable("".join(deque(log, maxlen=lines))), nl=False)
+        for line in deque(log, maxlen=lines):
+            _show(line, endpoint, as_json=as_json)
         while follow:
-            if text := log.read():
-                click.echo(printable(text), nl=False)
+            for line in log:
+                _show(line, endpoint, as_json=as_json)
             time.sleep(0.1)
+
+
+def _show(line: str, endpoint: str | None, *, as_json: bool) -> None:
+    text = line.removesuffix("\n")
+    click.echo(json.dumps({"of": endpoint or "daemon", "line": text}) if as_json else printable(text))

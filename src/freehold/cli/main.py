@@ -13,7 +13,7 @@ from freehold.errors import FreeholdError
 
 COMMANDS = (
     *("up", "down", "serve", "ps", "logs", "start", "stop"),
-    *("verify", "keys", "usage", "doctor", "schema", "completion"),
+    *("verify", "keys", "usage", "events", "doctor", "schema", "completion"),
 )
 
 

@@ -12,7 +12,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
 def command(config_path: Path, as_json: bool) -> None:
-    """Show every endpoint: its state, isolation, requests in flight and waiting."""
+    """Show what runs, and whether it is isolated."""
     from freehold.cli.daemon import project
     from freehold.cli.tables import table
 

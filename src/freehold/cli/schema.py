@@ -9,7 +9,7 @@ import click
 
 @click.command
 def command() -> None:
-    """Print the JSON Schema of freehold.toml, for editors and checks."""
+    """Print the JSON Schema of freehold.toml."""
     from freehold.fleet.config import schema
 
     click.echo(json.dumps(schema(), indent=2))

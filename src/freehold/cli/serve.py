@@ -10,7 +10,7 @@ import click
 @click.command
 @click.pass_obj
 def command(config_path: Path) -> None:
-    """Run the daemon in the foreground (up starts it in the background)."""
+    """Run the daemon in the foreground."""
     from freehold.fleet.config import digest, load
     from freehold.gateway.serve import main
 

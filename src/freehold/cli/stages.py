@@ -9,14 +9,14 @@ from urllib.parse import quote
 import click
 
 from freehold.cli.daemon import Daemon
-from freehold.cli.tables import size
 from freehold.errors import FreeholdError
+from freehold.plan.memory import size
 
 
-def bring_up(daemon: Daemon, endpoints: list[str]) -> list[str]:
-    """Start these (none: all), showing each stage; returns those that are up. Raises the last failure."""
+def bring_up(daemon: Daemon, endpoints: list[str]) -> tuple[list[str], FreeholdError | None]:
+    """Start these (none: all), showing each stage; those that are up, and what kept the last of the others."""
     query = "&".join(f"endpoint={quote(name)}" for name in endpoints)
-    up, failure = [], None
+    up, failure, started = [], None, set()
     for line in daemon.lines("POST", f"/up?{query}"):
         if "up" in line:
             up.append(line["up"])
@@ -24,10 +24,13 @@ def bring_up(daemon: Daemon, endpoints: list[str]) -> list[str]:
             failure = FreeholdError(line["error"], hint=line["hint"])
             failure.exit_code = line["exit_code"]
         elif text := _TEXTS.get(line["kind"]):
+            started.add(line["subject"])
             show(line["subject"], line["kind"].partition(".")[0], text(line["detail"]))
-    if failure:
-        raise failure
-    return up
+    for status in daemon.ask("GET", "/status")["endpoints"]:
+        if status["endpoint"] in up and status["endpoint"] not in started:
+            isolation = "" if status["isolated"] is None else ", isolated" if status["isolated"] else ", NOT ISOLATED"
+            show(status["endpoint"], "replica", f"{status['state']} already, process {status['pid']}{isolation}")
+    return up, failure
 
 
 def show(subject: str, what: str, text: str) -> None:
@@ -47,6 +50,10 @@ def _accepted(detail: dict[str, Any]) -> str:
     return f"accepted: {detail['files']} file(s), {size(detail['size_bytes'])}, {detail['digest'][:16]}..., {pinned}"
 
 
+def _tokens(detail: dict[str, Any]) -> str:
+    return f"{detail['prompt_tokens']} prompt + {detail['completion_tokens']} completion tokens"
+
+
 _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "weights.checking": lambda d: f"checking and hashing {d['path']}",
     "weights.accepted": _accepted,
@@ -56,9 +63,8 @@ _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine.started": lambda d: f"process {d['pid']}, {_isolation(d)}",
     "engine.loading": lambda _: "loading the weights",
     "engine.failed": lambda d: f"FAILED: {d['reason']}",
-    "probe.passed": lambda d: (
-        f"a real completion: {d['prompt_tokens']} + {d['completion_tokens']} tokens, as it counts"
-    ),
+    "probe.passed": lambda d: f"a real completion: {_tokens(d)}; the engine's own counters agree",
+    "probe.answered": lambda d: f"a real completion: {_tokens(d)}",
     "probe.counts_differ": lambda d: f"ITS COUNTERS DIFFER FROM ITS USAGE: {d}",
     "replica.ready": lambda d: f"ready after {d['seconds']} s",
 }

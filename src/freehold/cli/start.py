@@ -11,9 +11,14 @@ import click
 @click.argument("endpoint")
 @click.pass_obj
 def command(config_path: Path, endpoint: str) -> None:
-    """Open ENDPOINT again after stop, and start its engine now."""
+    """Open an endpoint and start its engine.
+
+    After stop, nothing else lets callers in again.
+    """
     from freehold.cli.daemon import project
     from freehold.cli.stages import bring_up
 
     _, daemon = project(config_path)
-    bring_up(daemon, [endpoint])
+    _, failure = bring_up(daemon, [endpoint])
+    if failure:
+        raise failure

@@ -11,7 +11,10 @@ import click
 @click.argument("endpoint")
 @click.pass_obj
 def command(config_path: Path, endpoint: str) -> None:
-    """Let ENDPOINT's requests in flight finish, end its engine, and answer 503 until start."""
+    """End an engine and answer 503 until start.
+
+    Requests in flight may finish first.
+    """
     from urllib.parse import quote
 
     from freehold.cli.daemon import project

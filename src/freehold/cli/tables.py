@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from freehold.types import PICO_PER_UNIT
@@ -18,14 +19,11 @@ def money(pico: int, currency: str, digits: int = 6) -> str:
     return f"{currency} {Decimal(pico) / PICO_PER_UNIT:.{digits}f}"
 
 
+def moment(at_ns: int) -> str:
+    """A time as a person reads it, in UTC."""
+    return datetime.fromtimestamp(at_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def printable(text: str) -> str:
     """What a model or an engine said, for a terminal that must not obey it: no control characters."""
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
-
-
-def size(size_bytes: float) -> str:
-    """In GB, MB and kB of 1000: the units files are sold in."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes:.0f} B"

@@ -27,7 +27,10 @@ _KEY_NAME = "first"
 @click.argument("endpoint", nargs=-1)
 @click.pass_obj
 def command(config_path: Path, endpoint: tuple[str, ...]) -> None:
-    """Start the daemon if need be, bring ENDPOINTs up (default: all), and ask one question."""
+    """Bring endpoints up and ask one question.
+
+    Starts the daemon if need be, then ENDPOINTs (default: all), showing each stage.
+    """
     from freehold.cli.daemon import project
     from freehold.cli.stages import bring_up
     from freehold.errors import BadConfig
@@ -42,14 +45,21 @@ def command(config_path: Path, endpoint: tuple[str, ...]) -> None:
     status = daemon.ask("GET", "/status")
     if status["config"] != digest(config_path):
         click.echo(f"NOTE: the daemon runs an older {config_path}; freehold down, then up, takes the new one")
-    up = bring_up(daemon, list(endpoint))
-    first = config.endpoints[up[0]]
+    up, failure = bring_up(daemon, list(endpoint))
+    if up:
+        asked = config.endpoints[up[0]].first_question if up[0] in config.endpoints else "Hello"
+        _show_question(config, daemon, status["url"], up[0], asked)
+    if failure:
+        raise failure
+
+
+def _show_question(config: Config, daemon: Daemon, url: str, endpoint: str, question: str) -> None:
     secret, lasting = _key(daemon)
-    body = json.dumps({"model": up[0], "stream": True, "messages": [{"role": "user", "content": first.first_question}]})
-    _show_door(status["url"], secret if lasting else None, body)
+    body = json.dumps({"model": endpoint, "stream": True, "messages": [{"role": "user", "content": question}]})
+    _show_door(url, secret if lasting else None, body)
     try:
-        click.echo(f"asked     {first.first_question}\nanswer    ", nl=False)
-        request = _ask(status["url"], secret, body)
+        click.echo(f"asked     {question}\nanswer    ", nl=False)
+        request = _ask(url, secret, body)
     finally:
         if not lasting:
             daemon.ask("DELETE", f"/keys/{_temporary_name()}")
@@ -123,7 +133,10 @@ def _ask(base: str, secret: str, body: str) -> str:
         raise EngineFailed(f"the question got {answer.status}: {answer.read().decode(errors='replace')}")
     for line in answer:
         if line.startswith(b"data: {"):
-            click.echo(printable(_delta(json.loads(line[6:]))), nl=False)
+            frame = json.loads(line[6:])
+            if "error" in frame:
+                raise EngineFailed(frame["error"]["message"])
+            click.echo(printable(_delta(frame)), nl=False)
     click.echo()
     return answer.headers["x-request-id"]
 

@@ -26,10 +26,17 @@ from freehold.errors import NoDaemon
 def command(  # noqa: PLR0917  click passes them by name
     config_path: Path, by: str, since: datetime | None, until: datetime | None, cost: bool, as_json: bool, as_csv: bool
 ) -> None:
-    """Show requests and tokens, by endpoint, key or day; with --cost both accounts of money."""
+    """Show requests, tokens and money.
+
+    By endpoint, key or day; with --cost both accounts of money over the whole book.
+    """
     from freehold.cli.daemon import project
     from freehold.ledger import report
 
+    if as_json and as_csv:
+        raise click.UsageError("--json or --csv, not both")
+    if cost and (since or until or by != "endpoint"):
+        raise click.UsageError("--cost is about the whole book: without --by, --since and --until")
     config, daemon = project(config_path)
     with contextlib.suppress(NoDaemon):  # then the book has it all
         daemon.ask("POST", "/flush")
@@ -67,7 +74,7 @@ def _show_usage(rows: list[dict[str, Any]], by: str, currency: str) -> None:
     body = [(r["name"], *(f"{r[c]:,}" for c in counts), money(r["charge_pico"], currency)) for r in rows]
     click.echo(table(heads, body))
     if bounded := sum(r["lower_bound"] for r in rows):
-        click.echo(f"\n{bounded} requests were cut: their tokens are a lower bound")
+        click.echo(f"\n{bounded} requests did not come to their end: their tokens are a lower bound")
 
 
 def _show_cost(found: dict[str, Any]) -> None:

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 @click.pass_context
 def command(context: click.Context, path: Path, pin: str | None, accept: bool, as_json: bool) -> None:
-    """Check the weights at PATH, a file or a folder, and compare them with their pin.
+    """Check weights and compare them with a pin.
 
-    Offline; nothing in the files is run. Exit status 0: accepted, 3: refused.
+    PATH is a file or a folder. Offline; nothing in the files is run. Exit status 0: accepted, 3: refused.
     """
     import msgspec
 
     from freehold.weights import verify
 
-    verdict = verify(path, None if accept else pin or _book_pin(context.obj, path))
+    verdict = verify(path, pin if accept else pin or _book_pin(context.obj, path))
     click.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode() if as_json else _render(verdict))
     if not verdict.accepted:
         context.exit(3)
@@ -63,8 +63,8 @@ def _subject(path: Path) -> str:
 
 def _render(verdict: Verdict) -> str:
     lines = [verdict.subject]
-    lines += [f"  {each.sha256[:12]}  {each.size_bytes:>17,} bytes  {each.path}" for each in verdict.artifacts]
-    lines += [f"digest {verdict.digest}"] if verdict.digest else []
+    lines += [f"  sha256 {each.sha256}  {each.size_bytes:>15,} bytes  {each.path}" for each in verdict.artifacts]
+    lines += [f"digest of this list {verdict.digest}"] if verdict.digest else []
     for finding in verdict.findings:
         lines += [f"  {finding.path}: {finding.why} [{finding.rule}]", f"    -> {finding.fix}"]
     if not verdict.accepted:
@@ -73,6 +73,6 @@ def _render(verdict: Verdict) -> str:
         lines.append("ACCEPTED, PINNED: well-formed, and exactly the files that were pinned.")
     else:
         lines.append("ACCEPTED, UNPINNED: well-formed, but nothing says that these are the files you meant.")
-        lines.append(f"  Compare with the publisher's digest, then hold them to it: --pin {verdict.digest}")
+        lines.append(f"  Compare each file's sha256 with its publisher's, then hold them to it: --pin {verdict.digest}")
     lines.append("No check finds poisoned weights or a subtle backdoor: that takes a publisher you trust, and a pin.")
     return "\n".join(lines)

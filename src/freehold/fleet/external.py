@@ -5,6 +5,7 @@ Its machine is not ours, so it has no account of occupancy.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from freehold.engines import Engine
@@ -15,9 +16,10 @@ from freehold.fleet.replica import Hold
 from freehold.fleet.starting import probe_completion
 from freehold.fleet.upstream import Upstream
 from freehold.policy.lifecycle import Happening
+from freehold.types import ReplicaStatus
 
 
-class External:
+class ExternalReplica:
     """The same door as `Replica`."""
 
     def __init__(self, name: str, endpoint: Endpoint, engine: Engine, ground: Ground) -> None:
@@ -37,7 +39,7 @@ class External:
         """Raises NotReady when an operator stopped it. (`wait_seconds`: there is nothing to wait for.)"""
         if held := self.try_hold():
             return held
-        raise NotReady(f"`{self.name}` was stopped", hint=f"freehold start {self.name}")
+        raise NotReady(f"`{self.name}` was stopped by its operator")
 
     def release(self, hold: Hold, *, served: bool) -> int:  # noqa: ARG002  the door is Replica's
         self._held -= 1
@@ -52,28 +54,22 @@ class External:
     async def check(self) -> None:
         """Ask it for one real completion. Raises EngineFailed."""
         served_model = self.endpoint.served_model or self.name
-        used = await probe_completion(self._upstream, self.name, served_model, self._ground)
+        try:
+            async with asyncio.timeout(self.endpoint.request_seconds):
+                used = await probe_completion(self._upstream, self.name, served_model, self._ground)
+        except TimeoutError:
+            raise NotReady(f"`{self.name}` did not answer in {self.endpoint.request_seconds:g} s") from None
         self._ground.tell(
-            "probe.passed",
+            "probe.answered",
             self.name,
             prompt_tokens=used.prompt,
             completion_tokens=used.completion,
             url=self._upstream.url,
         )
 
-    def status(self) -> dict[str, object]:
-        return {
-            "endpoint": self.name,
-            "engine": "external",
-            "state": "stopped" if self._closed else "external",
-            "isolated": None,
-            "pid": None,
-            "run": 0,
-            "in_flight": self._held,
-            "waiting": 0,
-            "last_start_s": None,
-            "reason": None,
-        }
+    def status(self) -> ReplicaStatus:
+        state = "stopped" if self._closed else "external"
+        return ReplicaStatus(endpoint=self.name, engine="external", state=state, in_flight=self._held)
 
 
 def _api_key(name: str, endpoint: Endpoint) -> str | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from freehold.engines import Launchable, engine
-from freehold.errors import BadConfig, Unknown
+from freehold.errors import BadConfig, NotReady, Unknown
 from freehold.fleet.config import Config, Endpoint
-from freehold.fleet.external import External
+from freehold.fleet.external import ExternalReplica
 from freehold.fleet.ground import Ground
 from freehold.fleet.replica import Replica
 from freehold.fleet.starting import Start
 from freehold.fleet.trust import Trust
+from freehold.types import ReplicaStatus
 
 SAVE_OCCUPANCY_S = 5.0
 
@@ -20,15 +22,17 @@ SAVE_OCCUPANCY_S = 5.0
 class Fleet:
     """Replicas by endpoint. `run` owns them until it is cancelled."""
 
-    def __init__(self, config: Config, ground: Ground) -> None:
+    def __init__(self, config: Config, ground: Ground, starts_s: Mapping[str, Sequence[float]] | None = None) -> None:
+        """`starts_s`: how long the last starts of each endpoint took, as the book knows them."""
         self.config, self.ground = config, ground
+        self._starts_s = starts_s or {}
         self._members = {name: self._member(name, endpoint) for name, endpoint in config.endpoints.items()}
 
     @property
     def endpoints(self) -> tuple[str, ...]:
         return tuple(self._members)
 
-    def find(self, name: str) -> Replica | External:
+    def find(self, name: str) -> Replica | ExternalReplica:
         """Raises Unknown, in the words OpenAI's clients know."""
         try:
             return self._members[name]
@@ -39,12 +43,15 @@ class Fleet:
         """Open it and wait until it answers. Raises what kept it from starting."""
         member = self.find(name)
         member.post("open")
-        if isinstance(member, External):
+        if isinstance(member, ExternalReplica):
             await member.check()
             return
-        member.release(await member.hold(member.endpoint.start_seconds), served=False)
+        try:
+            member.release(await member.hold(member.endpoint.start_seconds), served=False)
+        except NotReady as error:
+            raise member.reason or error from None
 
-    def status(self) -> list[dict[str, object]]:
+    def status(self) -> list[ReplicaStatus]:
         return [member.status() for member in self._members.values()]
 
     async def run(self) -> None:
@@ -63,17 +70,17 @@ class Fleet:
     def save_occupancy(self) -> None:
         self.ground.book.save_occupancy(*self.ground.occupancy.take(self.ground.clock_ns()))
 
-    def _member(self, name: str, endpoint: Endpoint) -> Replica | External:
+    def _member(self, name: str, endpoint: Endpoint) -> Replica | ExternalReplica:
         kind = engine(endpoint.engine)
         if endpoint.engine == "external":
-            return External(name, endpoint, kind, self.ground)
+            return ExternalReplica(name, endpoint, kind, self.ground)
         if not isinstance(kind, Launchable):
             raise BadConfig(f"[endpoints.{name}] Freehold cannot start the engine `{endpoint.engine}`")
         policy, server = self.config.policy, self.config.server
         trust = Trust(name, Path(endpoint.weights or ""), self.ground, require_pin=policy.require_pin)
-        return Replica(
-            name, endpoint, Start(name, endpoint, kind, trust, self.ground), self.ground, server.drain_seconds
-        )
+        start = Start(name, endpoint, kind, trust, self.ground)
+        starts_s = self._starts_s.get(name, ())
+        return Replica(name, endpoint, start, self.ground, server.drain_seconds, starts_s=starts_s)
 
 
 def unknown_model(name: str) -> Unknown:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from freehold.errors import FreeholdError, NotReady
@@ -17,7 +18,9 @@ from freehold.fleet.starting import Start
 from freehold.fleet.upstream import Upstream
 from freehold.policy.lifecycle import Happening, Life, step
 from freehold.policy.waiting import backoff_s, retry_after_s
+from freehold.types import ReplicaStatus
 
+STARTS_REMEMBERED = 9
 _PHASES = {"starting": "starting", "ready": "idle", "stopping": "stopping"}
 
 
@@ -37,7 +40,16 @@ class _Note(NamedTuple):
 class Replica:
     """One engine process at a time, started when wanted, stopped when idle."""
 
-    def __init__(self, name: str, endpoint: Endpoint, start: Start, ground: Ground, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        endpoint: Endpoint,
+        start: Start,
+        ground: Ground,
+        drain_seconds: float,
+        *,
+        starts_s: Sequence[float] = (),
+    ) -> None:
         self.name, self.endpoint = name, endpoint
         self.engine = start.engine
         self._start, self._ground, self._drain_seconds = start, ground, drain_seconds
@@ -46,9 +58,9 @@ class Replica:
         self._waiters: deque[asyncio.Future[Hold]] = deque()
         self._held = 0
         self._released = asyncio.Event()
-        self._last_use_ns = self._began_ns = ground.clock_ns()
-        self._starts_s: deque[float] = deque(maxlen=9)
-        self._reason: FreeholdError | None = None
+        self._last_use_ns = self._began_ns = self._due_ns = ground.clock_ns()
+        self._starts_s = deque(starts_s, maxlen=STARTS_REMEMBERED)
+        self.reason: FreeholdError | None = None  # it did not start last time
         self._living: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -111,21 +123,20 @@ class Replica:
         """`stop` keeps everybody out until `open`."""
         self._inbox.put_nowait(_Note(happening))
 
-    def status(self) -> dict[str, object]:
-        state = "stopped" if self._life.closed and self._life.state == "cold" else self._life.state
+    def status(self) -> ReplicaStatus:
         process = self._start.process
-        return {
-            "endpoint": self.name,
-            "engine": self.endpoint.engine,
-            "state": state,
-            "isolated": process.isolated if process else None,
-            "pid": process.pid if process else None,
-            "run": self._life.run,
-            "in_flight": self._held,
-            "waiting": len(self._waiters),
-            "last_start_s": round(self._starts_s[-1], 3) if self._starts_s else None,
-            "reason": str(self._reason) if self._reason else None,
-        }
+        return ReplicaStatus(
+            endpoint=self.name,
+            engine=self.endpoint.engine,
+            state="stopped" if self._life.closed and self._life.state == "cold" else self._life.state,
+            isolated=process.isolated if process else None,
+            pid=process.pid if process else None,
+            run=self._life.run,
+            in_flight=self._held,
+            waiting=len(self._waiters),
+            last_start_s=round(self._starts_s[-1], 3) if self._starts_s else None,
+            reason=str(self.reason) if self.reason else None,
+        )
 
     # the owner
 
@@ -162,6 +173,7 @@ class Replica:
                     self._refuse(self._refusal())
                 case "schedule":
                     delay_s = backoff_s(self._life.failures)
+                    self._due_ns = self._ground.clock_ns() + round(delay_s * 1e9)
                     asyncio.get_running_loop().call_later(delay_s, self._inbox.put_nowait, _Note("due", self._life.run))
 
     def _changed(self, note: _Note) -> None:
@@ -171,7 +183,7 @@ class Replica:
             self._began_ns = now_ns
         elif state == "ready":
             self._starts_s.append((now_ns - self._began_ns) / 1e9)
-            self._reason = None
+            self.reason = None
         detail = {"run": self._life.run, "because": note.happening}
         if state == "ready":
             detail["seconds"] = round(self._starts_s[-1], 3)
@@ -191,15 +203,17 @@ class Replica:
             if not waiter.done():
                 waiter.set_exception(error)
 
-    def _refusal(self) -> FreeholdError:
+    def _refusal(self) -> NotReady:
+        """What callers are told. Why it does not start is the operator's to know: see `reason`."""
         if self._life.closed:
-            return NotReady(f"`{self.name}` was stopped", hint=f"freehold start {self.name}")
-        return self._reason or self._not_ready(f"`{self.name}` did not start")
+            return NotReady(f"`{self.name}` was stopped by its operator")
+        return self._not_ready(f"`{self.name}` cannot be started now; its operator can see why")
 
     def _not_ready(self, message: str) -> NotReady:
         life = self._life
-        since_s = (self._ground.clock_ns() - self._began_ns) / 1e9 if life.state == "starting" else 0.0
-        backoff_left_s = backoff_s(life.failures) if life.state == "backoff" else 0.0
+        now_ns = self._ground.clock_ns()
+        since_s = (now_ns - self._began_ns) / 1e9 if life.state == "starting" else 0.0
+        backoff_left_s = max(0.0, (self._due_ns - now_ns) / 1e9) if life.state == "backoff" else 0.0
         return NotReady(message, retry_after_s=retry_after_s(self._starts_s, since_s, backoff_left_s))
 
     def _watch_idle(self, delay_s: float | None = None) -> None:
@@ -237,7 +251,7 @@ class Replica:
             self._inbox.put_nowait(_Note(end, run))
 
     def _failed(self, error: FreeholdError) -> Happening:
-        self._reason = error
+        self.reason = error
         self._ground.tell("engine.failed", self.name, run=self._life.run, reason=str(error), hint=error.hint)
         return "failed"
 

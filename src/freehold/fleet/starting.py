@@ -162,7 +162,7 @@ async def probe_completion(upstream: Upstream, name: str, served_model: str, gro
     ground.book.open_request(record)
     message = {"role": "user", "content": "Hello"}
     ask = msgspec.json.encode({"model": served_model, "messages": [message], "max_tokens": 4, "temperature": 0})
-    answer = Answer(0, (), b"")
+    answer = Answer(0, b"")
     used = None
     try:
         answer = await upstream.fetch("POST", "/v1/chat/completions", ask)

@@ -9,8 +9,7 @@ from freehold.errors import Refused
 from freehold.fleet.ground import Ground
 from freehold.types import Build, Verdict
 from freehold.weights import describe, verify
-
-_Signature = tuple[tuple[str, int, int, int, int], ...]
+from freehold.weights.files import File, list_files
 
 
 class Trust:
@@ -18,16 +17,16 @@ class Trust:
 
     def __init__(self, endpoint: str, weights: Path, ground: Ground, *, require_pin: bool) -> None:
         self._endpoint, self._weights, self._ground, self._require_pin = endpoint, weights, ground, require_pin
-        self._signature: _Signature | None = None
+        self._looks: list[File] = []
         self._build: Build | None = None
 
     async def ensure(self) -> Build:
         """What the weights are, once they may be started. Raises Refused with the findings."""
-        signature = await asyncio.to_thread(_signature, self._weights)
-        if self._build is None or signature != self._signature:
+        looks, _ = await asyncio.to_thread(list_files, self._weights)
+        if self._build is None or looks != self._looks:
             await self._verify()
             self._build = await asyncio.to_thread(describe, self._weights)
-            self._signature = signature
+            self._looks = looks
         return self._build
 
     async def _verify(self) -> None:
@@ -46,6 +45,7 @@ class Trust:
             self._endpoint,
             path=subject, digest=verdict.digest, pinned=verdict.pinned, files=len(verdict.artifacts),
             size_bytes=sum(a.size_bytes for a in verdict.artifacts),
+            findings=_findings(verdict) or None,
         )  # fmt: skip
         if not verdict.accepted:
             raise Refused(f"the weights of `{self._endpoint}` were refused: {_findings(verdict)}", hint=_fixes(verdict))
@@ -60,10 +60,3 @@ def _findings(verdict: Verdict) -> str:
 
 def _fixes(verdict: Verdict) -> str:
     return "; ".join(dict.fromkeys(f.fix for f in verdict.findings))
-
-
-def _signature(path: Path) -> _Signature:
-    """Enough to notice that a file is not the one that was hashed."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    stats = [(str(p), p.stat()) for p in files if p.exists()]
-    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats)

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
-from collections.abc import Sequence
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -19,22 +18,15 @@ from freehold.errors import EngineFailed
 
 # A caller who reads slowly stops the engine's stream here rather than fill our memory.
 HIGH_WATER_PIECES = 64
-_HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"transfer-encoding", b"proxy-authenticate", b"te", b"trailer", b"upgrade",
-     b"content-length", b"date", b"server")
-)  # fmt: skip
+CONNECT_S = 10.0
 
 
 class Unanswered(EngineFailed):
     """The engine could not be reached, or went away before a byte of its answer."""
 
 
-Headers = Sequence[tuple[bytes, bytes]]
-
-
 class Answer(NamedTuple):
     status: int
-    headers: Headers
     body: bytes
 
 
@@ -46,7 +38,8 @@ class Upstream:
         self.url = url
         parts = urlsplit(url)
         self._path = parts.path if parts.scheme == "unix" else None
-        self._host, self._tls = parts.hostname or "engine", parts.scheme == "https"
+        self._host = parts.hostname or "engine"
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self.prefix = "" if self._path else parts.path.rstrip("/")
         self.idle: list[Connection] = []
@@ -63,8 +56,9 @@ class Upstream:
         if self._path:
             _, connection = await loop.create_unix_connection(lambda: Connection(self), self._path)
         else:
-            context = ssl.create_default_context() if self._tls else None
-            _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port, ssl=context)
+            _, connection = await loop.create_connection(
+                lambda: Connection(self), self._host, self._port, ssl=self._tls
+            )
         return connection
 
     async def fetch(self, method: str, path: str, body: bytes = b"") -> Answer:
@@ -72,7 +66,7 @@ class Upstream:
         exchange = Exchange(self)
         try:
             await exchange.start(method, path, body)
-            return Answer(exchange.status, exchange.headers, await exchange.rest())
+            return Answer(exchange.status, await exchange.rest())
         finally:
             exchange.cancel()
 
@@ -93,7 +87,6 @@ class Connection(asyncio.Protocol):
 
     def send(self, exchange: Exchange, request: bytes) -> None:
         self._exchange = exchange
-        self._headers: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
         self._complete = False
         self._parser = httptools.HttpResponseParser(self)
@@ -135,13 +128,9 @@ class Connection(asyncio.Protocol):
 
     # httptools calls these
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
-
     def on_headers_complete(self) -> None:
-        kept = [header for header in self._headers if header[0] not in _HOP_BY_HOP]
         if self._exchange:
-            self._exchange.on_head(self._parser.get_status_code(), kept)
+            self._exchange.on_head(self._parser.get_status_code())
 
     def on_body(self, body: bytes) -> None:
         self._pieces.append(body)
@@ -170,7 +159,6 @@ class Exchange:
         self._failure = ""
         self._ended = False
         self.status = 0
-        self.headers: Headers = ()
 
     async def start(self, method: str, path: str, body: bytes) -> None:
         """Send the request and wait for the head of the answer. Raises EngineFailed.
@@ -228,8 +216,9 @@ class Exchange:
             if not connection.transport.is_closing():
                 return connection
         try:
-            return await self._upstream.connect()
-        except OSError as error:
+            async with asyncio.timeout(CONNECT_S):
+                return await self._upstream.connect()
+        except OSError as error:  # TimeoutError among them
             raise Unanswered(f"cannot reach the engine at {self._upstream.url}: {error}") from None
 
     async def _wait(self) -> None:
@@ -245,8 +234,8 @@ class Exchange:
 
     # the connection calls these
 
-    def on_head(self, status: int, headers: Headers) -> None:
-        self.status, self.headers = status, headers
+    def on_head(self, status: int) -> None:
+        self.status = status
         self._wake()
 
     def on_piece(self, piece: bytes) -> None:

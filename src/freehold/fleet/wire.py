@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from freehold.types import Tokens
 
+# An engine that states more, or less than nothing, has not stated it: a book must not believe everything.
+Count = Annotated[int, Meta(ge=0, le=2**40)]
+
 
 class _Details(Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
 
 
 class Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
     prompt_tokens_details: _Details | None = None
 
     def tokens(self) -> Tokens:
@@ -46,9 +49,9 @@ class Choice(Struct):
 class Timings(Struct):
     """llama.cpp's running count, in every frame if asked for."""
 
-    prompt_n: int = 0  # without what the cache gave
-    cache_n: int = 0
-    predicted_n: int = 0
+    prompt_n: Count = 0  # without what the cache gave
+    cache_n: Count = 0
+    predicted_n: Count = 0
 
     def tokens(self) -> Tokens:
         return Tokens(prompt=self.prompt_n + self.cache_n, completion=self.predicted_n, cached=self.cache_n)

@@ -10,7 +10,7 @@ import pwd
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -22,7 +22,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from freehold.errors import BadRequest, FreeholdError
 from freehold.fleet.fleet import Fleet
 from freehold.gateway.keyring import Keyring
-from freehold.gateway.openai import error_body
 from freehold.types import Event
 
 _T = TypeVar("_T")
@@ -43,7 +42,7 @@ class KeyAsk(msgspec.Struct):
 
     name: str
     endpoints: tuple[str, ...] = ()
-    expires_ns: int | None = None
+    expires_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
 
 
 class PinAsk(msgspec.Struct):
@@ -54,7 +53,7 @@ class PinAsk(msgspec.Struct):
 
 
 class Admin:
-    """What the command line asks of the daemon. Answers are JSON; those of `up` and `events` JSON lines."""
+    """What the command line asks of the daemon. Answers are JSON; that of `up` JSON lines."""
 
     def __init__(self, fleet: Fleet, keyring: Keyring, about: dict[str, object], shut_down: Callable[[], None]) -> None:
         self._fleet, self._keyring, self._about, self._shut_down = fleet, keyring, about, shut_down
@@ -62,7 +61,6 @@ class Admin:
     def app(self) -> Starlette:
         routes = (
             ("GET", "/status", self.status),
-            ("GET", "/events", self.events),
             ("POST", "/up", self.up),
             ("POST", "/endpoints/{name}/stop", self.stop),
             ("GET", "/keys", self.keys),
@@ -91,9 +89,6 @@ class Admin:
         self._fleet.ground.tell("endpoint.stop", member.name, actor=_actor(request))
         member.post("stop")
         return _json({"stopping": member.name})
-
-    async def events(self, _: Request) -> Response:
-        return StreamingResponse(_follow(self._fleet), media_type="application/x-ndjson")
 
     async def keys(self, _: Request) -> Response:
         return _json(self._keyring.list())
@@ -135,8 +130,8 @@ async def _body(request: Request, kind: type[_T]) -> _T:
 
 async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, FreeholdError)  # noqa: S101  registered for nothing else
-    headers = {"x-exit-code": str(error.exit_code)}
-    return Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
+    said = {"error": {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}}
+    return Response(msgspec.json.encode(said), status_code=error.status, media_type="application/json")
 
 
 async def _bring_up(fleet: Fleet, names: list[str]) -> AsyncIterator[bytes]:
@@ -163,12 +158,6 @@ async def _bring_up(fleet: Fleet, names: list[str]) -> AsyncIterator[bytes]:
             yield _line({"failed": name, "error": str(error), "hint": error.hint, "exit_code": error.exit_code})
         else:
             raise error
-
-
-async def _follow(fleet: Fleet) -> AsyncIterator[bytes]:
-    with fleet.ground.listening() as news:
-        while True:
-            yield _line(await news.get())
 
 
 def _line(what: Event | dict[str, object]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 
 import msgspec
@@ -13,6 +14,7 @@ from freehold.policy.access import expired
 from freehold.types import Key
 
 PREFIX = "fh-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 
 
 class Keyring:
@@ -48,7 +50,9 @@ class Keyring:
     ) -> tuple[Key, str]:
         """A new key and its secret, which nobody can ask for again. Raises BadRequest when the name is in use."""
         now_ns = self._ground.clock_ns()
-        if not name or any(key.name == name and expired(key, now_ns) is None for key in self._keys.values()):
+        if not _NAME.fullmatch(name):
+            raise BadRequest(f"`{name}` is no name for a key", hint="letters, digits and . _ @ -, 63 at most")
+        if any(key.name == name and expired(key, now_ns) is None for key in self._keys.values()):
             raise BadRequest(f"a key called `{name}` is in use already", hint="choose another name, or revoke that one")
         secret = PREFIX + secrets.token_urlsafe(32)  # 256 bits
         key = Key(

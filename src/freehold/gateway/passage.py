@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from freehold.errors import BadRequest, EngineFailed, FreeholdError
-from freehold.fleet.external import External
+from freehold.fleet.external import ExternalReplica
 from freehold.fleet.fleet import Fleet
 from freehold.fleet.replica import Hold, Replica
 from freehold.fleet.upstream import Exchange, Unanswered
@@ -45,7 +45,7 @@ def _meter(ask: Ask, *, streamed: bool) -> StreamMeter | WholeMeter | AssembledM
 class Passage:
     """Made by `admit`. Whoever has one must `end` it."""
 
-    def __init__(self, fleet: Fleet, member: Replica | External, key: Key, ask: Ask, kind: Kind) -> None:
+    def __init__(self, fleet: Fleet, member: Replica | ExternalReplica, key: Key, ask: Ask, kind: Kind) -> None:
         self._ground, self._member, self._ask = fleet.ground, member, ask
         self._began_ns = self._ground.clock_ns()
         self._hold: Hold | None = None

@@ -22,6 +22,7 @@ from freehold.fleet.config import Config
 from freehold.fleet.fleet import Fleet
 from freehold.fleet.ground import Ground, steady_clock
 from freehold.fleet.occupancy import Occupancy
+from freehold.fleet.replica import STARTS_REMEMBERED
 from freehold.gateway.admin import Admin, PeerProtocol
 from freehold.gateway.app import Gateway
 from freehold.gateway.keyring import Keyring
@@ -55,7 +56,7 @@ async def serve(config: Config, config_digest: str) -> None:
             ground.tell("daemon.recovered", "freehold", cut_requests=ground.book.recovered, engines_swept=swept)
         keyring = Keyring(ground)
         await keyring.load()
-        fleet = Fleet(config, ground)
+        fleet = Fleet(config, ground, await ground.book.recent_starts(STARTS_REMEMBERED))
         doors = _listen_tcp(*config.server.address), _listen_unix(admin_socket(state))
         about = {"version": __version__, "config": config_digest, "url": _url(doors[0]), "pid": os.getpid()}
         front = _server(Gateway(fleet, keyring), config.server.drain_seconds)
@@ -63,9 +64,12 @@ async def serve(config: Config, config_digest: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, front.end)
         ground.tell("daemon.started", "freehold", **about)
+        ground.book.on_failure = front.end
         gc.freeze()  # what is there now stays: the collector need not look at it again
         await _until_the_end(fleet, front, back, doors)
         ground.tell("daemon.stopped", "freehold")
+        if ground.book.broken:
+            raise FreeholdError("the book could not be written any more", hint="is the disk full? freehold doctor")
 
 
 async def _until_the_end(

@@ -7,6 +7,8 @@ journal until they are here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import queue
 import secrets
@@ -31,6 +33,8 @@ SYNC_S = 0.05  # the journal is on the disk at least this often
 _COLUMNS = UsageRecord.__struct_fields__
 _INSERT_USAGE = QUERIES["insert_usage"].format(columns=", ".join(_COLUMNS), marks=", ".join("?" * len(_COLUMNS)))
 
+_log = logging.getLogger("freehold.ledger")
+
 Write = Callable[[sqlite3.Connection], Any]
 
 
@@ -39,10 +43,19 @@ class _Job(NamedTuple):
     tell: Callable[[Any, Exception | None], None] | None
 
 
+_Answer = tuple[Callable[[Any, Exception | None], None] | None, Any, Exception | None]
+
+
 class Book:
-    """Open it from the event loop that will use it. `folder` holds the database and the journal."""
+    """Open it from the event loop that will use it.
+
+    `folder` holds the database and the journal. `on_failure` is called in that loop when the book cannot be written
+    any more (`broken`): nothing should be served that is not recorded.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.on_failure: Callable[[], None] = lambda: None
+        self.broken = False
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._db = sqlite3.connect(folder / "book.db", isolation_level=None, check_same_thread=False)
@@ -62,8 +75,13 @@ class Book:
     def _recover(self, folder: Path) -> int:
         """Move what a crashed daemon left in the journal; returns how many requests it had not settled."""
         settled, cut = left_behind(folder)
-        with self._db:
-            self._db.executemany(_INSERT_USAGE, [msgspec.structs.astuple(r) for r in (*settled, *cut)])
+        self._db.execute("begin immediate")
+        for record in (*settled, *cut):
+            try:
+                self._db.execute(_INSERT_USAGE, msgspec.structs.astuple(record))
+            except (sqlite3.Error, OverflowError) as failure:  # one bad record must not keep the daemon from starting
+                _log.error("the book refused %s: %s", record, failure)
+        self._db.execute("commit")
         _to_disk(self._wal)  # before the journal goes, which so far held them
         for segment in segments(folder):
             segment.unlink()
@@ -97,9 +115,10 @@ class Book:
         old = self.journal.rotate()
         await self.flush()
         await asyncio.to_thread(_to_disk, self._wal)
-        for segment in old:
-            segment.unlink(missing_ok=True)
-        self._rotating = None
+        if not self.broken:  # else the journal alone has them
+            for segment in old:
+                segment.unlink(missing_ok=True)
+            self._rotating = None
 
     # events
 
@@ -136,6 +155,13 @@ class Book:
         sql = QUERIES["replace_pin" if replace else "set_pin"]
         await self.do(lambda db: db.execute(sql, (subject, digest, time.time_ns(), actor)))
 
+    async def recent_starts(self, count: int) -> dict[str, list[float]]:
+        """Seconds that the last `count` starts of each endpoint took, the newest last."""
+        starts: dict[str, list[float]] = {}
+        for endpoint, seconds in await self.do(lambda db: db.execute(QUERIES["recent_starts"], (count,)).fetchall()):
+            starts.setdefault(endpoint, []).append(seconds)
+        return starts
+
     # the machine's time
 
     def save_occupancy(self, tenure: tuple[Any, ...], rows: list[tuple[Any, ...]]) -> None:
@@ -170,7 +196,7 @@ class Book:
         if self._sync_timer:
             self._sync_timer.cancel()
         if self._rotating:
-            await self._rotating
+            await asyncio.wait((self._rotating,))
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
         self.journal.close()
@@ -179,33 +205,50 @@ class Book:
     def _run(self) -> None:
         going_on = True
         while going_on and (job := self._jobs.get()) is not None:
-            going_on = self._commit(job)
+            batch, going_on = self._batch(job)
+            try:
+                answers = self._commit(batch)
+            except sqlite3.Error as failure:
+                answers = self._lost(batch, failure)
+            for tell, answer, error in answers:
+                if tell:
+                    tell(answer, error)
         self.journal.sync()
 
-    def _commit(self, job: _Job) -> bool:
-        """Commit this job and those that wait behind it; False when the end was among them."""
-        batch, going_on = [job], True
+    def _batch(self, job: _Job) -> tuple[list[_Job], bool]:
+        """This job and those that wait behind it; False when the end was among them."""
+        batch = [job]
         while len(batch) < BATCH and not self._jobs.empty():
             if (more := self._jobs.get()) is None:
-                going_on = False
-                break
+                return batch, False
             batch.append(more)
-        answers = []
+        return batch, True
+
+    def _commit(self, batch: list[_Job]) -> list[_Answer]:
+        answers: list[_Answer] = []
         self._db.execute("begin immediate")
         for write, tell in batch:
             self._db.execute("savepoint job")
             try:
                 answer, error = write(self._db), None
-            except sqlite3.Error as failure:
+            except (sqlite3.Error, OverflowError) as failure:
                 self._db.execute("rollback to job")
                 answer, error = None, FreeholdError(f"the book refused a write: {failure}")
+                _log.error("the book refused a write: %s", failure)
             self._db.execute("release job")
             answers.append((tell, answer, error))
         self._db.execute("commit")
-        for tell, answer, error in answers:
-            if tell:
-                tell(answer, error)
-        return going_on
+        return answers
+
+    def _lost(self, batch: list[_Job], failure: sqlite3.Error) -> list[_Answer]:
+        """The disk is full, or worse. Whoever waits is told; requests stay in the journal, for the next start."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("rollback")
+        _log.error("the book cannot be written: %s", failure)
+        self.broken = True
+        self._loop.call_soon_threadsafe(self.on_failure)
+        error = FreeholdError(f"the book cannot be written: {failure}", hint="is the disk full? freehold doctor")
+        return [(tell, None, error) for _, tell in batch]
 
 
 def _to_disk(path: Path) -> None:

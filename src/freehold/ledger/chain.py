@@ -1,7 +1,7 @@
 """The hash chain of events: nothing in it can be changed or taken out of the middle unseen.
 
 A chain alone cannot show that its tail was cut or that all of it was recomputed; for that its last hash must be kept
-somewhere else (`freehold verify` prints nothing about it yet: signed checkpoints are a room of their own).
+somewhere else.
 """
 
 from __future__ import annotations

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import msgspec
 
+from freehold.errors import NotReady
 from freehold.types import UsageRecord
 
 ROTATE_BYTES = 16 << 20
 
 
-class _Line(msgspec.Struct, omit_defaults=True):
+class _Line(msgspec.Struct):
     settled: bool
     record: UsageRecord
 
@@ -74,13 +75,25 @@ class Journal:
         os.close(self._fd)
 
     def _append(self, record: UsageRecord, *, settled: bool) -> None:
-        line = _encode(_Line(settled, record)) + b"\n"
-        self._written_bytes += os.write(self._fd, line)
+        line = b"\n" + _encode(_Line(settled, record))  # so that a line torn before it costs only itself
+        try:
+            written_bytes = os.write(self._fd, line)
+        except OSError as error:
+            raise _unwritable(error.strerror or str(error)) from error
+        self._written_bytes += written_bytes
+        if written_bytes < len(line):
+            raise _unwritable("no space left")
 
     def _next_segment(self) -> int:
         self._segment += 1
         path = self._folder / f"journal-{self._segment}"
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _unwritable(why: str) -> NotReady:
+    return NotReady(
+        f"the request cannot be recorded: {why}", hint="is the disk full? freehold doctor", retry_after_s=30
+    )
 
 
 def segments(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,10 @@ def usage(
 ) -> list[dict[str, Any]]:
     """Totals of requests that began in the time given."""
     sql = QUERIES["usage_totals"].format(what=_WHAT[by])
-    return [dict(row) for row in db.execute(sql, (since_ns or 0, until_ns or _LAST_NS))]
+    rows = [dict(row) for row in db.execute(sql, (since_ns or 0, until_ns or _LAST_NS))]
+    for row in rows:
+        row["charge_pico"] = row.pop("charge_micro") * 10**6 + row.pop("charge_rest")
+    return rows
 
 
 def request(db: sqlite3.Connection, request_id: str) -> dict[str, Any] | None:
@@ -57,6 +61,8 @@ def pin(db: sqlite3.Connection, subject: str) -> str | None:
 def cost(db: sqlite3.Connection) -> dict[str, Any]:
     """Both accounts of money over the whole book, and whether occupancy adds up to host-seconds x price."""
     occupancy = [dict(row) for row in db.execute(QUERIES["occupancy_totals"])]
+    for row in occupancy:
+        row["pico"] = row.pop("micro") * 10**6 + row.pop("rest")
     tenures = [dict(row) for row in db.execute(QUERIES["tenures"])]
     for tenure in tenures:
         tenure["pico"] = machine_pico(tenure["pico_per_hour"], tenure["lasted_ns"])
@@ -76,6 +82,11 @@ def cost(db: sqlite3.Connection) -> dict[str, Any]:
         "pico_per_token": paid // tokens if tokens else None,
         "serving_share": useful / paid if paid else None,
     }
+
+
+def events(db: sqlite3.Connection, last: int) -> list[dict[str, Any]]:
+    """The last so many events that retention has not emptied, oldest first."""
+    return [json.loads(row["content"]) for row in db.execute(QUERIES["last_events"], (last,))]
 
 
 def chain_break(db: sqlite3.Connection) -> int | None:

@@ -116,6 +116,7 @@ def _steps(plan: Plan, build: Build, host: Host, ubatch: int, reserve_bytes: int
     widest = vocabulary if _widest(build) == build.vocabulary else f"16 x {hidden}"
     states = f"({widest} + {hidden}) x {ubatch} tokens x 4 bytes"
     usable = f"{size(host.available_bytes)} available of {size(host.memory_bytes)} RAM - {size(reserve_bytes)} reserve"
+    requests = f"{plan.requests_that_fit:,}, with {plan.context:,} tokens each"
     lines = [
         f"Weights: {size(plan.weight_bytes)}, {build.weights_source or 'as stated'}",
         f"KV cache: {kv_dims} x 2 bytes = {plan.kv_bytes_per_token:,} bytes a token",
@@ -123,8 +124,7 @@ def _steps(plan: Plan, build: Build, host: Host, ubatch: int, reserve_bytes: int
         f"Compute buffer: at most {states} + mask {rows:,} x {ubatch} x 2 bytes = {size(plan.compute_bytes)}",
         f"Total: {size(plan.total_bytes)}",
         f"May be used: {usable} = {size(plan.available_bytes)}",
-        f"Requests that fit: (may be used - weights - compute) / {plan.kv_bytes_per_token * rows:,} bytes = "
-        + str(plan.requests_that_fit),
+        f"Requests that fit: (may be used - weights - compute) / {size(plan.kv_bytes_per_token * rows)} = {requests}",
         f"Threads: {plan.threads} of {host.cores} physical cores",
     ]
     if host.gpus:
@@ -133,6 +133,6 @@ def _steps(plan: Plan, build: Build, host: Host, ubatch: int, reserve_bytes: int
 
 
 def size(count_bytes: int) -> str:
-    """Bytes in full, with GiB or MiB (powers of two) beside them."""
+    """In GiB or MiB: powers of two, as memory is counted."""
     unit, power = ("GiB", 30) if abs(count_bytes) >= GIB else ("MiB", 20)
-    return f"{count_bytes:,} bytes ({count_bytes / (1 << power):.2f} {unit})"
+    return f"{count_bytes / (1 << power):,.2f} {unit}"
