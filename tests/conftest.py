@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import os
+import pwd
 import shutil
 import signal
 import sqlite3
@@ -20,6 +21,7 @@ from freehold.cli.daemon import Daemon
 
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "demo" / "demo.gguf"
+ME = f"{pwd.getpwuid(os.getuid()).pw_name} ({os.getuid()})"  # as the daemon names who asks
 
 
 class Team:
@@ -31,6 +33,7 @@ class Team:
         self.process: subprocess.Popen | None = None
         self.url = self.key = ""
         self._connections: list[http.client.HTTPConnection] = []
+        self._fakes = 0
 
     def write(
         self, *, listen="127.0.0.1:0", server="", machine="hourly_price = 0.05", policy="", **endpoints: str
@@ -46,14 +49,15 @@ class Team:
         (self.folder / "freehold.toml").write_text("\n".join(tables))
 
     def fake(self, more="", **behaviour) -> str:
-        """An endpoint served by the fake engine in the sandbox."""
-        home = self.folder / "fake"
-        home.mkdir(exist_ok=True)
+        """An endpoint served by a fake engine of its own, in the sandbox."""
+        self._fakes += 1
+        home = self.folder / f"fake-{self._fakes}"
+        home.mkdir()
         script = home / "fake_engine.py"
         text = (HERE / "fake_engine.py").read_text()
         script.write_text(text.replace("BEHAVIOUR = {}", f"BEHAVIOUR = {behaviour!r}"))
         script.chmod(0o755)
-        return f'binary = "fake/fake_engine.py"\n{self.demo(more)}'
+        return f'binary = "{home.name}/fake_engine.py"\n{self.demo(more)}'
 
     def demo(self, more="") -> str:
         """An endpoint with the demonstration model on the real llama.cpp."""
@@ -127,6 +131,10 @@ class Team:
         body = json.loads(answer.read())
         assert answer.status == 200, body
         return body
+
+    def up(self, name: str) -> dict:
+        """Open it and wait; the last line says whether it is up."""
+        return list(self.daemon.lines("POST", f"/up?endpoint={name}"))[-1]
 
     def status(self, name: str) -> dict:
         return next(e for e in self.daemon.ask("GET", "/status")["endpoints"] if e["endpoint"] == name)

@@ -1,9 +1,10 @@
 #!/usr/bin/python3 -I
 """A drop-in for llama-server that misbehaves on request: the standard library only, so that it runs in the sandbox.
 
-BEHAVIOUR, written into a copy of it, says how it starts: {"delay_s": 0.3} or {"fail": "why"}. What a request says after
-@@ is how it is answered: n tokens, `us` microseconds apart; `die` after so many; `error` instead of an answer; `cut`
-the connection; `crlf` line ends; `nodone`.
+BEHAVIOUR, written into a copy of it, says how it starts: {"delay_s": 0.3} or {"fail": "why"}; {"miscount": True} makes
+its counters disagree with its answers, {"error": 500} refuses every request. What a request says after @@ is how it is
+answered: n tokens, `us` microseconds apart, each `fat` characters long; `die` after so many; `error` instead of an
+answer; `cut` the connection; `crlf` line ends; `nodone`. /launch says what it was started with.
 """
 
 import json
@@ -45,7 +46,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/metrics":
             said = "llamacpp:prompt_tokens_total {prompt}\nllamacpp:tokens_predicted_total {completion}\n"
-            return self.reply(200, said.format(**COUNTS).encode(), "text/plain")
+            counts = {**COUNTS, "completion": COUNTS["completion"] + BEHAVIOUR.get("miscount", False)}
+            return self.reply(200, said.format(**counts).encode(), "text/plain")
+        if self.path == "/launch":
+            said = {"args": ARGS, "model_bytes": os.path.getsize(ARGS["--model"])}  # noqa: PTH202  as small as can be
+            return self.reply(200, json.dumps(said).encode())
         if self.path == "/counts":
             return self.reply(200, json.dumps(COUNTS).encode())
         return self.reply(200, b'{"status":"ok"}')
@@ -54,6 +59,8 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         content = asked["messages"][-1]["content"] if "messages" in asked else asked["prompt"]
         how = dict(part.partition("=")[::2] for part in content.partition("@@")[2].split(",") if part)
+        if "error" in BEHAVIOUR:
+            how["error"] = BEHAVIOUR["error"]
         count(requests=1, prompt=7, running=1)
         try:
             self.answer(asked, how)
@@ -73,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
+        fat = int(how.get("fat", 0))
         end = b"\r\n\r\n" if "crlf" in how else b"\n\n"
         self.frame(
             asked, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": None}}], "asked": asked}, end
@@ -84,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return None
             count(completion=1)
-            self.frame(asked, {"choices": [{"index": 0, "delta": {"content": f" w{number}"}}]}, end)
+            self.frame(asked, {"choices": [{"index": 0, "delta": {"content": f" w{number}".ljust(fat)}}]}, end)
             time.sleep(pause_s)
         self.frame(asked, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, end)
         if asked.get("stream_options", {}).get("include_usage"):

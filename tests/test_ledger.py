@@ -1,6 +1,7 @@
 """The book and its journal: nothing settled is lost, nothing opened is forgotten, nothing chained is changed unseen."""
 
 import asyncio
+import os
 import sqlite3
 
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 
 from freehold.ledger import journal as journals
 from freehold.ledger import report
-from freehold.ledger.book import Book
+from freehold.ledger.book import SYNC_S, Book
 from freehold.ledger.journal import Journal, left_behind, segments
 from freehold.types import Event, Key, UsageRecord
 
@@ -157,4 +158,34 @@ async def test_a_batch_is_shared_and_in_order(tmp_path):
         book.settle_request(a_record(f"{number:04}", outcome="ok"))
     await book.flush()
     assert len(rows(tmp_path)) == 1000
+    await book.close()
+
+
+async def test_what_is_in_the_journal_reaches_the_disk_soon(tmp_path, monkeypatch):
+    loop, synced, sync = asyncio.get_running_loop(), asyncio.Queue(), Journal.sync
+
+    def noted(journal):
+        sync(journal)
+        loop.call_soon_threadsafe(synced.put_nowait, loop.time())
+
+    book = Book(tmp_path)
+    monkeypatch.setattr(Journal, "sync", noted)
+    for what, record in ((book.open_request, a_record()), (book.settle_request, a_record(outcome="ok"))):
+        began_s = loop.time()
+        what(record)
+        async with asyncio.timeout(10):
+            assert await synced.get() - began_s >= SYNC_S * 0.9  # one for all that comes in between
+    await book.close()
+
+
+async def test_only_its_owner_can_read_the_book(tmp_path):
+    before = os.umask(0)
+    try:
+        book = Book(tmp_path)
+    finally:
+        os.umask(before)
+    await book.add_key(Key(id="1", name="ada", endpoints=("*",), created_ns=1), b"hash")
+    book.open_request(a_record())
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("book.db", "book.db-wal", "book.db-shm", "journal-1"), 0o600)
     await book.close()

@@ -92,19 +92,16 @@ def test_a_plan_expands_every_number_into_its_arithmetic():
         available_bytes=3 * GIB,
         requests_that_fit=(3 * GIB - 10_573_632 - 9_961_472) // (2048 * 1024),
         steps=(
-            "Weights: 10,573,632 bytes (10.08 MiB), size of the GGUF file",
+            "Weights: 10.08 MiB, size of the GGUF file",
             "KV cache: 2 (K and V) x 4 layers x 2 heads x 64 values x 2 bytes = 2,048 bytes a token",
-            "KV cache: 2,048 bytes x 1,024 tokens (context in steps of 256) x 2 requests = 4,194,304 bytes (4.00 MiB)",
+            "KV cache: 2,048 bytes x 1,024 tokens (context in steps of 256) x 2 requests = 4.00 MiB",
             (
                 "Compute buffer: at most (4,096 vocabulary + 256 hidden) x 512 tokens x 4 bytes + "
-                "mask 1,024 x 512 x 2 bytes = 9,961,472 bytes (9.50 MiB)"
+                "mask 1,024 x 512 x 2 bytes = 9.50 MiB"
             ),
-            "Total: 24,729,408 bytes (23.58 MiB)",
-            (
-                "May be used: 4,294,967,296 bytes (4.00 GiB) available of 8,589,934,592 bytes (8.00 GiB) RAM - "
-                "1,073,741,824 bytes (1.00 GiB) reserve = 3,221,225,472 bytes (3.00 GiB)"
-            ),
-            "Requests that fit: (may be used - weights - compute) / 2,097,152 bytes = 1526",
+            "Total: 23.58 MiB",
+            ("May be used: 4.00 GiB available of 8.00 GiB RAM - 1.00 GiB reserve = 3.00 GiB"),
+            "Requests that fit: (may be used - weights - compute) / 2.00 MiB = 1,526, with 1,000 tokens each",
             "Threads: 1 of 2 physical cores",
         ),
     )
@@ -128,9 +125,9 @@ LARGE = replace(TINY, weight_bytes=2 * GIB, layers=32, kv_heads=8, key_dim=128, 
         (replace(TINY, format="safetensors"), (512, 1), "GGUF only", "use a GGUF build"),
         (TINY, (0, 1), "at least 1", ""),
         (TINY, (512, 0), "at least 1", ""),
-        (LARGE, (4096, 4), "(4.01 GiB), but", "parallel 1 at this context, or a context of 1,792 for 4 at once"),
-        (LARGE, (131072, 1), "(18.13 GiB), but", "a context of 7,936 for 1 at once"),
-        (replace(TINY, weight_bytes=4 * GIB), (512, 1), "(4.01 GiB), but", "smaller or more quantised build"),
+        (LARGE, (4096, 4), "4.01 GiB, but", "parallel 1 at this context, or a context of 1,792 for 4 at once"),
+        (LARGE, (131072, 1), "18.13 GiB, but", "a context of 7,936 for 1 at once"),
+        (replace(TINY, weight_bytes=4 * GIB), (512, 1), "4.01 GiB, but", "smaller or more quantised build"),
     ],
 )
 def test_refusals_say_why_and_what_would_fit(candidate, wanted, reason, hint):
@@ -192,7 +189,7 @@ def test_what_a_refusal_recommends_fits(candidate, host, context, parallel):
 
 @pytest.mark.parametrize(
     ("count", "shown"),
-    [(0, "0 bytes (0.00 MiB)"), (MIB, "1,048,576 bytes (1.00 MiB)"), (10**9, "1,000,000,000 bytes (953.67 MiB)")],
+    [(0, "0.00 MiB"), (MIB, "1.00 MiB"), (10**9, "953.67 MiB")],
 )
-def test_sizes_are_shown_in_full_with_powers_of_two(count, shown):
+def test_sizes_are_shown_in_powers_of_two(count, shown):
     assert size(count) == shown

@@ -1,0 +1,89 @@
+"""Nobody sees the last byte of an answer before its record is safe: the front door, driven by a `send` that looks into
+the journal each time it is given something."""
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+from fake_start import Stage, stage_in
+
+from freehold.fleet.config import Config, Endpoint
+from freehold.fleet.fleet import Fleet
+from freehold.gateway.app import Gateway
+from freehold.gateway.keyring import Keyring
+from freehold.ledger.journal import left_behind
+from freehold.types import UsageRecord
+
+USAGE = '"usage":{"prompt_tokens":7,"completion_tokens":2}'
+STREAM = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+WORDS = 'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\ndata: {"choices":[],' + USAGE + "}\n\n"
+BODY = '{"choices":[{"index":0,"message":{"content":"a b"}}],' + USAGE + "}"
+WHOLE = "HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s"
+DONE = "data: [DONE]\n\n"
+SAID = '{"error":{"message":"it hurts"}}'
+
+
+def chunk(text: str) -> str:
+    return f"{len(text):x}\r\n{text}\r\n"
+
+
+@contextlib.asynccontextmanager
+async def engine(path, answer: str):
+    """An engine that says this, whatever it is asked, and hangs up."""
+
+    async def say(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer.encode())
+        writer.close()
+
+    async with await asyncio.start_unix_server(say, path):
+        yield
+
+
+async def ask(stage: Stage, url: str, *, stream: bool) -> list[tuple[bytes, list[UsageRecord]]]:
+    """One request: each message that leaves for its caller, with the records that the journal holds settled then."""
+    fleet = Fleet(Config(endpoints={"far": Endpoint(engine="external", url=url)}), stage.ground)
+    keyring = Keyring(stage.ground)
+    _, secret = await keyring.create("ada", (), None, "a test")
+    body = json.dumps({"model": "far", "stream": stream, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    inbox = asyncio.Queue()
+    inbox.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    left = []
+
+    async def send(message):
+        assert len(left_behind(stage.book.journal._folder)[1]) == stage.book.journal.in_flight
+        left.append((message.get("body", b""), left_behind(stage.book.journal._folder)[0]))
+
+    scope = {
+        "path": "/v1/chat/completions",
+        "method": "POST",
+        "headers": [(b"authorization", f"Bearer {secret}".encode())],
+    }
+    await Gateway(fleet, keyring)(scope, inbox.get, send)
+    return left
+
+
+@pytest.mark.parametrize(
+    ("stream", "answer", "last", "outcome"),
+    [
+        (True, STREAM + chunk(WORDS) + chunk(DONE) + chunk(""), DONE, "ok"),
+        (True, STREAM + chunk(WORDS) + chunk(""), "", "ok"),  # its end is all that tells that it is over
+        (False, WHOLE % ("200 OK", len(BODY), BODY), BODY, "ok"),
+        (True, STREAM + chunk(WORDS), "engine_failed", "error"),
+        (False, WHOLE % ("500 No", len(SAID), SAID), "it hurts", "error"),
+        (False, "", "engine_failed", "error"),
+    ],
+    ids=["done", "without done", "whole", "cut", "refused", "silent"],
+)
+async def test_the_record_is_safe_before_the_last_byte_leaves(tmp_path, stream, answer, last, outcome):
+    async with stage_in(tmp_path) as stage, engine(tmp_path / "e.sock", answer):
+        left = await ask(stage, f"unix:{tmp_path / 'e.sock'}", stream=stream)
+        end = next(n for n, (body, _) in enumerate(left) if last.encode() in body) if last else len(left) - 1
+        (record,) = left[end][1]
+        assert record.outcome == outcome
+        if outcome == "ok":
+            assert (record.prompt_tokens, record.completion_tokens, record.lower_bound) == (7, 2, False)
+        if stream:
+            assert left[0][1] == []  # nor is it settled before anything was said
+        assert stage.book.journal.in_flight == 0

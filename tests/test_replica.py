@@ -1,0 +1,302 @@
+"""The owner of a replica, note by note: one start for many, stale news, no hold lost, every phase accounted for."""
+
+import asyncio
+import time
+
+import pytest
+from fake_start import PATIENCE_S, stage_in
+
+from freehold.errors import EngineFailed, NotReady
+from freehold.fleet.replica import _Note
+from freehold.fleet.upstream import Upstream
+
+
+async def test_many_who_want_it_wake_it_once(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        calls = [stage.call() for _ in range(100)]
+        await stage.waiting(100)
+        stage.start.come_up()
+        holds = await asyncio.gather(*calls)
+        assert {hold.run for hold in holds} == {1}
+        assert stage.start.runs == [1]
+        assert stage.replica.status().in_flight == 100
+        for hold in holds:
+            stage.replica.release(hold, served=True)
+        assert stage.replica.status().in_flight == 0
+
+
+async def test_news_of_an_old_run_changes_nothing(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        stage.replica.release(await stage.ready(), served=True)
+        stage.start.end()
+        await stage.told("replica.starting")  # the second run
+        stage.replica._inbox.put_nowait(_Note("up", 1))
+        await stage.read()
+        assert stage.state == "starting"
+        stage.start.come_up()
+        await stage.told("replica.ready")
+        for happening in ("exited", "failed", "idle", "stopped", "stop", "due"):
+            stage.replica._inbox.put_nowait(_Note(happening, 1))
+        await stage.read()
+        assert (stage.state, stage.start.runs, stage.start.torn_down) == ("ready", [1, 2], [1])
+
+
+async def test_the_end_of_an_old_backoff_does_not_shorten_the_next(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        for number in (1, 2):
+            calling = stage.call()
+            await stage.told("replica.starting")
+            stage.start.fail(NotReady("no"))
+            with pytest.raises(NotReady):
+                await calling
+            if number == 1:
+                await stage.told("replica.cold")  # after one failure there is nothing to wait for
+        waiter = stage.call()
+        await stage.waiting(1)
+        stage.replica._inbox.put_nowait(_Note("due", 1))
+        await stage.read()
+        assert (stage.state, stage.start.runs) == ("backoff", [1, 2])
+        waiter.cancel()
+
+
+async def test_it_does_not_idle_while_it_is_held(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        hold = await stage.ready()
+        stage.replica.post("idle")
+        await stage.read()
+        assert stage.state == "ready"
+        stage.replica.release(hold, served=True)
+        stage.replica.post("idle")
+        await stage.told("replica.cold")
+        assert stage.start.torn_down == [1]
+
+
+async def test_it_stops_by_itself_when_the_idle_time_is_over(tmp_path):
+    async with stage_in(tmp_path, idle_seconds=0.01) as stage:
+        hold = await stage.ready()
+        stage.pass_s(60)
+        stage.replica.release(hold, served=True)
+        stage.pass_s(0.01)
+        assert (await stage.told("replica.stopping")).detail["because"] == "idle"
+        await stage.told("replica.cold")
+
+
+async def test_a_call_while_it_stops_waits_for_the_next_run(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        stage.replica.release(await stage.ready(), served=True)
+        stage.start.may_go.clear()
+        stage.replica.post("idle")
+        await stage.told("replica.stopping")
+        calls = [stage.call() for _ in range(3)]
+        await stage.waiting(3)
+        await stage.read()
+        assert (stage.state, stage.start.runs) == ("stopping", [1])
+        stage.start.may_go.set()
+        stage.start.come_up()
+        assert {hold.run for hold in await asyncio.gather(*calls)} == {2}
+        assert (stage.start.runs, stage.start.torn_down) == ([1, 2], [1])
+
+
+async def test_who_leaves_in_the_moment_they_are_let_in_holds_nothing(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        calling = stage.call()
+        await stage.told("replica.starting")
+        stage.start.come_up()
+        await stage.told("replica.ready")
+        assert not calling.done()  # let in, and yet to hear of it
+        assert stage.replica.status().in_flight == 1
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        assert stage.replica.status().in_flight == 0
+        stage.replica.post("idle")
+        await stage.told("replica.cold")
+
+
+async def test_who_runs_out_of_time_in_the_moment_they_are_let_in_holds_nothing(tmp_path):
+    async with stage_in(tmp_path, wait_seconds=0.001) as stage:
+        calling = stage.call(wait_seconds=0.05)
+        await stage.told("replica.starting")
+        stage.start.upstream = Upstream("unix:/nowhere/1.sock")
+        stage.replica._inbox.put_nowait(_Note("up", 1))
+        time.sleep(0.06)  # noqa: ASYNC251  nothing runs meanwhile, so the loop then finds both at once
+        with pytest.raises(NotReady, match=r"not ready within 0\.05 s"):
+            await calling
+        assert (await stage.told("replica.ready")).detail["run"] == 1
+        assert stage.replica.status().in_flight == 0
+
+
+async def test_who_left_the_queue_is_forgotten(tmp_path):
+    async with stage_in(tmp_path, max_waiting=1) as stage:
+        calling = stage.call()
+        await stage.waiting(1)
+        with pytest.raises(NotReady, match="1 requests already wait"):
+            await stage.replica.hold()
+        calling.cancel()
+        await stage.waiting(0)
+        calling = stage.call()
+        await stage.waiting(1)
+        stage.start.come_up()
+        assert (await calling).run == 1
+        assert stage.replica.status().in_flight == 1
+
+
+async def test_failures_are_forgiven_by_an_answer_of_this_run(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        old = await stage.ready()
+        stage.start.end()
+        hold = await stage.ready()  # once asked or not, it starts again
+        assert hold.run == 2
+        stage.replica.release(old, served=True)
+        await stage.read()
+        assert stage.replica._life.failures == 1
+        other = stage.replica.try_hold()
+        stage.replica.release(other, served=False)
+        await stage.read()
+        assert stage.replica._life.failures == 1
+        stage.replica.release(hold, served=True)
+        await stage.read()
+        assert stage.replica._life.failures == 0
+
+
+async def test_a_start_has_an_end(tmp_path):
+    async with stage_in(tmp_path, start_seconds=0.01) as stage:
+        with pytest.raises(NotReady, match="demo"):
+            await stage.replica.hold()
+        assert "did not start in 0.01 s" in stage.replica.status().reason
+        assert stage.start.torn_down == [1]
+
+
+async def test_a_start_that_fails_is_the_operators_to_understand(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        calling = stage.call()
+        stage.start.fail(EngineFailed("/secret/place is broken", hint="mend it"))
+        with pytest.raises(NotReady) as refused:
+            await calling
+        assert "/secret" not in str(refused.value)
+        assert refused.value.retry_after_s
+        assert stage.replica.status().reason == "/secret/place is broken"
+        assert (await stage.told("engine.failed")).detail["hint"] == "mend it"
+        stage.replica.release(await stage.ready(), served=True)
+        assert stage.replica.status().reason is None
+
+
+async def test_an_operator_may_stop_it_while_it_starts(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        calling = stage.call()
+        await stage.told("replica.starting")
+        stage.replica.post("stop")
+        with pytest.raises(NotReady, match="was stopped"):
+            await calling
+        await stage.told("replica.cold")
+        assert (stage.state, stage.start.torn_down) == ("stopped", [1])
+        with pytest.raises(NotReady, match="was stopped"):
+            await stage.replica.hold()
+        assert stage.start.runs == [1]
+        stage.replica.post("open")
+        assert (await stage.ready()).run == 2
+
+
+async def test_who_holds_it_may_finish_before_it_stops(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        first = await stage.ready()
+        second = stage.replica.try_hold()
+        stage.replica.post("stop")
+        await stage.told("replica.stopping")
+        assert stage.replica.try_hold() is None
+        stage.replica.release(first, served=True)
+        await stage.read()
+        assert (stage.state, stage.start.torn_down) == ("stopping", [])
+        stage.replica.release(second, served=True)
+        await stage.told("replica.cold")
+        assert stage.start.torn_down == [1]
+
+
+async def test_who_does_not_finish_is_cut(tmp_path):
+    async with stage_in(tmp_path, drain_seconds=0.01) as stage:
+        await stage.ready()
+        stage.replica.post("stop")
+        assert (await stage.told("engine.cut")).detail == {"run": 1, "in_flight": 1}
+        await stage.told("replica.cold")
+        assert stage.start.torn_down == [1]
+
+
+async def test_the_end_of_its_owner_is_the_end_of_its_run(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        calling = stage.call()
+        await stage.told("replica.starting")
+        stage.owner.cancel()
+        with pytest.raises(NotReady, match="shutting down"):
+            await calling
+        await asyncio.wait([stage.owner])
+        assert stage.start.torn_down == [1]
+
+
+async def test_whether_a_run_is_over(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        await stage.ready()
+        assert await stage.replica.is_over(0)
+        asking = asyncio.create_task(stage.replica.is_over(1))
+        await asyncio.sleep(0)
+        assert not asking.done()
+        stage.start.end()
+        assert await asking
+        stage.start.come_up()
+        await stage.told("replica.ready")
+        await stage.told("replica.ready")
+        async with asyncio.timeout(PATIENCE_S):
+            assert not await stage.replica.is_over(2)  # it lives on, and nobody waits for ever to learn that
+
+
+async def test_starts_are_measured_and_told_to_who_is_sent_away(tmp_path):
+    async with stage_in(tmp_path, max_waiting=0) as stage:
+        with pytest.raises(NotReady) as refused:
+            await stage.replica.hold()
+        assert refused.value.retry_after_s == 10  # nobody knows yet how long it takes
+        await stage.told("replica.starting")
+        stage.pass_s(4)
+        stage.start.come_up()
+        assert (await stage.told("replica.ready")).detail["seconds"] == 4
+        assert stage.replica.status().last_start_s == 4
+        stage.start.end()
+        await stage.told("replica.starting")
+        stage.pass_s(1)
+        with pytest.raises(NotReady) as refused:
+            await stage.replica.hold()
+        assert refused.value.retry_after_s == 3  # a second of this start has passed
+        stage.start.fail(NotReady("no"))
+        assert (await stage.told("engine.failed")).detail["run"] == 2
+        await stage.told("replica.backoff")
+        with pytest.raises(NotReady) as refused:
+            await stage.replica.hold()
+        assert refused.value.retry_after_s == 1 + 4  # after two failures in a row it rests for a second
+
+
+async def test_every_phase_is_on_the_account(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        stage.pass_s(1)
+        calling = stage.call()
+        await stage.told("replica.starting")
+        stage.pass_s(4)
+        stage.start.come_up()
+        await stage.told("replica.ready")
+        hold = await calling
+        stage.pass_s(3)
+        assert stage.replica.release(hold, served=True) == 3 * 10**12
+        stage.pass_s(2)
+        stage.start.may_go.clear()
+        stage.replica.post("idle")
+        await stage.told("replica.stopping")
+        stage.pass_s(5)
+        stage.start.may_go.set()
+        await stage.told("replica.cold")
+        stage.pass_s(6)
+        _, rows = stage.ground.occupancy.take(stage.now_ns)
+        seconds = {(row[1], row[2]): row[4] / 10**9 for row in rows}
+        assert seconds == {
+            ("", "vacant"): 1 + 6,
+            ("demo", "starting"): 4,
+            ("demo", "serving"): 3,
+            ("demo", "idle"): 2,
+            ("demo", "stopping"): 5,
+        }
