@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from conftest import Team
 from freehold.gateway.rundir import run_dir
 
 TOKENS = 1900
+DYING_S = 2.0
 LONG = {"max_tokens": TOKENS, "stream": True, "extra_body": {"ignore_eos": True}}  # a second of tokens or more
 QUESTION = [{"role": "user", "content": "What is the licence of Qwen3-8B?"}]
 
@@ -118,6 +119,14 @@ def kill_daemon(team: Team, count: int) -> Round:
     return _kill(team, streaming(team, count), strike)
 
 
+def _left(team: Team, victims: Set[int]) -> int:
+    """How many of them are still there; one that is dying holds its command line until its memory is given back."""
+    deadline_s = time.monotonic() + DYING_S
+    while (left := len(victims & processes(team).keys())) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return left
+
+
 def _kill(team: Team, running: tuple[list[Caller], list[threading.Thread]], strike: Callable[[], None]) -> Round:
     callers, threads = running
     victims = processes(team).keys()
@@ -128,7 +137,7 @@ def _kill(team: Team, running: tuple[list[Caller], list[threading.Thread]], stri
     next_answer_s = time.monotonic() - began_s
     for thread in threads:
         thread.join()
-    left = len(victims & processes(team).keys())
+    left = _left(team, victims)
     rows = team.records()
     return Round(
         saw=[caller.saw for caller in callers],

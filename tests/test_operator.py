@@ -36,7 +36,8 @@ def test_keys_are_dead_when_the_command_returns(team):
     assert team.post("demo", key=secret).status == 200
     team.run("keys", "revoke", "ada")
     assert team.post("demo", key=secret).status == 401
-    assert "revoked" in team.run("keys", "list")
+    assert "revoked" in team.run("keys", "list", "--all")
+    assert " ada " not in team.run("keys", "list")
     assert secret not in (team.state / "book.db").read_bytes().decode("latin-1")
     team.end()
     team.serve()
@@ -132,27 +133,11 @@ def test_a_stopped_external_endpoint_refuses(team):
     ]
 
 
-def test_only_its_owner_can_read_what_the_daemon_keeps(team):
-    before = os.umask(0)
-    try:
-        team.write(demo=team.fake())
-        team.serve()
-        team.ask("demo")
-        kept = [path for path in team.state.rglob("*") if not path.is_socket()]
-        names = {path.relative_to(team.state).as_posix() for path in kept}
-        assert {"book.db", "book.db-wal", "journal-1", "logs/demo.log"} <= names
-        for path in kept:
-            if path.parent == team.state and path.is_file() and path.name != "lock":
-                assert path.stat().st_mode & 0o777 == 0o600, path
-    finally:
-        os.umask(before)
-
-
 def test_a_shell_completes_commands(team):
     script = team.run("completion", "bash")
     assert "_FREEHOLD_COMPLETE=bash_complete" in script
     done = subprocess.run(
-        [sys.executable, "-m", "freehold"],
+        [sys.executable, "-c", "import sys; sys.argv = ['freehold']; from freehold.cli.main import main; main()"],
         env={**os.environ, "_FREEHOLD_COMPLETE": "bash_complete", "COMP_WORDS": "freehold u", "COMP_CWORD": "1"},
         capture_output=True,
         text=True,

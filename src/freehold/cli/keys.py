@@ -72,8 +72,8 @@ def revoke(config_path: Path, key: str) -> None:
     from freehold.cli.daemon import project
 
     _, daemon = project(config_path)
-    dead = daemon.ask("DELETE", f"/keys/{quote(key, safe='')}")
-    click.echo(f"revoked {dead['name']} ({dead['id']})")
+    for dead in daemon.ask("DELETE", f"/keys/{quote(key, safe='')}"):
+        click.echo(f"revoked {dead['name']} ({dead['id']})")
 
 
 def _state(key: dict[str, Any], now_ns: int) -> str:

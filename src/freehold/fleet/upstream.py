@@ -43,6 +43,7 @@ class Upstream:
         self._port = parts.port or (443 if self._tls else 80)
         self.prefix = "" if self._path else parts.path.rstrip("/")
         self.idle: list[Connection] = []
+        self._closed = False
         host = parts.netloc.rpartition("@")[2] or "engine"
         key = f"authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head = f"host: {host}\r\ncontent-type: application/json\r\n{key}"
@@ -52,6 +53,8 @@ class Upstream:
         return f"{line}{self._head}content-length: {length}\r\n\r\n".encode()
 
     async def connect(self) -> Connection:
+        if self._closed:
+            raise ConnectionRefusedError("its run is over")
         loop = asyncio.get_running_loop()
         if self._path:
             _, connection = await loop.create_unix_connection(lambda: Connection(self), self._path)
@@ -71,6 +74,8 @@ class Upstream:
             exchange.cancel()
 
     def close(self) -> None:
+        """No connection goes there any more: what its address names may be somebody else's soon."""
+        self._closed = True
         while self.idle:
             self.idle.pop().transport.abort()
 
@@ -88,7 +93,7 @@ class Connection(asyncio.Protocol):
     def send(self, exchange: Exchange, request: bytes) -> None:
         self._exchange = exchange
         self._pieces: list[bytes] = []
-        self._complete = False
+        self._complete = self._keep = self._answered = False
         self._parser = httptools.HttpResponseParser(self)
         self.transport.write(request)
 
@@ -106,12 +111,13 @@ class Connection(asyncio.Protocol):
         if exchange is None:  # an engine that speaks out of turn
             self.transport.close()
             return
+        self._answered = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._exchange = None
             self.transport.close()
-            exchange.on_failure(f"its answer is not HTTP: {error}")
+            exchange.on_failure(f"its answer is not HTTP: {error}", answered=True)
             return
         if self._pieces:
             pieces, self._pieces = self._pieces, []
@@ -124,7 +130,8 @@ class Connection(asyncio.Protocol):
             self._upstream.idle.remove(self)
         exchange, self._exchange = self._exchange, None
         if exchange:
-            exchange.on_failure(f"it closed the connection{f' ({exc})' if exc else ''}")
+            reason = f"it closed the connection{f' ({exc})' if exc else ''}"
+            exchange.on_failure(reason, answered=self._answered)
 
     # httptools calls these
 
@@ -136,11 +143,13 @@ class Connection(asyncio.Protocol):
         self._pieces.append(body)
 
     def on_message_complete(self) -> None:
+        self._keep = self._parser.should_keep_alive() and not self._complete  # twice: more came than one answer
         self._complete = True
 
     def _finish(self, exchange: Exchange) -> None:
         self._exchange = None
-        if self._parser.should_keep_alive():
+        if self._keep:
+            self.transport.resume_reading()  # paused, perhaps, for a caller who reads slowly
             self.reused = True
             self._upstream.idle.append(self)
         else:
@@ -157,7 +166,7 @@ class Exchange:
         self._queue: deque[bytes] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._failure = ""
-        self._ended = False
+        self._ended = self._answered = False
         self.status = 0
 
     async def start(self, method: str, path: str, body: bytes) -> None:
@@ -174,6 +183,8 @@ class Exchange:
                 await self._wait()
             if self.status:
                 return
+            if self._answered:
+                raise EngineFailed(f"the engine went away: {self._failure}")
             if not connection.reused:
                 raise Unanswered(f"the engine did not answer: {self._failure}")
             self._ended, self._failure = False, ""
@@ -248,6 +259,6 @@ class Exchange:
         self._ended = True
         self._wake()
 
-    def on_failure(self, reason: str) -> None:
-        self._failure, self._ended = reason, True
+    def on_failure(self, reason: str, *, answered: bool) -> None:
+        self._failure, self._answered, self._ended = reason, answered, True
         self._wake()

@@ -18,13 +18,13 @@ class _Details(Struct):
 
 
 class Usage(Struct):
-    prompt_tokens: Count = 0
-    completion_tokens: Count = 0
+    prompt_tokens: Count | None = 0
+    completion_tokens: Count | None = 0
     prompt_tokens_details: _Details | None = None
 
     def tokens(self) -> Tokens:
         cached = (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
-        return Tokens(prompt=self.prompt_tokens, completion=self.completion_tokens, cached=cached)
+        return Tokens(prompt=self.prompt_tokens or 0, completion=self.completion_tokens or 0, cached=cached)
 
 
 class Delta(Struct):
@@ -49,31 +49,46 @@ class Choice(Struct):
 class Timings(Struct):
     """llama.cpp's running count, in every frame if asked for."""
 
-    prompt_n: Count = 0  # without what the cache gave
-    cache_n: Count = 0
-    predicted_n: Count = 0
+    prompt_n: Count | None = 0  # without what the cache gave
+    cache_n: Count | None = 0
+    predicted_n: Count | None = 0
 
     def tokens(self) -> Tokens:
-        return Tokens(prompt=self.prompt_n + self.cache_n, completion=self.predicted_n, cached=self.cache_n)
+        cached = self.cache_n or 0
+        return Tokens(prompt=(self.prompt_n or 0) + cached, completion=self.predicted_n or 0, cached=cached)
 
 
 class Frame(Struct):
     """An answer, or one `data:` frame of it."""
 
     model: str | None = None
-    choices: list[Choice] = []
+    choices: list[Choice] | None = None
     usage: Usage | None = None
     timings: Timings | None = None
     error: Any = None
 
 
-decode_frame = msgspec.json.Decoder(Frame).decode
+class _Named(Struct):
+    model: str | None = None
+
+
+_decode_frame = msgspec.json.Decoder(Frame).decode
+_decode_named = msgspec.json.Decoder(_Named).decode
+
+
+def read_frame(data: bytes) -> Frame | None:
+    """What can be read of it; of one with nonsense in it at least the model's name. None: it is no JSON object."""
+    try:
+        return _decode_frame(data)
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        return Frame(model=_decode_named(data).model)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def read_usage(body: bytes) -> Tokens | None:
     """The usage of a whole answer, or None when it is no answer or states none."""
-    try:
-        usage = decode_frame(body).usage
-    except msgspec.DecodeError:
-        return None
-    return usage.tokens() if usage else None
+    frame = read_frame(body)
+    return frame.usage.tokens() if frame and frame.usage else None

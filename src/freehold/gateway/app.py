@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.errors import BadRequest, FreeholdError, NotFound, TimedOut, TooLarge
+from freehold.errors import BadRequest, FreeholdError, NotFound, NotReady, TimedOut, TooLarge
 from freehold.fleet.fleet import Fleet, unknown_model
 from freehold.fleet.upstream import Exchange
 from freehold.gateway import openai
@@ -31,6 +32,8 @@ _STREAM = (
     (b"x-accel-buffering", b"no"),  # or a proxy in front would gather the stream
 )
 _MODEL = re.compile(r"/v1/models/([^/]+)")
+BODIES_BYTES = 512 << 20  # of all requests on their way: who waits for a cold engine waits in our memory
+LAST_WORDS_S = 5.0  # a caller who does not read has so long to take an error
 _log = logging.getLogger("freehold.gateway")
 ROUTES = (*_KINDS, "/v1/models", "/v1/models/{model}", "/healthz")
 
@@ -41,6 +44,7 @@ class Gateway:
     def __init__(self, fleet: Fleet, keyring: Keyring) -> None:
         self._fleet, self._keyring = fleet, keyring
         self._max_body_bytes = fleet.config.server.max_body_mib << 20
+        self._bodies_bytes = 0  # of requests on their way
         self._created_s = fleet.ground.clock_ns() // 10**9
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +76,10 @@ class Gateway:
     async def _complete(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
         key = self._keyring.find(_authorization(scope))  # before anything is read for them
         body = await _read(receive, self._max_body_bytes)
-        passage = admit(self._fleet, key, body, kind)
+        if self._bodies_bytes + len(body) > BODIES_BYTES:
+            raise NotReady("too much is waiting here already", retry_after_s=5)
+        passage = admit(self._fleet, self._keyring, key, body, kind)
+        self._bodies_bytes += len(body)
         answer = _Answer(send, passage)
         working = asyncio.create_task(answer.give(scope["path"]))
         leaving = asyncio.create_task(_hang_up(receive))
@@ -83,6 +90,7 @@ class Gateway:
             working.cancel()
             await asyncio.wait((working,))
             passage.end()
+            self._bodies_bytes -= len(body)
         if not working.cancelled():
             working.result()
 
@@ -128,12 +136,14 @@ class _Answer:
         if self._passage.meter.done:  # the caller has all of it: how the engine then ended does not matter
             await self._send({"type": "http.response.body", "body": b""})
             return
-        self._passage.settle("error", None if self._began else error.status)
-        if self._began:
-            frame = b"data: %b\n\n" % openai.error_body(error)
-            await self._send({"type": "http.response.body", "body": frame})
-        else:
-            await _refuse(self._send, error, self._passage.record.request)
+        self._passage.fail(None if self._began else error.status)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                if self._began:
+                    frame = b"data: %b\n\n" % openai.error_body(error)
+                    await self._send({"type": "http.response.body", "body": frame})
+                else:
+                    await _refuse(self._send, error, self._passage.record.request)
 
     async def _begin(self, status: int, headers: Headers) -> None:
         self._began = True

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from freehold.errors import EngineFailed
-from freehold.gateway.meter import StreamMeter, usage_of
+from freehold.gateway.meter import LARGEST_ANSWER_BYTES, StreamMeter, usage_of
 from freehold.types import Tokens
 
 _DATA = b"data: {"
@@ -22,6 +22,7 @@ class AssembledMeter:
 
     def __init__(self, name: str, n: int) -> None:
         self._meter = StreamMeter(name, n=n, hide_usage=True)
+        self._size_bytes = 0
         self._answer: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self.done = False  # the caller waits for `close`
@@ -39,6 +40,10 @@ class AssembledMeter:
         return self._meter.failed
 
     def feed(self, piece: bytes) -> bytes:
+        """Raises EngineFailed for an answer too large to keep."""
+        self._size_bytes += len(piece)
+        if self._size_bytes > LARGEST_ANSWER_BYTES:
+            raise EngineFailed(f"the engine's answer is larger than {LARGEST_ANSWER_BYTES >> 20} MiB")
         self._take(self._meter.feed(piece))
         return b""
 
@@ -52,30 +57,42 @@ class AssembledMeter:
         whole = {
             **self._answer,
             "object": "chat.completion" if chat else "text_completion",
-            "choices": [self._choices[index] for index in sorted(self._choices)],
+            "choices": [_joined(self._choices[index]) for index in sorted(self._choices)],
             "usage": usage_of(self._meter.tokens),
         }
         return msgspec.json.encode(whole)
 
     def _take(self, passed: bytes) -> None:
         for line in passed.splitlines():
-            if not line.startswith(_DATA):
-                continue
-            frame = msgspec.json.decode(line[len(_DATA) - 1 :])
-            if error := frame.get("error"):
-                raise EngineFailed(error["message"] if isinstance(error, dict) else str(error))
-            for choice in frame.pop("choices", ()):
-                self._add(choice)
-            self._answer |= frame
+            if line.startswith(_DATA):
+                try:
+                    self._take_frame(msgspec.json.decode(line[len(_DATA) - 1 :]))
+                except (msgspec.DecodeError, KeyError, TypeError, AttributeError, RecursionError):
+                    raise EngineFailed("the engine's answer is not one") from None
+
+    def _take_frame(self, frame: dict[str, Any]) -> None:
+        if error := frame.get("error"):
+            raise EngineFailed(error["message"] if isinstance(error, dict) else str(error))
+        for choice in frame.pop("choices", None) or ():
+            self._add(choice)
+        self._answer |= frame
 
     def _add(self, choice: dict[str, Any]) -> None:
         """Put a piece of one choice to what is there of it."""
         delta = choice.pop("delta", None)
-        empty = {} if delta is None else {"message": {"role": "assistant", "content": ""}}
+        empty = {} if delta is None else {"message": {"role": "assistant", "content": _Text()}}
         whole = self._choices.setdefault(choice["index"], empty)
         if delta is not None:
             _extend(whole["message"], {name: value for name, value in delta.items() if name != "role"})
         _extend(whole, choice)
+
+
+class _Text(list[str]):
+    """A text in pieces, put together once: adding to a string copies it each time."""
+
+
+# Texts that come whole in every piece.
+_ONCE = frozenset({"finish_reason", "id", "type", "name", "role"})
 
 
 def _extend(whole: dict[str, Any], more: dict[str, Any]) -> None:
@@ -84,21 +101,34 @@ def _extend(whole: dict[str, Any], more: dict[str, Any]) -> None:
         have = whole.get(name)
         if name == "tool_calls" and isinstance(value, list):
             _extend_calls(whole.setdefault(name, []), value)
+        elif isinstance(value, str) and name not in _ONCE:
+            if not isinstance(have, _Text):
+                have = whole[name] = _Text()
+            have.append(value)
         elif isinstance(have, dict) and isinstance(value, dict):
             _extend(have, value)
-        elif isinstance(have, str | list) and type(have) is type(value) and name not in _ONCE:
-            whole[name] = have + value
+        elif isinstance(have, list) and isinstance(value, list):
+            have.extend(value)
         elif value is not None or name not in whole:
             whole[name] = value
-
-
-# Texts that come whole in every piece.
-_ONCE = frozenset({"finish_reason", "id", "type", "name"})
 
 
 def _extend_calls(calls: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
     for piece in more:
         index = piece.pop("index", 0)
-        while len(calls) <= index:
+        if index == len(calls):
             calls.append({})
+        if not 0 <= index < len(calls):
+            raise EngineFailed("the engine's tool calls do not follow one another")
         _extend(calls[index], piece)
+
+
+def _joined(whole: Any) -> Any:
+    match whole:
+        case _Text():
+            return "".join(whole)
+        case dict():
+            return {name: _joined(value) for name, value in whole.items()}
+        case list():
+            return [_joined(value) for value in whole]
+    return whole

@@ -8,12 +8,13 @@ import secrets
 
 import msgspec
 
-from freehold.errors import BadKey, BadRequest, Unknown
+from freehold.errors import BadKey, BadRequest, FreeholdError, Unknown
 from freehold.fleet.ground import Ground
 from freehold.policy.access import expired
 from freehold.types import Key
 
 PREFIX = "fh-"
+_SCOPE = re.compile(r"[A-Za-z0-9._*?\[\]!-]{1,100}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 
 
@@ -52,6 +53,8 @@ class Keyring:
         now_ns = self._ground.clock_ns()
         if not _NAME.fullmatch(name):
             raise BadRequest(f"`{name}` is no name for a key", hint="letters, digits and . _ @ -, 63 at most")
+        if stray := next((pattern for pattern in endpoints if not _SCOPE.fullmatch(pattern)), None):
+            raise BadRequest(f"`{stray}` is no name of endpoints", hint="a name, or a glob such as team-*")
         if any(key.name == name and expired(key, now_ns) is None for key in self._keys.values()):
             raise BadRequest(f"a key called `{name}` is in use already", hint="choose another name, or revoke that one")
         secret = PREFIX + secrets.token_urlsafe(32)  # 256 bits
@@ -59,22 +62,36 @@ class Keyring:
             id=secrets.token_hex(6), name=name, endpoints=endpoints or ("*",), created_ns=now_ns, expires_ns=expires_ns
         )
         digest = _hash(secret.encode())
-        await self._ground.book.add_key(key, digest)
-        self._keys[digest] = key
+        self._keys[digest] = key  # its name is taken from now on; nobody has the secret yet
+        try:
+            await self._ground.book.add_key(key, digest)
+        except FreeholdError:
+            del self._keys[digest]
+            raise
         self._ground.tell("key.created", key.id, actor=actor, name=name, endpoints=" ".join(key.endpoints))
         return key, secret
 
-    async def revoke(self, name_or_id: str, actor: str) -> Key:
-        """Dead when this returns: first for callers, then in the book. Raises Unknown."""
-        for digest, key in self._keys.items():
-            if name_or_id in (key.id, key.name) and key.revoked_ns is None:
-                dead = msgspec.structs.replace(key, revoked_ns=self._ground.clock_ns())
-                self._keys[digest] = dead
-                await self._ground.book.revoke_key(key.id)
-                self._ground.tell("key.revoked", key.id, actor=actor, name=key.name)
-                await self._ground.book.flush()
-                return dead
-        raise Unknown(f"no key called `{name_or_id}` is in use", hint="freehold keys list shows those there are")
+    def check(self, key: Key) -> None:
+        """Raises BadKey when a key found earlier opens nothing any more: its request may have waited."""
+        now = next(held for held in self._keys.values() if held.id == key.id)  # keys are never taken out
+        if error := expired(now, self._ground.clock_ns()):
+            raise error
+
+    async def revoke(self, name_or_id: str, actor: str) -> list[Key]:
+        """All of that name or id are dead when this returns: first for callers, then in the book. Raises Unknown."""
+        dead = {
+            digest: msgspec.structs.replace(key, revoked_ns=self._ground.clock_ns())
+            for digest, key in self._keys.items()
+            if name_or_id in (key.id, key.name) and key.revoked_ns is None
+        }
+        if not dead:
+            raise Unknown(f"no key called `{name_or_id}` is in use", hint="freehold keys list shows those there are")
+        self._keys |= dead
+        for key in dead.values():
+            await self._ground.book.revoke_key(key.id)
+            self._ground.tell("key.revoked", key.id, actor=actor, name=key.name)
+        await self._ground.book.flush()
+        return list(dead.values())
 
 
 def _hash(secret: bytes) -> bytes:

@@ -7,12 +7,13 @@ import re
 import msgspec
 
 from freehold.errors import EngineFailed
-from freehold.fleet.wire import Frame, decode_frame
+from freehold.fleet.wire import Frame, read_frame
 from freehold.types import Tokens
 
-LONGEST_FRAME_BYTES = 16 << 20
+LONGEST_FRAME_BYTES = 8 << 20
 LARGEST_ANSWER_BYTES = 64 << 20
 _FRAME_END = re.compile(rb"\r?\n\r?\n")
+_LONGEST_END = 4
 
 
 class StreamMeter:
@@ -39,7 +40,8 @@ class StreamMeter:
         """Raises EngineFailed for a frame that no answer has."""
         buffer = self._rest + piece
         passed, begin = [], 0
-        for end in _FRAME_END.finditer(buffer):
+        unseen = max(0, len(self._rest) - _LONGEST_END + 1)
+        for end in _FRAME_END.finditer(buffer, unseen):
             passed.append(self._frame(buffer[begin : end.end()]))
             begin = end.end()
         self._rest = buffer[begin:]
@@ -63,9 +65,8 @@ class StreamMeter:
             return self._merged_usage() + frame
         if data == b"null":  # llama.cpp begins so when it was given several prompts; clients stumble over it
             return b""
-        try:
-            read = decode_frame(data)
-        except msgspec.DecodeError:
+        read = read_frame(data)
+        if read is None:
             return frame  # not ours to judge
         self.failed = self.failed or read.error is not None
         self._count(read)
@@ -80,7 +81,7 @@ class StreamMeter:
         running = read.usage or read.timings
         if read.usage and not read.choices:
             self._stated.append(read.usage.tokens())
-        for choice in read.choices:
+        for choice in read.choices or ():
             if running:
                 self._seen[choice.index] = running.tokens()
             elif choice.speaks:
@@ -156,10 +157,9 @@ class WholeMeter:
 
     def close(self) -> bytes:
         body = b"".join(self._pieces)
-        try:
-            read = decode_frame(body)
-        except msgspec.DecodeError:
-            raise EngineFailed(f"the engine's answer is not one: {body[:200].decode(errors='replace')}") from None
+        read = read_frame(body)
+        if read is None:
+            raise EngineFailed("the engine's answer is not JSON")
         self.done, self.failed = True, read.error is not None
         if read.usage:
             self.tokens, self.exact = read.usage.tokens(), True

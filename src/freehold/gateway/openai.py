@@ -53,7 +53,7 @@ def read_ask(body: bytes) -> Ask:
     """Read a request. Raises BadRequest, naming the field."""
     try:
         fields = _decode_fields(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"We could not parse the JSON body of your request: {error}") from None
     if "model" not in fields:
         raise BadRequest("you must provide a model parameter", param="model")
@@ -74,7 +74,7 @@ def _field(fields: dict[str, msgspec.Raw], name: str, decode: Any) -> Any:
         return None
     try:
         return decode(fields[name])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadRequest(f"Invalid value for `{name}`: {error}", param=name) from None
 
 

@@ -13,9 +13,11 @@ from msgspec.structs import replace
 from freehold.errors import BadRequest, EngineFailed, FreeholdError
 from freehold.fleet.external import ExternalReplica
 from freehold.fleet.fleet import Fleet
+from freehold.fleet.ground import Ground
 from freehold.fleet.replica import Hold, Replica
 from freehold.fleet.upstream import Exchange, Unanswered
 from freehold.gateway.assembly import AssembledMeter
+from freehold.gateway.keyring import Keyring
 from freehold.gateway.meter import StreamMeter, WholeMeter
 from freehold.gateway.openai import Ask, new_request_id, read_ask
 from freehold.policy import access
@@ -24,7 +26,7 @@ from freehold.types import Key, Outcome, UsageRecord
 Kind = Literal["chat", "completion"]
 
 
-def admit(fleet: Fleet, key: Key, body: bytes, kind: Kind) -> Passage:
+def admit(fleet: Fleet, keyring: Keyring, key: Key, body: bytes, kind: Kind) -> Passage:
     """Let a request in and open its record. Raises FreeholdError: then there is none."""
     ask = read_ask(body)
     member = fleet.find(ask.model)
@@ -33,7 +35,7 @@ def admit(fleet: Fleet, key: Key, body: bytes, kind: Kind) -> Passage:
     if stray := member.engine.refused_fields & ask.fields.keys():
         name = min(stray)
         raise BadRequest(f"Unrecognized request argument supplied: {name}", param=name)
-    return Passage(fleet, member, key, ask, kind)
+    return Passage(fleet.ground, member, keyring, key, ask, kind)
 
 
 def _meter(ask: Ask, *, streamed: bool) -> StreamMeter | WholeMeter | AssembledMeter:
@@ -45,8 +47,10 @@ def _meter(ask: Ask, *, streamed: bool) -> StreamMeter | WholeMeter | AssembledM
 class Passage:
     """Made by `admit`. Whoever has one must `end` it."""
 
-    def __init__(self, fleet: Fleet, member: Replica | ExternalReplica, key: Key, ask: Ask, kind: Kind) -> None:
-        self._ground, self._member, self._ask = fleet.ground, member, ask
+    def __init__(
+        self, ground: Ground, member: Replica | ExternalReplica, keyring: Keyring, key: Key, ask: Ask, kind: Kind
+    ) -> None:
+        self._ground, self._member, self._keyring, self._key, self._ask = ground, member, keyring, key, ask
         self._began_ns = self._ground.clock_ns()
         self._hold: Hold | None = None
         self._exchange: Exchange | None = None
@@ -84,7 +88,10 @@ class Passage:
             return await self._attempt(path, body)
 
     async def _attempt(self, path: str, body: bytes) -> Exchange:
-        self._hold = await self._member.hold()
+        self._hold = self._member.try_hold()
+        if self._hold is None:
+            self._hold = await self._member.hold()
+            self._keyring.check(self._key)  # it may have been revoked while this waited
         queue_ms = self._elapsed_ms()
         self._exchange = exchange = Exchange(self._hold.upstream)
         await exchange.start("POST", path, body)
@@ -137,10 +144,16 @@ class Passage:
         )
         self._ground.book.settle_request(self.record)
 
+    def fail(self, status: int | None) -> None:
+        """The engine, or the time, came to an end before the answer did."""
+        if self._exchange:
+            self._exchange.cancel()  # before the end this closes the connection, and the engine stops its work
+        self.settle("error", status)
+
     def end(self) -> None:
         """Let go of everything. A caller who left before the record was settled has cut it."""
         if self._exchange:
-            self._exchange.cancel()  # before the end this closes the connection, and the engine stops its work
+            self._exchange.cancel()
         self.settle("cut")
         self._release(served=False)
 
