@@ -163,15 +163,20 @@ class Team:
             rows = [json.loads(row[0]) for row in db.execute("select content from event order by seq")]
         return [row for row in rows if row["kind"] == kind]
 
+    def socket(self, name: str) -> Path:
+        """Where the engine itself listens."""
+        from freehold.gateway.rundir import run_dir
+
+        run = run_dir(self.state)
+        found = [*run.glob(f"{name}/*.sock"), *run.glob(f"{name[:12]}-????????/*.sock")]
+        return max(found, key=lambda path: path.stat().st_mtime_ns)
+
     def engine(self, name: str, path: str) -> bytes:
         """Ask the engine itself, past the gateway."""
         from freehold.fleet.upstream import Upstream
-        from freehold.gateway.rundir import run_dir
-
-        socket = max((run_dir(self.state) / name).glob("*.sock"), key=lambda p: int(p.stem))
 
         async def fetch() -> bytes:
-            upstream = Upstream(f"unix:{socket}")
+            upstream = Upstream(f"unix:{self.socket(name)}")
             answer = await upstream.fetch("GET", path)
             upstream.close()
             return answer.body
@@ -197,6 +202,35 @@ def team(tmp_path):
     """A team without a daemon yet: write(), then serve()."""
     with team_in(tmp_path) as team:
         yield team
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """One daemon for all of a file, on the real llama.cpp. `tiny` is the fake engine: it starts slowly and calls itself
+    something else."""
+    from asking import CONTEXT
+
+    with team_in(tmp_path_factory.mktemp("openai")) as team:
+        demo = team.demo().replace("context = 512", f"context = {CONTEXT}")
+        tiny = team.fake("max_waiting = 1", delay_s=0.9)
+        team.write(server="max_body_mib = 1", demo=demo, other=team.demo(), tiny=tiny)
+        team.serve()
+        yield team
+
+
+@pytest.fixture
+def client(served):
+    from asking import connect
+
+    with connect(served) as client:
+        yield client
+
+
+@pytest.fixture
+def ledger(served):
+    """The records that a test adds: call it."""
+    known = {row["request"] for row in served.records()}
+    return lambda: [row for row in served.records() if row["request"] not in known]
 
 
 def alive(pid: int) -> bool:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def kill_daemon(team: Team, count: int) -> Round:
     return _kill(team, streaming(team, count), strike)
 
 
-def _left(team: Team, victims: Set[int]) -> int:
+def _left(team: Team, victims: set[int]) -> int:
     """How many of them are still there; one that is dying holds its command line until its memory is given back."""
     deadline_s = time.monotonic() + DYING_S
     while (left := len(victims & processes(team).keys())) and time.monotonic() < deadline_s:
@@ -129,7 +129,7 @@ def _left(team: Team, victims: Set[int]) -> int:
 
 def _kill(team: Team, running: tuple[list[Caller], list[threading.Thread]], strike: Callable[[], None]) -> Round:
     callers, threads = running
-    victims = processes(team).keys()
+    victims = set(processes(team))
     assert len(victims) >= 2, "no engine in its sandbox to be seen"
     began_s = time.monotonic()
     strike()

@@ -73,7 +73,7 @@ class Stage:
             log_dir=folder,
         )
         self.start = FakeStart()
-        settings = Endpoint(weights="demo.gguf", **{"idle_seconds": 0, **endpoint})
+        settings = Endpoint(weights="demo.gguf", **{"idle_seconds": 0, "wait_seconds": PATIENCE_S, **endpoint})
         self.replica = Replica("demo", settings, self.start, self.ground, drain_seconds)
         self.owner = asyncio.create_task(self.replica.own())
         self.news: asyncio.Queue[Event] = asyncio.Queue()
@@ -94,8 +94,10 @@ class Stage:
         return event
 
     async def read(self) -> None:
-        """Until the owner has taken every note there is."""
+        """Until the owner has taken every note there is, and whatever follows from them has had its turn."""
         while not self.replica._inbox.empty():  # noqa: ASYNC110  the owner tells nobody
+            await asyncio.sleep(0)
+        for _ in range(20):
             await asyncio.sleep(0)
 
     async def waiting(self, count: int) -> None:

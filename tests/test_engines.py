@@ -33,6 +33,9 @@ FLAGS = (
 ENV = {"HOME": "/tmp", "LANG": "C.UTF-8", "OMP_WAIT_POLICY": "PASSIVE", "PATH": "/usr/bin:/bin"}
 
 
+STRANGE = "The engine answered Freehold with"
+
+
 def test_llama_server_is_described():
     described = engine("llamacpp").launch(PLAN, "/w/smol.gguf", "smol", "/run/e/x.sock", binary="/opt/llama-server")
     assert described == Launch(
@@ -139,7 +142,7 @@ def broken(message: str, code: str) -> WireError:
         (500, b'{"error":{"code":500,"message":"new","type":"new"}}', (500, broken("new", "engine_failed"))),
         (500, b"<html>", (502, broken("The engine answered: <html>", "engine_failed"))),
         (413, b"", (413, invalid("The engine answered: nothing", "engine_failed"))),
-        (200, b'{"error":"words"}', (502, broken('The engine answered: {"error":"words"}', "engine_failed"))),
+        (200, b'{"error":"words"}', (502, broken(f"{STRANGE} 200; its operator must look at it.", "engine_failed"))),
     ],
 )
 def test_llama_cpps_errors_become_openais(status, body, expected):

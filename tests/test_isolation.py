@@ -356,7 +356,8 @@ def test_the_sandbox_is_an_allow_list():
         devices=("/dev/nvidia0",),
     )
     assert wrap(launch) == (
-        *("bwrap", "--unshare-all", "--cap-drop", "ALL", "--new-session", "--die-with-parent", "--clearenv"),
+        *("bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
+        *("--new-session", "--die-with-parent", "--clearenv"),
         *("--setenv", "LANG", "C.UTF-8"),
         *("--ro-bind-try", "/usr", "/usr", "--ro-bind-try", "/lib", "/lib", "--ro-bind-try", "/lib32", "/lib32"),
         *("--ro-bind-try", "/lib64", "/lib64", "--ro-bind-try", "/bin", "/bin", "--ro-bind-try", "/sbin", "/sbin"),

@@ -14,14 +14,17 @@ from freehold.errors import FreeholdError, NoDaemon
 from freehold.fleet.config import Config, load
 from freehold.gateway.rundir import admin_socket
 
+ANSWER_S = 30
+
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("freehold")
+    def __init__(self, path: Path, timeout_s: float | None) -> None:
+        super().__init__("freehold", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # closed with this, also when it fails
+        self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
 
@@ -40,13 +43,13 @@ class Daemon:
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         """One answer. Raises NoDaemon, or the daemon's own error."""
-        with contextlib.closing(_Connection(self._path)) as connection:
+        with contextlib.closing(_Connection(self._path, ANSWER_S)) as connection:
             return json.loads(_answer(connection, method, path, body).read())
 
     def lines(self, method: str, path: str) -> Iterator[dict[str, Any]]:
         """One answer after the other, as they come. Raises NoDaemon when it goes away in between."""
         try:
-            with contextlib.closing(_Connection(self._path)) as connection:
+            with contextlib.closing(_Connection(self._path, None)) as connection:
                 for line in _answer(connection, method, path, None):
                     yield json.loads(line)
         except (OSError, http.client.HTTPException) as error:
@@ -57,6 +60,8 @@ def _answer(connection: _Connection, method: str, path: str, body: object) -> ht
     try:
         connection.request(method, path, None if body is None else json.dumps(body))
         answer = connection.getresponse()
+    except TimeoutError:
+        raise NoDaemon("the daemon does not answer", hint="freehold logs; end it by its process number") from None
     except (OSError, http.client.HTTPException):
         raise NoDaemon("no daemon is running here", hint="freehold up starts one") from None
     if answer.status != 200:

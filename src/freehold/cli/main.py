@@ -53,7 +53,9 @@ def main() -> None:
     try:
         cli()
     except FreeholdError as error:
-        click.echo(f"error: {error}", err=True)
+        from freehold.cli.tables import printable
+
+        click.echo(printable(f"error: {error}"), err=True)
         if error.hint:
-            click.echo(f" hint: {error.hint}", err=True)
+            click.echo(printable(f" hint: {error.hint}"), err=True)
         sys.exit(error.exit_code)

@@ -9,7 +9,8 @@ from urllib.parse import quote
 import click
 
 from freehold.cli.daemon import Daemon
-from freehold.errors import FreeholdError
+from freehold.cli.tables import printable
+from freehold.errors import FreeholdError, NoDaemon
 from freehold.plan.memory import size
 
 
@@ -26,6 +27,8 @@ def bring_up(daemon: Daemon, endpoints: list[str]) -> tuple[list[str], FreeholdE
         elif text := _TEXTS.get(line["kind"]):
             started.add(line["subject"])
             show(line["subject"], line["kind"].partition(".")[0], text(line["detail"]))
+    if not up and failure is None:
+        raise NoDaemon("the daemon went away", hint="freehold logs shows what it said last")
     for status in daemon.ask("GET", "/status")["endpoints"]:
         if status["endpoint"] in up and status["endpoint"] not in started:
             isolation = "" if status["isolated"] is None else ", isolated" if status["isolated"] else ", NOT ISOLATED"
@@ -35,7 +38,7 @@ def bring_up(daemon: Daemon, endpoints: list[str]) -> tuple[list[str], FreeholdE
 
 def show(subject: str, what: str, text: str) -> None:
     """One line; more lines of text stand under the first."""
-    first, *more = text.splitlines()
+    first, *more = printable(text).splitlines() or [""]
     click.echo(f"{subject:<12} {what:<9} {first}")
     for line in more:
         click.echo(f"{'':<22} {line}")

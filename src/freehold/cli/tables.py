@@ -10,6 +10,7 @@ from freehold.types import PICO_PER_UNIT
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rows = [[" ".join(printable(cell).split("\n")) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (heads, *rows))
 

@@ -79,9 +79,9 @@ def _show_machine(config: Config) -> None:
 
 def _start_daemon(config_path: Path, config: Config, daemon: Daemon) -> None:
     from freehold.errors import NoDaemon
+    from freehold.gateway.rundir import own_folder
 
-    logs = Path(config.state_dir) / "logs"
-    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    logs = own_folder(own_folder(Path(config.state_dir)) / "logs")
     with (logs / "daemon.log").open("ab") as log:
         began = log.tell()
         process = subprocess.Popen(
@@ -127,16 +127,19 @@ def _ask(base: str, secret: str, body: str) -> str:
     url = urlsplit(base)
     connection = http.client.HTTPConnection(url.netloc, timeout=_ANSWER_S)
     headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
-    connection.request("POST", f"{url.path}/chat/completions", body, headers)
-    answer = connection.getresponse()
-    if answer.status != 200:
-        raise EngineFailed(f"the question got {answer.status}: {answer.read().decode(errors='replace')}")
-    for line in answer:
-        if line.startswith(b"data: {"):
-            frame = json.loads(line[6:])
-            if "error" in frame:
-                raise EngineFailed(frame["error"]["message"])
-            click.echo(printable(_delta(frame)), nl=False)
+    try:
+        connection.request("POST", f"{url.path}/chat/completions", body, headers)
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise EngineFailed(f"the question got {answer.status}: {answer.read().decode(errors='replace')}")
+        for line in answer:
+            if line.startswith(b"data: {"):
+                frame = json.loads(line[6:])
+                if "error" in frame:
+                    raise EngineFailed(frame["error"]["message"])
+                click.echo(printable(_delta(frame)), nl=False)
+    except (OSError, http.client.HTTPException) as error:
+        raise EngineFailed(f"the answer broke off: {error}") from None
     click.echo()
     return answer.headers["x-request-id"]
 

@@ -50,7 +50,13 @@ class External:
         )
 
     def error(self, status: int, body: bytes) -> tuple[int, WireError]:
-        """Pass an OpenAI error on as it is; wrap anything else, so that clients always find the shape they expect."""
+        """Pass an OpenAI error on as it is; wrap anything else, so that clients always find the shape they expect.
+
+        What it has against Freehold itself (its key, the URL) is not the caller's fault, nor theirs to read.
+        """
+        if status in (401, 403) or status < 400:
+            message = f"The engine answered Freehold with {status}; its operator must look at it."
+            return 502, WireError(message=message, type="server_error", code="engine_failed")
         kind = "invalid_request_error" if 400 <= status < 500 else "server_error"
         try:
             said = _decode(body).error

@@ -19,7 +19,8 @@ def wrap(launch: Launch, bwrap: str = "bwrap") -> tuple[str, ...]:
     folder = str(PurePosixPath(launch.socket).parent)
     return (
         bwrap,
-        *("--unshare-all", "--cap-drop", "ALL", "--new-session", "--die-with-parent", "--clearenv"),
+        *("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
+        *("--new-session", "--die-with-parent", "--clearenv"),
         *(part for name, value in sorted(launch.env.items()) for part in ("--setenv", name, value)),
         *(part for path in SYSTEM for part in ("--ro-bind-try", path, path)),
         *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),  # noqa: S108 - the sandbox's own

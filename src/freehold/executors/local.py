@@ -19,6 +19,7 @@ import psutil
 
 from freehold.errors import BadConfig, NotReady, Refused
 from freehold.executors.bubblewrap import SYSTEM, wrap
+from freehold.executors.log import Log
 from freehold.types import Launch
 
 _SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108, the last one is 0
@@ -36,10 +37,10 @@ class _Record(msgspec.Struct, frozen=True):
 class Process:
     """A started launch. `isolated`: in a sandbox, where nothing it started can outlive it."""
 
-    def __init__(self, child: subprocess.Popen[bytes], record: Path, *, isolated: bool) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], record: Path, log: Log, *, isolated: bool) -> None:
         self.pid = child.pid
         self.isolated = isolated
-        self._record = record
+        self._record, self._log = record, log
         self._end = asyncio.ensure_future(self._watch(child))
 
     async def wait(self) -> int:
@@ -77,8 +78,9 @@ class Process:
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)
+        _signal_group(self.pid, signal.SIGKILL)  # children that stay; before its number can be somebody else's
         code = child.wait()
-        _signal_group(self.pid, signal.SIGKILL)  # children that stayed when the first process went
+        self._log.close()
         self._record.unlink(missing_ok=True)
         return code
 
@@ -111,22 +113,23 @@ class Local:
         """
         argv = self._argv(launch)
         _clear_socket(Path(launch.socket))
-        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        log = Log(log_path)
         try:
             child = subprocess.Popen(  # noqa: ASYNC220  0.2 ms; the loop's own way forks all of this process, in 2
                 argv,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=log.write_end,
+                stderr=log.write_end,
                 env=launch.env,
                 cwd="/",
                 start_new_session=True,
             )
         except OSError as error:
+            log.close()
             raise NotReady(f"{argv[0]} could not be started: {error.strerror}.") from error
         finally:
-            os.close(log)
-        return Process(child, self._write_record(child.pid, name), isolated=self.why_not_isolated is None)
+            os.close(log.write_end)
+        return Process(child, self._write_record(child.pid, name), log, isolated=self.why_not_isolated is None)
 
     def _argv(self, launch: Launch) -> tuple[str, ...]:
         """Tie the launch's life to ours. PDEATHSIG follows the thread that forks, so that must be the main one."""

@@ -12,6 +12,7 @@ import tomllib
 from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -20,8 +21,8 @@ from freehold.engines import engine
 from freehold.errors import BadConfig, Unknown
 from freehold.types import PICO_PER_UNIT, Price
 
-Seconds = Annotated[float, Meta(ge=0)]
-Money = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0, le=1e7)]
+Money = Annotated[float, Meta(ge=0, le=1e6)]
 Count = Annotated[int, Meta(ge=1)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -77,7 +78,7 @@ class Endpoint(_Table, frozen=True):
     context: Count | UnsetType = UNSET
     parallel: Count = 4
     threads: Count | UnsetType = UNSET
-    idle_seconds: Seconds = 900.0
+    idle_seconds: Annotated[float, Meta(ge=0, le=1e7)] = 900.0
     start_seconds: Seconds = 600.0
     wait_seconds: Seconds = 120.0
     max_waiting: Annotated[int, Meta(ge=0)] = 1000
@@ -142,7 +143,7 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
     except Unknown as error:
         raise BadConfig(f"{where}: {error}", hint=error.hint) from None
     if endpoint.engine == "external":
-        if not endpoint.url or not endpoint.url.startswith(("http://", "https://", "unix:/")):
+        if not _usable(endpoint.url):
             raise BadConfig(f"{where}: engine = 'external' needs url", hint='url = "http://host:port" or "unix:/path"')
         stray = [k for k in ("weights", "binary") if getattr(endpoint, k)]
     else:
@@ -153,6 +154,14 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
     absolute = {k: normpath(base / v) for k in ("weights", "api_key_file", "binary") if (v := getattr(endpoint, k))}
     return msgspec.structs.replace(endpoint, **absolute)
+
+
+def _usable(url: str | None) -> bool:
+    try:
+        parts = urlsplit(url or "")
+        return bool(parts.path if parts.scheme == "unix" else parts.scheme in ("http", "https") and (parts.port or 1))
+    except ValueError:
+        return False
 
 
 def _check_server(server: Server, path: Path) -> None:

@@ -77,5 +77,5 @@ def _api_key(name: str, endpoint: Endpoint) -> str | None:
         return None
     try:
         return Path(endpoint.api_key_file).read_text().strip()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise BadConfig(f"[endpoints.{name}] api_key_file: {error}") from None

@@ -51,6 +51,12 @@ class Fleet:
         except NotReady as error:
             raise member.reason or error from None
 
+    def refuse_waiting(self) -> None:
+        """The daemon ends: who waits for an engine waits in vain."""
+        for member in self._members.values():
+            if isinstance(member, Replica):
+                member.refuse_waiting()
+
     def status(self) -> list[ReplicaStatus]:
         return [member.status() for member in self._members.values()]
 

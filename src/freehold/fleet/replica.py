@@ -16,7 +16,7 @@ from freehold.fleet.config import Endpoint
 from freehold.fleet.ground import Ground
 from freehold.fleet.starting import Start
 from freehold.fleet.upstream import Upstream
-from freehold.policy.lifecycle import Happening, Life, step
+from freehold.policy.lifecycle import Effect, Happening, Life, step
 from freehold.policy.waiting import backoff_s, retry_after_s
 from freehold.types import ReplicaStatus
 
@@ -123,6 +123,9 @@ class Replica:
         """`stop` keeps everybody out until `open`."""
         self._inbox.put_nowait(_Note(happening))
 
+    def refuse_waiting(self) -> None:
+        self._refuse(NotReady(f"`{self.name}` is shutting down", retry_after_s=5))
+
     def status(self) -> ReplicaStatus:
         process = self._start.process
         return ReplicaStatus(
@@ -146,7 +149,7 @@ class Replica:
             while True:
                 self._take(await self._inbox.get())
         finally:
-            self._refuse(NotReady(f"`{self.name}` is shutting down", retry_after_s=5))
+            self.refuse_waiting()
             for task in (self._stopping, self._living):
                 if task:
                     task.cancel()
@@ -159,22 +162,28 @@ class Replica:
             return  # somebody came in the meantime
         before = self._life.state
         self._life, effects = step(self._life, note.happening)
+        if self._waiters and note.happening == "exited":  # they came after the end, and before the news of it
+            self._life, _ = step(self._life, "wanted")
         if self._life.state != before:
             self._changed(note)
         for effect in effects:
-            match effect:
-                case "start":
-                    self._living = asyncio.create_task(self._live(self._life.run), name=f"run {self.name}")
-                case "stop":
-                    self._stopping = asyncio.create_task(self._stop(self._life.run), name=f"stop {self.name}")
-                case "admit":
-                    self._admit()
-                case "refuse":
-                    self._refuse(self._refusal())
-                case "schedule":
-                    delay_s = backoff_s(self._life.failures)
-                    self._due_ns = self._ground.clock_ns() + round(delay_s * 1e9)
-                    asyncio.get_running_loop().call_later(delay_s, self._inbox.put_nowait, _Note("due", self._life.run))
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        run = self._life.run
+        match effect:
+            case "start":
+                self._living = asyncio.create_task(self._live(run), name=f"run {self.name}")
+            case "stop":
+                self._stopping = asyncio.create_task(self._stop(run), name=f"stop {self.name}")
+            case "admit":
+                self._admit()
+            case "refuse":
+                self._refuse(self._refusal())
+            case "schedule":
+                delay_s = backoff_s(self._life.failures)
+                self._due_ns = self._ground.clock_ns() + round(delay_s * 1e9)
+                asyncio.get_running_loop().call_later(delay_s, self._inbox.put_nowait, _Note("due", run))
 
     def _changed(self, note: _Note) -> None:
         state, now_ns = self._life.state, self._ground.clock_ns()
@@ -191,9 +200,12 @@ class Replica:
 
     def _admit(self) -> None:
         while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done() and (hold := self.try_hold()):
-                waiter.set_result(hold)
+            if self._waiters[0].done():
+                self._waiters.popleft()
+            elif hold := self.try_hold():
+                self._waiters.popleft().set_result(hold)
+            else:  # the engine has just ended, and the news of it is on its way: they wait for the next run
+                return
         if not self._held:
             self._watch_idle()
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -41,16 +42,15 @@ class Start:
         self.plan: Plan | None = None
         self._name, self._endpoint, self._trust, self._ground = name, endpoint, trust, ground
         self._socket_fd: int | None = None
+        self._folder: Path | None = None
 
     async def bring_up(self, run: int) -> None:
         """From cold to answering. Raises FreeholdError with what to do; `tear_down` must follow in every case."""
         build = await self._trust.ensure()
         self.plan = plan = await self._fit(build)
         self._ground.tell("plan.made", self._name, steps="\n".join(plan.steps))
-        folder = self._ground.run_dir / self._name
-        shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left there is not to be trusted
-        folder.mkdir(mode=0o700)
-        socket = str(folder / f"{run}.sock")
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=self._ground.run_dir))
+        socket = str(self._folder / "engine.sock")
         launch = self.engine.launch(plan, self._gguf(), self._name, socket, self._endpoint.binary)
         self._ground.tell("engine.launching", self._name, run=run, engine=self._endpoint.engine)
         executor = self._ground.executor
@@ -77,6 +77,9 @@ class Start:
         if self.process:
             await self.process.stop()
             self.process = None
+        if self._folder:
+            await asyncio.to_thread(remove_folder, self._folder)
+            self._folder = None
 
     def _gguf(self) -> str:
         """The file llama.cpp is given: the weights themselves, or the first GGUF of a folder.
@@ -190,6 +193,16 @@ async def probe_completion(upstream: Upstream, name: str, served_model: str, gro
 
 def last_words(log: Path) -> str:
     """What an engine said last: usually why it ended."""
-    with contextlib.suppress(OSError):
-        return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) or "it said nothing"
-    return "it has no log"
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            said = file.read(4096).decode(errors="replace").strip()
+    except OSError:
+        return "it has no log"
+    return " / ".join(said.splitlines()[-3:])[-300:] or "it said nothing"
+
+
+def remove_folder(folder: Path) -> None:
+    """What an engine wrote there is not to be trusted; folders nested too deep to walk are left where they are."""
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,9 +6,6 @@ Who asks is told by the kernel (SO_PEERCRED), and is the actor of the event that
 from __future__ import annotations
 
 import asyncio
-import pwd
-import socket
-import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, TypeVar
 
@@ -17,7 +14,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from freehold.errors import BadRequest, FreeholdError
 from freehold.fleet.fleet import Fleet
@@ -25,16 +21,6 @@ from freehold.gateway.keyring import Keyring
 from freehold.types import Event
 
 _T = TypeVar("_T")
-
-
-class PeerProtocol(HttpToolsProtocol):
-    """uvicorn's own protocol; the client's address is the user at the other end of the socket."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        peer = transport.get_extra_info("socket")
-        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        self.client = (_user(uid), 0)
 
 
 class KeyAsk(msgspec.Struct):
@@ -138,17 +124,19 @@ async def _bring_up(fleet: Fleet, names: list[str]) -> AsyncIterator[bytes]:
     """Every event until all are up; then one line for each: {"up": name} or {"failed": name, "error": ...}."""
     with fleet.ground.listening() as news:
         starting = {asyncio.create_task(fleet.up(name)): name for name in names}
+        listen = asyncio.ensure_future(news.get())
         try:
             while pending := [task for task in starting if not task.done()]:
-                listen = asyncio.ensure_future(news.get())
                 await asyncio.wait((listen, *pending), return_when=asyncio.FIRST_COMPLETED)
                 if listen.done():
                     yield _line(listen.result())
-                listen.cancel()
+                    listen = asyncio.ensure_future(news.get())
+            if listen.done():
+                yield _line(listen.result())
             while not news.empty():
                 yield _line(news.get_nowait())
         finally:
-            for task in starting:
+            for task in (listen, *starting):
                 task.cancel()
     for task, name in starting.items():
         error = task.exception()
@@ -170,10 +158,3 @@ def _json(what: object) -> Response:
 
 def _actor(request: Request) -> str:
     return request.client.host if request.client else "unknown"
-
-
-def _user(uid: int) -> str:
-    try:
-        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
-    except KeyError:
-        return f"uid {uid}"

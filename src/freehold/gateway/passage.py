@@ -35,7 +35,7 @@ def admit(fleet: Fleet, keyring: Keyring, key: Key, body: bytes, kind: Kind) -> 
     if stray := member.engine.refused_fields & ask.fields.keys():
         name = min(stray)
         raise BadRequest(f"Unrecognized request argument supplied: {name}", param=name)
-    return Passage(fleet.ground, member, keyring, key, ask, kind)
+    return Passage(fleet.ground, member, keyring, key, ask, kind=kind)
 
 
 def _meter(ask: Ask, *, streamed: bool) -> StreamMeter | WholeMeter | AssembledMeter:
@@ -48,7 +48,7 @@ class Passage:
     """Made by `admit`. Whoever has one must `end` it."""
 
     def __init__(
-        self, ground: Ground, member: Replica | ExternalReplica, keyring: Keyring, key: Key, ask: Ask, kind: Kind
+        self, ground: Ground, member: Replica | ExternalReplica, keyring: Keyring, key: Key, ask: Ask, *, kind: Kind
     ) -> None:
         self._ground, self._member, self._keyring, self._key, self._ask = ground, member, keyring, key, ask
         self._began_ns = self._ground.clock_ns()

@@ -6,26 +6,34 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from freehold.errors import Refused
 
+# A socket's path has 107 bytes at most; an endpoint's folder and its socket need some of them.
+LONGEST_RUN_DIR_BYTES = 80
+
+
+def own_folder(path: Path) -> Path:
+    """The folder, made if need be, that nobody but this user can look into. Raises Refused when it is not theirs."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if path.is_symlink() or found.st_uid != os.getuid():
+        raise Refused(f"{path} is not this user's own folder", hint="remove it, or choose another state_dir")
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
+    return path
+
 
 def run_dir(state_dir: Path) -> Path:
-    """The folder of one daemon's sockets, made if need be: short, because a socket's path has 107 bytes at most.
-
-    Raises Refused when somebody else has it.
-    """
-    name = f"freehold-{os.getuid()}-{hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:8]}"
-    path = Path(tempfile.gettempdir()) / name
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    found = path.lstat()
-    if path.is_symlink() or not path.is_dir() or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise Refused(f"{path} is not this user's own folder", hint="remove it, or set TMPDIR to another folder")
-    return path
+    """The folder of one daemon's sockets: in its state if the path is short enough, else in /tmp."""
+    own_folder(state_dir)
+    inside = state_dir / "run"
+    if len(os.fsencode(inside)) <= LONGEST_RUN_DIR_BYTES:
+        return own_folder(inside)
+    digest = hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:12]
+    return own_folder(Path(f"/tmp/freehold-{os.getuid()}-{digest}"))  # noqa: S108  checked to be ours alone
 
 
 def admin_socket(state_dir: Path) -> Path:
@@ -35,10 +43,13 @@ def admin_socket(state_dir: Path) -> Path:
 @contextlib.contextmanager
 def lock(state_dir: Path, *, wait: bool = False) -> Iterator[None]:
     """One daemon a state folder: two would write one book. Raises Refused, or waits until the other one is gone."""
-    with (state_dir / "lock").open("w") as held:
+    held = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             hint = "freehold ps shows it, freehold down ends it"
             raise Refused(f"a daemon already runs on {state_dir}", hint=hint) from None
         yield
+    finally:
+        os.close(held)

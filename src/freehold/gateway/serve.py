@@ -17,16 +17,18 @@ import uvloop
 
 from freehold import __version__
 from freehold.errors import FreeholdError
+from freehold.executors.keyring import leave_session_keyring
 from freehold.executors.local import Local, sweep
 from freehold.fleet.config import Config
 from freehold.fleet.fleet import Fleet
 from freehold.fleet.ground import Ground, steady_clock
 from freehold.fleet.occupancy import Occupancy
 from freehold.fleet.replica import STARTS_REMEMBERED
-from freehold.gateway.admin import Admin, PeerProtocol
+from freehold.gateway.admin import Admin
 from freehold.gateway.app import Gateway
 from freehold.gateway.keyring import Keyring
-from freehold.gateway.rundir import admin_socket, lock, run_dir
+from freehold.gateway.protocol import BoundedProtocol, PeerProtocol
+from freehold.gateway.rundir import admin_socket, lock, own_folder, run_dir
 from freehold.ledger.book import Book
 
 
@@ -45,8 +47,8 @@ class _Server(uvicorn.Server):
 
 async def serve(config: Config, config_digest: str) -> None:
     """Until a signal or `freehold down`. A second signal does not wait for requests in flight."""
-    state = Path(config.state_dir)
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)  # noqa: ASYNC240  nothing runs yet
+    state = own_folder(Path(config.state_dir))
+    leave_session_keyring()
     async with AsyncExitStack() as stack:
         stack.enter_context(lock(state))
         run = run_dir(state)
@@ -59,12 +61,17 @@ async def serve(config: Config, config_digest: str) -> None:
         fleet = Fleet(config, ground, await ground.book.recent_starts(STARTS_REMEMBERED))
         doors = _listen_tcp(*config.server.address), _listen_unix(admin_socket(state))
         about = {"version": __version__, "config": config_digest, "url": _url(doors[0]), "pid": os.getpid()}
-        front = _server(Gateway(fleet, keyring), config.server.drain_seconds)
-        back = _server(Admin(fleet, keyring, about, front.end).app(), 1.0, http=PeerProtocol)
+        front = _server(Gateway(fleet, keyring), config.server.drain_seconds, BoundedProtocol)
+
+        def end() -> None:
+            front.end()
+            fleet.refuse_waiting()
+
+        back = _server(Admin(fleet, keyring, about, end).app(), 1.0, PeerProtocol)
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, front.end)
+            asyncio.get_running_loop().add_signal_handler(number, end)
         ground.tell("daemon.started", "freehold", **about)
-        ground.book.on_failure = front.end
+        ground.book.on_failure = end
         gc.freeze()  # what is there now stays: the collector need not look at it again
         await _until_the_end(fleet, front, back, doors)
         ground.tell("daemon.stopped", "freehold")
@@ -112,7 +119,7 @@ async def _ground(config: Config, state: Path, run: Path):  # noqa: ANN202
         await book.close()
 
 
-def _server(app: Any, drain_seconds: float, **more: Any) -> _Server:
+def _server(app: Any, drain_seconds: float, protocol: type[asyncio.Protocol]) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
@@ -124,7 +131,8 @@ def _server(app: Any, drain_seconds: float, **more: Any) -> _Server:
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(drain_seconds)),
             backlog=4096,
-            **{"http": "httptools", "ws": "none", **more},
+            http=protocol,
+            ws="none",
         )
     )
 

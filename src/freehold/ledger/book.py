@@ -64,8 +64,6 @@ class Book:
         migrate(self._db)
         self._wal = folder / "book.db-wal"
         self.recovered = self._recover(folder)
-        last = self._db.execute(QUERIES["last_event"]).fetchone()
-        self._seq, self._hash = last or (0, chain.GENESIS)
         self.journal = Journal(folder)
         self._rotating: asyncio.Task[None] | None = None
         self._sync_timer: asyncio.TimerHandle | None = None
@@ -95,10 +93,10 @@ class Book:
 
     def settle_request(self, record: UsageRecord) -> None:
         """Durable against a crash of the daemon when this returns; in the table soon after."""
+        row = msgspec.structs.astuple(record)
+        self._jobs.put(_Job(lambda db: db.execute(_INSERT_USAGE, row), None))  # even if the journal fails
         self.journal.settle(record)
         self._sync_soon()
-        row = msgspec.structs.astuple(record)
-        self._jobs.put(_Job(lambda db: db.execute(_INSERT_USAGE, row), None))
         if self.journal.full and self._rotating is None:
             self._rotating = asyncio.create_task(self._rotate())
 
@@ -124,9 +122,12 @@ class Book:
 
     def add_event(self, event: Event) -> None:
         content, salt = msgspec.json.encode(event).decode(), secrets.token_bytes(16)
-        row = chain.link(self._seq + 1, self._hash, salt, content)
-        self._seq, self._hash = row.seq, row.hash
-        self._jobs.put(_Job(lambda db: db.execute(QUERIES["insert_event"], row), None))
+
+        def write(db: sqlite3.Connection) -> None:
+            seq, before = db.execute(QUERIES["last_event"]).fetchone() or (0, chain.GENESIS)
+            db.execute(QUERIES["insert_event"], chain.link(seq + 1, before, salt, content))
+
+        self._jobs.put(_Job(write, None))
 
     # keys and pins
 
@@ -208,12 +209,13 @@ class Book:
             batch, going_on = self._batch(job)
             try:
                 answers = self._commit(batch)
-            except sqlite3.Error as failure:
+            except Exception as failure:  # noqa: BLE001  the door of this thread: nothing may end it unheard
                 answers = self._lost(batch, failure)
             for tell, answer, error in answers:
                 if tell:
                     tell(answer, error)
-        self.journal.sync()
+        with contextlib.suppress(OSError):
+            self.journal.sync()
 
     def _batch(self, job: _Job) -> tuple[list[_Job], bool]:
         """This job and those that wait behind it; False when the end was among them."""
@@ -226,12 +228,14 @@ class Book:
 
     def _commit(self, batch: list[_Job]) -> list[_Answer]:
         answers: list[_Answer] = []
-        self._db.execute("begin immediate")
+        self._begin()
         for write, tell in batch:
             self._db.execute("savepoint job")
             try:
                 answer, error = write(self._db), None
             except (sqlite3.Error, OverflowError) as failure:
+                if tell is None:
+                    raise  # nobody would hear that it is lost
                 self._db.execute("rollback to job")
                 answer, error = None, FreeholdError(f"the book refused a write: {failure}")
                 _log.error("the book refused a write: %s", failure)
@@ -240,7 +244,19 @@ class Book:
         self._db.execute("commit")
         return answers
 
-    def _lost(self, batch: list[_Job], failure: sqlite3.Error) -> list[_Answer]:
+    def _begin(self) -> None:
+        """Begin, however long somebody else holds the book: a backup, or a person with a shell."""
+        while True:
+            try:
+                self._db.execute("begin immediate")
+            except sqlite3.OperationalError as failure:
+                if failure.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                _log.warning("somebody else holds the book: %s", failure)
+            else:
+                return
+
+    def _lost(self, batch: list[_Job], failure: Exception) -> list[_Answer]:
         """The disk is full, or worse. Whoever waits is told; requests stay in the journal, for the next start."""
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("rollback")

@@ -44,8 +44,8 @@ class Journal:
         return len(self._in_flight)
 
     def open(self, record: UsageRecord) -> None:
-        self._in_flight[record.request] = record
         self._append(record, settled=False)
+        self._in_flight[record.request] = record
 
     def settle(self, record: UsageRecord) -> None:
         self._append(record, settled=True)

@@ -29,7 +29,7 @@ def reading(folder: Path) -> Iterator[sqlite3.Connection]:
     path = folder / "book.db"
     if not path.exists():
         raise Unknown(f"no book at {path}", hint="it is made by the first `freehold up`")
-    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     db.row_factory = sqlite3.Row
     try:
         yield db

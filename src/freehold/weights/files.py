@@ -92,7 +92,12 @@ def _walk(root: Path) -> Iterator[File | Finding]:
     while waiting:
         folder, prefix, depth = waiting.pop()
         seen: dict[str, str] = {}
-        for item in sorted(os.scandir(folder), key=lambda each: each.name):
+        try:
+            items = sorted(os.scandir(folder), key=lambda each: each.name)
+        except OSError as error:
+            yield _finding(prefix or ".", "unreadable", error.strerror or str(error), "make it readable for this user")
+            continue
+        for item in items:
             name, count = prefix + item.name, count + 1
             if count > MAX_FILES:
                 yield _finding(name, "too-many-files", f"more than {MAX_FILES:,} entries", "verify the model alone")

@@ -85,6 +85,7 @@ def read_header(stream: BinaryIO, size_bytes: int) -> Header:
 
 class _Gguf(Reader):
     strings = 0  # counted over all arrays
+    kept_bytes = 0
 
     def count(self, code: str, limit: int, least_bytes: int, what: str) -> int:
         """A count of things that take at least `least_bytes` each: believed only if the file could hold them."""
@@ -108,7 +109,11 @@ class _Gguf(Reader):
         if kind == ARRAY:
             return self.array(key)
         if kind == STRING:
-            return self.text(key, MAX_STRING_BYTES).decode(errors="replace")
+            text = self.text(key, MAX_STRING_BYTES)
+            self.kept_bytes += len(text)
+            if self.kept_bytes > MAX_STRING_BYTES:
+                raise Malformed("gguf-too-big", f"more than {MAX_STRING_BYTES:,} bytes of text in the header")
+            return text.decode(errors="replace")
         if kind not in SCALARS:
             raise Malformed("gguf-value-type", f"{key} has the unknown type {kind}")
         value = self.number(SCALARS[kind], key)
