@@ -10,6 +10,8 @@ from fake_start import Stage, stage_in
 
 from freehold.fleet.config import Config, Endpoint
 from freehold.fleet.fleet import Fleet
+from freehold.fleet.starting import PROBE_KEY, probe_completion
+from freehold.fleet.upstream import Upstream
 from freehold.gateway.app import Gateway
 from freehold.gateway.keyring import Keyring
 from freehold.ledger.journal import left_behind
@@ -87,3 +89,22 @@ async def test_the_record_is_safe_before_the_last_byte_leaves(tmp_path, stream, 
         if stream:
             assert left[0][1] == []  # nor is it settled before anything was said
         assert stage.book.journal.in_flight == 0
+
+
+async def test_a_probe_is_on_record_while_it_runs(tmp_path):
+    seen = []
+
+    async def say(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        seen.extend(left_behind(tmp_path)[1])
+        writer.write((WHOLE % ("200 OK", len(BODY), BODY)).encode())
+        writer.close()
+
+    async with stage_in(tmp_path) as stage, await asyncio.start_unix_server(say, tmp_path / "e.sock"):
+        upstream = Upstream(f"unix:{tmp_path / 'e.sock'}")
+        used = await probe_completion(upstream, "far", "theirs", stage.ground)
+        assert [(record.kind, record.endpoint, record.key) for record in seen] == [("probe", "far", PROBE_KEY)]
+        ((settled,), left) = left_behind(tmp_path)
+        assert left == []
+        assert (settled.request, settled.outcome, settled.completion_tokens) == (seen[0].request, "ok", 2)
+        assert (used.prompt, used.completion) == (7, 2)
