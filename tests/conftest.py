@@ -168,8 +168,7 @@ class Team:
         from freehold.gateway.rundir import run_dir
 
         run = run_dir(self.state)
-        found = [*run.glob(f"{name}/*.sock"), *run.glob(f"{name[:12]}-????????/*.sock")]
-        return max(found, key=lambda path: path.stat().st_mtime_ns)
+        return max(run.glob(f"{name[:12]}-????????/*.sock"), key=lambda path: path.stat().st_mtime_ns)
 
     def engine(self, name: str, path: str) -> bytes:
         """Ask the engine itself, past the gateway."""

@@ -28,6 +28,7 @@ from freehold.ledger.sql import QUERIES, migrate
 from freehold.types import Event, Key, UsageRecord
 
 BATCH = 200  # larger ones hold the interpreter so long that the gateway's p99 shows it
+BUSY_S = 1.0  # how long to wait for who else holds the book, before saying so and waiting on
 SYNC_S = 0.05  # the journal is on the disk at least this often
 
 _COLUMNS = UsageRecord.__struct_fields__
@@ -58,7 +59,7 @@ class Book:
         self.broken = False
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._db = sqlite3.connect(folder / "book.db", isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(folder / "book.db", timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         (folder / "book.db").chmod(0o600)
         self._db.executescript("pragma journal_mode = wal; pragma synchronous = normal; pragma foreign_keys = on;")
         migrate(self._db)
