@@ -31,3 +31,52 @@ def keep(name: str, found: dict) -> None:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({**about, "found": found}, indent=2) + "\n")
     print(f"\nkept in {path.relative_to(Path(__file__).parents[1])}")
+
+
+def tables() -> str:
+    """The figures that were kept, as README shows them."""
+    cold, faults, cli = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("cold_start", "faults", "cli"))
+    return "\n".join((*_cold(cold, **cold["found"]), "", *_faults(faults), "", *_cli(cli)))
+
+
+def _about(result: dict) -> str:
+    return f"`{result['command']}`, {result['measured'][:10]}, load {result['load_average_1_min']}"
+
+
+def _cold(result: dict, **found) -> list[str]:
+    return [
+        f"From zero, {found['pairs']} pairs ({_about(result)}):\n",
+        "| | median |\n|---|---|",
+        f"| bare engine, start to first byte | {found['bare_median_ms']} ms |",
+        f"| Freehold, request to first byte | {found['freehold_median_ms']} ms |",
+        f"| ratio of the medians | {found['ratio_of_medians']} |",
+        f"| median of the pairs' own ratios | {found['median_ratio']} |",
+    ]
+
+
+def _faults(result: dict) -> list[str]:
+    rows = [
+        f"kill -9 amid streams ({_about(result)}):\n",
+        "| killed | callers saw | ledger holds | left | next answer |",
+    ]
+    rows.append("|---|---|---|---|---|")
+    for killed, found in result["found"].items():
+        saw, holds = (
+            ", ".join(f"{n} x {what}" for what, n in found[of].items()) for of in ("callers_saw", "ledger_holds")
+        )
+        records = "one record each" if not found["not_exactly_one_record"] else "NOT ONE RECORD EACH"
+        after = f"{found['next_answer_s']['median']:.2f} s ({found['next_answer_s']['max']:.2f} s at most)"
+        rows.append(f"| {killed} | {saw} | {holds}, {records} | {found['processes_left']} | {after} |")
+    return rows
+
+
+def _cli(result: dict) -> list[str]:
+    rows = [f"Command line ({_about(result)}):\n", "| command | CPU, median | waited, median |\n|---|---|---|"]
+    return rows + [f"| `{of}` | {ms['cpu_ms']} ms | {ms['waited_ms']} ms |" for of, ms in result["found"].items()]
+
+
+if __name__ == "__main__":
+    readme = Path(__file__).with_name("README.md")
+    before, begin, rest = readme.read_text().partition("<!-- figures -->\n")
+    _, end, after = rest.partition("<!-- end of figures -->\n")
+    readme.write_text(f"{before}{begin}{tables()}\n{end}{after}")
