@@ -163,7 +163,7 @@ def test_bubblewrap_is_run_and_its_complaint_is_shown(tmp_path):
     broken.chmod(0o755)
     check = doctor.check_bubblewrap(str(broken))
     assert check.state == "warn"
-    assert "NOT ISOLATED: bwrap: No permissions to create new namespace" in check.found
+    assert "NOT ISOLATED: bubblewrap does not work here: bwrap: No permissions to create new namespace" in check.found
     assert "unprivileged" in check.fix
     assert doctor.check_bubblewrap(str(tmp_path / "gone")).state == "warn"
     if program := shutil.which("bwrap"):

@@ -103,7 +103,9 @@ class Local:
         self._isolation = isolation
         self._bwrap = shutil.which("bwrap") or ""
         self._setpriv = shutil.which("setpriv")
-        self.why_not_isolated = "isolation is switched off" if isolation == "off" else self._try_sandbox()
+        self.why_not_isolated = (
+            "isolation is switched off" if isolation == "off" else why_no_sandbox(self._bwrap, self._run_dir)
+        )
 
     async def start(self, launch: Launch, name: str, log_path: Path) -> Process:
         """Start `launch`; what it prints is appended to `log_path`. Call it from the main thread: see `_argv`.
@@ -146,23 +148,6 @@ class Local:
             raise Refused(f"Isolation is required, but {self.why_not_isolated}.", hint=_INSTALL)
         return (self._setpriv, "--pdeathsig", "KILL", "--", *launch.argv) if self._setpriv else launch.argv
 
-    def _try_sandbox(self) -> str | None:
-        """Run something in the very sandbox that engines get: only that tells whether this kernel allows it."""
-        if not sys.platform.startswith("linux"):
-            return "bubblewrap exists on Linux only"
-        if not self._bwrap:
-            return "bubblewrap is not installed"
-        probe = Launch(argv=("/bin/true",), socket=str(self._run_dir / "probe.sock"))
-        command = wrap(probe, self._bwrap)
-        try:
-            tried = subprocess.run(
-                command, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return f"bubblewrap does not run here: {error}"
-        said = tried.stderr.decode("utf-8", "replace").strip()
-        return f"bubblewrap does not work here: {said or tried.returncode}" if tried.returncode else None
-
     def _write_record(self, pid: int, name: str) -> Path:
         path = self._run_dir / f"process-{pid}.json"
         try:
@@ -171,6 +156,23 @@ class Local:
             return path  # it has ended already: nothing to sweep
         path.write_bytes(msgspec.json.encode(_Record(pid, started_s, name)))
         return path
+
+
+def why_no_sandbox(bwrap: str, folder: Path) -> str | None:
+    """Run something in the very sandbox that engines get: only that tells whether this kernel allows it."""
+    if not sys.platform.startswith("linux"):
+        return "bubblewrap exists on Linux only"
+    if not bwrap:
+        return "bubblewrap is not installed"
+    command = wrap(Launch(argv=("/bin/true",), socket=str(folder / "probe.sock")), bwrap)
+    try:
+        tried = subprocess.run(
+            command, env={}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"bubblewrap does not run here: {error}"
+    said = tried.stderr.decode("utf-8", "replace").strip()
+    return f"bubblewrap does not work here: {said or tried.returncode}" if tried.returncode else None
 
 
 def sweep(run_dir: Path) -> int:

@@ -6,7 +6,6 @@ import ctypes
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-from freehold.executors.bubblewrap import wrap
+from freehold.executors.local import why_no_sandbox
 from freehold.fleet.host import cpu_facts, probe
-from freehold.types import Host, Launch
+from freehold.types import Host
 
 GIB = 1 << 30
 NEEDED_FLAGS = {"avx2", "fma", "f16c"}  # xllamacpp's wheel is built for Haswell (2013) and later
@@ -85,27 +84,17 @@ def check_library(library: str, package: str) -> Check:
 
 
 def check_bubblewrap(program: str | None) -> Check:
-    """Runs `true` in the sandbox that engines get: being installed is not enough where user namespaces are off."""
-    name = "bubblewrap"
-    if program is None:
-        return Check(name=name, state="warn", found="missing: engines run NOT ISOLATED", fix="apt install bubblewrap")
+    """Being installed is not enough where user namespaces are off, so it is tried."""
     with tempfile.TemporaryDirectory() as folder:
-        argv = wrap(Launch(argv=("/usr/bin/true",), socket=f"{folder}/probe.sock"), program)
-        try:
-            done = subprocess.run(
-                argv, env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return Check(name=name, state="warn", found=f"does not run: {error}", fix="reinstall bubblewrap")
-    if done.returncode == 0:
-        return Check(name=name, state="ok", found=f"{program} works")
-    said = done.stderr.strip().splitlines()
-    found = f"installed but engines run NOT ISOLATED: {said[-1] if said else f'exit {done.returncode}'}"
+        why = why_no_sandbox(program or "", Path(folder))
+    if why is None:
+        return Check(name="bubblewrap", state="ok", found=f"{program} works")
     fix = (
         "allow unprivileged user namespaces: sysctl kernel.unprivileged_userns_clone=1 (Debian), "
         "sysctl kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu 24.04), or a container runtime that allows them"
     )
-    return Check(name=name, state="warn", found=found, fix=fix)
+    found = f"engines run NOT ISOLATED: {why}"
+    return Check(name="bubblewrap", state="warn", found=found, fix=fix if program else "apt install bubblewrap")
 
 
 def check_gpus(host: Host) -> Check:

@@ -1,1 +1,1 @@
-"""Memory, speed and cost of one way to serve a model: pure arithmetic, every number with its steps."""
+"""What it takes to serve a model: pure arithmetic, every number with its steps. Memory so far."""

@@ -1,1 +1,1 @@
-"""Decisions as pure functions: access, lifecycle, retry times, occupancy."""
+"""Decisions as pure functions: access, lifecycle, retry times, prices."""
