@@ -84,7 +84,7 @@ def _show_cost(found: dict[str, Any]) -> None:
     paid = found["machine_pico"]
     rows = [
         (
-            r["endpoint"] or "-",
+            r["endpoint"] or "(nobody)",
             r["phase"],
             f"{r['lasted_ns'] / 1e9:,.3f}",
             money(r["pico"], currency),
@@ -100,8 +100,13 @@ def _show_cost(found: dict[str, Any]) -> None:
     click.echo(f"host             {money(paid, currency)}   {seconds:,.3f} host-seconds at {at} an hour")
     click.echo(f"difference       {money(found['difference_pico'], currency)}")
     click.echo(f"charged          {money(found['charged_pico'], currency)}   by the price list")
-    if found["pico_per_token"] is not None:
-        click.echo(f"real cost        {money(found['pico_per_token'] * 10**6, currency)}   a million tokens")
+    if found["tokens"]:
+        serving = _share(sum(r["pico"] for r in found["occupancy"] if r["phase"] == "serving"), paid)
+        click.echo(
+            f"real cost        {money(found['pico_per_token'] * 10**6, currency)}   a million tokens: the host's cost "
+            f"over {found['tokens']:,} tokens,\n{'':17}prompt and completion, smoke probes included; "
+            f"{serving} of it was spent serving"
+        )
 
 
 def _share(part: int, whole: int) -> str:

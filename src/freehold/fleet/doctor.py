@@ -111,7 +111,7 @@ def check_disk(state: Path) -> Check:
     free_bytes = shutil.disk_usage(folder).free
     level = "ok" if free_bytes >= 10 * GIB else "warn" if free_bytes >= GIB else "fail"
     fix = "" if level == "ok" else "free some space or move the state folder: a model takes 1 to 100 GiB"
-    return Check(name="disk", state=level, found=f"{free_bytes / GIB:.1f} GiB free at {folder} for {state}", fix=fix)
+    return Check(name="disk", state=level, found=f"{free_bytes / GIB:.1f} GiB free at {folder}", fix=fix)
 
 
 def check_listen(listen: str) -> Check:

@@ -16,7 +16,7 @@ from freehold.policy.price import machine_pico
 
 By = Literal["key", "endpoint", "day"]
 _WHAT = {
-    "key": "coalesce(key.name, usage.key)",
+    "key": "coalesce(key.name, '(smoke probes)')",  # they alone have no key
     "endpoint": "usage.endpoint",
     "day": "strftime('%Y-%m-%d', usage.started_ns / 1000000000, 'unixepoch')",  # UTC
 }
@@ -79,6 +79,7 @@ def cost(db: sqlite3.Connection) -> dict[str, Any]:
         "machine_pico": paid,
         "occupied_pico": occupied,
         "difference_pico": paid - occupied,
+        "tokens": tokens,
         "pico_per_token": paid // tokens if tokens else None,
         "serving_share": useful / paid if paid else None,
     }
