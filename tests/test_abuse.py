@@ -20,7 +20,7 @@ from freehold.gateway.meter import StreamMeter
 from freehold.ledger import report
 from freehold.ledger.book import Book
 from freehold.ledger.journal import Journal, left_behind
-from freehold.types import Event, UsageRecord
+from freehold.types import Event, Price, Tokens, UsageRecord
 
 
 def a_record(request="r1", **changes) -> UsageRecord:
@@ -72,6 +72,19 @@ def test_headers_have_an_end(team):
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             caller.sendall(b"x" * 100_000_000)
     assert team.daemon.running()
+
+
+def test_headers_behind_a_large_body_are_not_taken_for_large_headers(team):
+    team.write(demo=team.fake())
+    team.serve()
+    team.run("up")
+    body = json.dumps({"model": "demo", "messages": [{"content": "x" * 900_000}]}).encode()
+    head = f"Host: x\r\nAuthorization: Bearer {team.key}\r\n"
+    first = f"POST /v1/chat/completions HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with socket.create_connection((urlsplit(team.url).hostname, urlsplit(team.url).port)) as caller:
+        caller.sendall(first + f"GET /v1/models HTTP/1.1\r\n{head}Connection: close\r\n\r\n".encode())
+        with caller.makefile("rb") as answers:
+            assert answers.read().count(b"HTTP/1.1 200 OK") == 2
 
 
 @pytest.mark.parametrize(
@@ -201,27 +214,71 @@ async def test_a_log_has_an_end(tmp_path, monkeypatch):
     assert max(sizes) <= 1600
 
 
+async def test_a_full_disk_costs_the_log_and_nothing_else(tmp_path):
+    log = logs.Log(tmp_path / "x.log")
+    os.close(log._file)
+    log._file = os.open("/dev/full", os.O_WRONLY)
+    os.write(log.write_end, b"said in vain")
+    os.close(log.write_end)
+    log.copy()
+    log.close()
+
+
 # the book
 
 
-async def test_an_unheard_refused_write_ends_the_daemon_and_loses_nothing(tmp_path):
+async def test_a_book_that_cannot_be_written_ends_the_daemon_and_loses_nothing(tmp_path):
     book = Book(tmp_path)
     failed = asyncio.Event()
     book.on_failure = failed.set
     book.add_event(Event(at_ns=1, actor="a", kind="x.y", subject="s"))
-    await book.flush()
-    for name in ("fine", "huge"):
-        book.open_request(a_record(name))
-        book.settle_request(a_record(name, outcome="ok", prompt_tokens=2**63 if name == "huge" else 1))
+    await book.do(lambda db: db.execute("alter table usage rename to gone"))
+    book.open_request(a_record())
+    book.settle_request(a_record(outcome="ok", prompt_tokens=7))
     await failed.wait()
     assert book.broken
     await book.close()
-    again = Book(tmp_path)  # the huge one is said in the log and left out; it does not keep the daemon from starting
+    with sqlite3.connect(tmp_path / "book.db") as db:
+        db.execute("alter table gone rename to usage")
+    db.close()
+    again = Book(tmp_path)
     again.add_event(Event(at_ns=2, actor="a", kind="x.y", subject="s"))
     await again.close()
     with report.reading(tmp_path) as db:
-        assert [row["request"] for row in db.execute("select request from usage")] == ["fine"]
+        assert [tuple(row) for row in db.execute("select request, prompt_tokens from usage")] == [("r1", 7)]
         assert report.chain_break(db) is None
+
+
+async def test_one_impossible_row_is_said_and_the_others_are_kept(tmp_path, caplog):
+    book = Book(tmp_path)
+    for name in ("fine", "huge", "also fine"):
+        book.open_request(a_record(name))
+        book.settle_request(a_record(name, outcome="ok", prompt_tokens=2**63 if name == "huge" else 1))
+    await book.flush()
+    assert not book.broken
+    assert "refused a write" in caplog.text
+    await book.close()
+    await Book(tmp_path).close()
+    with report.reading(tmp_path) as db:
+        assert [row[0] for row in db.execute("select request from usage order by 1")] == ["also fine", "fine"]
+
+
+def test_a_charge_beyond_all_measure_still_fits_the_book():
+    price = Price(prompt_pico_per_token=10**12, completion_pico_per_token=10**12)
+    assert price.charge_pico(Tokens(prompt=2**31, completion=2**31)) == 2**63 - 1
+
+
+async def test_a_settled_request_needs_no_journal(tmp_path):
+    book = Book(tmp_path)
+    book.open_request(a_record())
+    real, book.journal._fd = book.journal._fd, os.open("/dev/full", 1)
+    book.settle_request(a_record(outcome="ok"))
+    assert book.journal.in_flight == 0
+    os.close(book.journal._fd)
+    book.journal._fd = real
+    await book.close()
+    with report.reading(tmp_path) as db:
+        assert [tuple(row) for row in db.execute("select request, outcome from usage")] == [("r1", "ok")]
 
 
 async def test_a_fault_of_the_disk_ends_no_thread_unheard(tmp_path, monkeypatch):

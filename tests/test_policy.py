@@ -16,7 +16,7 @@ from freehold.types import Key
 # What the world can report in a state; everything else may be asked for at any time.
 CAN_HAPPEN = {
     "up": {"starting"},
-    "failed": {"starting"},
+    "failed": {"starting", "ready"},
     "exited": {"starting", "ready"},
     "stopped": {"stopping"},
     "due": {"backoff"},

@@ -145,6 +145,7 @@ async def test_failures_are_forgiven_by_an_answer_of_this_run(tmp_path):
     async with stage_in(tmp_path) as stage:
         old = await stage.ready()
         stage.start.end()
+        await stage.told("replica.backoff")
         hold = await stage.ready()  # once asked or not, it starts again
         assert hold.run == 2
         stage.replica.release(old, served=True)

@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 
 PICO_PER_UNIT = 10**12
+LARGEST_PICO = 2**63 - 1  # of one amount in the book: 9.2 million units
 
 
 class Gpu(Struct, frozen=True, kw_only=True):
@@ -147,7 +148,8 @@ class Price(Struct, frozen=True, kw_only=True):
     completion_pico_per_token: int = 0
 
     def charge_pico(self, tokens: Tokens) -> int:
-        return tokens.prompt * self.prompt_pico_per_token + tokens.completion * self.completion_pico_per_token
+        charge = tokens.prompt * self.prompt_pico_per_token + tokens.completion * self.completion_pico_per_token
+        return min(charge, LARGEST_PICO)
 
 
 class ReplicaStatus(Struct, frozen=True, kw_only=True):

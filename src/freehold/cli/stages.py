@@ -15,15 +15,17 @@ from freehold.plan.memory import size
 
 
 def bring_up(daemon: Daemon, endpoints: list[str]) -> tuple[list[str], FreeholdError | None]:
-    """Start these (none: all), showing each stage; those that are up, and what kept the last of the others."""
+    """Start these (none: all), showing each stage; those that are up, and what kept the first of the others."""
     query = "&".join(f"endpoint={quote(name)}" for name in endpoints)
     up, failure, started = [], None, set()
     for line in daemon.lines("POST", f"/up?{query}"):
         if "up" in line:
             up.append(line["up"])
         elif "failed" in line:
-            failure = FreeholdError(line["error"], hint=line["hint"])
-            failure.exit_code = line["exit_code"]
+            show(line["failed"], "endpoint", f"FAILED: {line['error']}")
+            error = FreeholdError(f"`{line['failed']}`: {line['error']}", hint=line["hint"])
+            error.exit_code = line["exit_code"]
+            failure = failure or error
         elif text := _TEXTS.get(line["kind"]):
             started.add(line["subject"])
             show(line["subject"], line["kind"].partition(".")[0], text(line["detail"]))
@@ -65,7 +67,6 @@ _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine.launching": lambda d: f"launching {d['engine']}",
     "engine.started": lambda d: f"process {d['pid']}, {_isolation(d)}",
     "engine.loading": lambda _: "loading the weights",
-    "engine.failed": lambda d: f"FAILED: {d['reason']}",
     "probe.passed": lambda d: f"a real completion: {_tokens(d)}; the engine's own counters agree",
     "probe.answered": lambda d: f"a real completion: {_tokens(d)}",
     "probe.counts_differ": lambda d: f"ITS COUNTERS DIFFER FROM ITS USAGE: {d}",

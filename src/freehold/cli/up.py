@@ -150,6 +150,7 @@ def _delta(frame: dict[str, Any]) -> str:
 
 def _show_record(config: Config, daemon: Daemon, request_id: str) -> None:
     from freehold.cli.tables import money
+    from freehold.errors import EngineFailed
     from freehold.ledger import report
 
     daemon.ask("POST", "/flush")
@@ -157,6 +158,8 @@ def _show_record(config: Config, daemon: Daemon, request_id: str) -> None:
         record = report.request(book, request_id)
     if record is None:
         return
+    if record["outcome"] != "ok":
+        raise EngineFailed("the answer did not come to its end", hint=f"freehold logs {record['endpoint']}")
     currency = config.machine.currency
     charged, cost = (money(record[account], currency, 9) for account in ("charge_pico", "machine_pico"))
     tokens = f"{record['prompt_tokens']} prompt + {record['completion_tokens']} completion tokens"

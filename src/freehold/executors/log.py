@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 LARGEST_LOG_BYTES = 32 << 20  # then it becomes NAME.log.1, in the place of the one before
+_PIECE_BYTES = 1 << 16
+_PIECES = 16  # at a time: an engine that prints without end must not hold up the loop
 
 
 class Log:
@@ -21,20 +23,28 @@ class Log:
         asyncio.get_running_loop().add_reader(self._read_end, self.copy)
 
     def copy(self) -> None:
-        """Everything that is there by now."""
+        """Some of what is there by now; the loop calls again for the rest."""
         with contextlib.suppress(BlockingIOError):
-            while text := os.read(self._read_end, 1 << 16):
-                if os.write(self._file, text) and os.fstat(self._file).st_size > LARGEST_LOG_BYTES:
-                    os.close(self._file)
-                    self._path.replace(f"{self._path}.1")
-                    self._file = self._open()
-            asyncio.get_running_loop().remove_reader(self._read_end)  # its last writer is gone
+            for _ in range(_PIECES):
+                text = os.read(self._read_end, _PIECE_BYTES)
+                if not text:  # its last writer is gone
+                    asyncio.get_running_loop().remove_reader(self._read_end)
+                    return
+                with contextlib.suppress(OSError):  # a full disk costs the log, not the engine
+                    self._write(text)
 
     def close(self) -> None:
         self.copy()
         asyncio.get_running_loop().remove_reader(self._read_end)
         os.close(self._read_end)
         os.close(self._file)
+
+    def _write(self, text: bytes) -> None:
+        os.write(self._file, text)
+        if os.fstat(self._file).st_size > LARGEST_LOG_BYTES:
+            self._path.replace(f"{self._path}.1")
+            full, self._file = self._file, self._open()
+            os.close(full)
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -7,6 +7,7 @@ they speak of, so news of a process that is gone changes nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -162,7 +163,9 @@ class Replica:
             return  # somebody came in the meantime
         before = self._life.state
         self._life, effects = step(self._life, note.happening)
-        if self._waiters and note.happening == "exited":  # they came after the end, and before the news of it
+        if (
+            self._waiters and note.happening in ("exited", "failed") and before == "ready"
+        ):  # they came after the end, and before the news of it
             self._life, _ = step(self._life, "wanted")
         if self._life.state != before:
             self._changed(note)
@@ -259,7 +262,10 @@ class Replica:
         except Exception as error:  # noqa: BLE001  the door of this task: a fault unforeseen ends the run, not the owner
             end = self._failed(NotReady(f"`{self.name}` could not start: {type(error).__name__}: {error}"))
         finally:
-            await self._start.tear_down()
+            tearing = asyncio.create_task(self._start.tear_down(), name=f"tear down {self.name}")
+            while not tearing.done():  # whoever cancels this waits for it: half a tear-down leaves an engine alive
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.shield(tearing)
             self._inbox.put_nowait(_Note(end, run))
 
     def _failed(self, error: FreeholdError) -> Happening:

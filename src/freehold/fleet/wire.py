@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from freehold.types import Tokens
 
 # An engine that states more, or less than nothing, has not stated it: a book must not believe everything.
-Count = Annotated[int, Meta(ge=0, le=2**40)]
+Count = Annotated[int, Meta(ge=0, le=2**31)]
 
 
 class _Details(Struct):

@@ -133,13 +133,13 @@ class _Answer:
 
     async def _fail(self, error: FreeholdError) -> None:
         """Before the first byte an answer of its own; in the middle of a stream a frame that clients raise from."""
-        if self._passage.meter.done:  # the caller has all of it: how the engine then ended does not matter
-            await self._send({"type": "http.response.body", "body": b""})
-            return
+        complete = self._began and self._passage.meter.done  # then how the engine ended does not matter
         self._passage.fail(None if self._began else error.status)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
-                if self._began:
+                if complete:
+                    await self._send({"type": "http.response.body", "body": b""})
+                elif self._began:
                     frame = b"data: %b\n\n" % openai.error_body(error)
                     await self._send({"type": "http.response.body", "body": frame})
                 else:

@@ -22,8 +22,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._too_slow = self.loop.call_later(HEADERS_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
+        before = self._too_slow
         super().data_received(data)
-        if self._too_slow is not None:  # still in the headers
+        if before is not None and self._too_slow is before:  # headers from its first byte to its last
             self._header_bytes += len(data)
             if self._header_bytes > LONGEST_HEADERS_BYTES:
                 self.transport.abort()

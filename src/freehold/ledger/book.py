@@ -21,14 +21,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from freehold.errors import FreeholdError
+from freehold.errors import FreeholdError, NotReady
 from freehold.ledger import chain
 from freehold.ledger.journal import Journal, left_behind, segments
 from freehold.ledger.sql import QUERIES, migrate
 from freehold.types import Event, Key, UsageRecord
 
 BATCH = 200  # larger ones hold the interpreter so long that the gateway's p99 shows it
-BUSY_S = 1.0  # how long to wait for who else holds the book, before saying so and waiting on
+OPEN_S = 15.0  # how long to wait, at the start, for who else holds the book
+BUSY_MS = 1000  # and later, before saying so and waiting on
 SYNC_S = 0.05  # the journal is on the disk at least this often
 
 _COLUMNS = UsageRecord.__struct_fields__
@@ -59,12 +60,19 @@ class Book:
         self.broken = False
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._db = sqlite3.connect(folder / "book.db", timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(folder / "book.db", timeout=OPEN_S, isolation_level=None, check_same_thread=False)
         (folder / "book.db").chmod(0o600)
-        self._db.executescript("pragma journal_mode = wal; pragma synchronous = normal; pragma foreign_keys = on;")
-        migrate(self._db)
         self._wal = folder / "book.db-wal"
-        self.recovered = self._recover(folder)
+        try:
+            self._db.executescript("pragma journal_mode = wal; pragma synchronous = normal; pragma foreign_keys = on;")
+            migrate(self._db)
+            self.recovered = self._recover(folder)
+        except sqlite3.OperationalError as failure:
+            self._db.close()
+            raise FreeholdError(
+                f"the book cannot be opened: {failure}", hint="does a backup or a shell hold it?"
+            ) from None
+        self._db.execute(f"pragma busy_timeout = {BUSY_MS}")
         self.journal = Journal(folder)
         self._rotating: asyncio.Task[None] | None = None
         self._sync_timer: asyncio.TimerHandle | None = None
@@ -95,8 +103,11 @@ class Book:
     def settle_request(self, record: UsageRecord) -> None:
         """Durable against a crash of the daemon when this returns; in the table soon after."""
         row = msgspec.structs.astuple(record)
-        self._jobs.put(_Job(lambda db: db.execute(_INSERT_USAGE, row), None))  # even if the journal fails
-        self.journal.settle(record)
+        self._jobs.put(_Job(lambda db: db.execute(_INSERT_USAGE, row), None))
+        try:
+            self.journal.settle(record)
+        except NotReady as failure:  # then the book alone has it, in a moment
+            _log.error("request %s: %s", record.request, failure)
         self._sync_soon()
         if self.journal.full and self._rotating is None:
             self._rotating = asyncio.create_task(self._rotate())
@@ -111,12 +122,16 @@ class Book:
         self._jobs.put(_Job(lambda _: self.journal.sync(), None))
 
     async def _rotate(self) -> None:
-        old = self.journal.rotate()
-        await self.flush()
-        await asyncio.to_thread(_to_disk, self._wal)
-        if not self.broken:  # else the journal alone has them
-            for segment in old:
-                segment.unlink(missing_ok=True)
+        try:
+            old = self.journal.rotate()
+            await self.flush()
+            await asyncio.to_thread(_to_disk, self._wal)
+            if not self.broken:  # else the journal alone has them
+                for segment in old:
+                    segment.unlink(missing_ok=True)
+        except (OSError, FreeholdError) as failure:
+            _log.error("the journal goes on in its old file: %s", failure)
+        finally:
             self._rotating = None
 
     # events
@@ -235,8 +250,8 @@ class Book:
             try:
                 answer, error = write(self._db), None
             except (sqlite3.Error, OverflowError) as failure:
-                if tell is None:
-                    raise  # nobody would hear that it is lost
+                if tell is None and isinstance(failure, sqlite3.OperationalError):
+                    raise  # no fault of this row: the disk is full, or worse
                 self._db.execute("rollback to job")
                 answer, error = None, FreeholdError(f"the book refused a write: {failure}")
                 _log.error("the book refused a write: %s", failure)

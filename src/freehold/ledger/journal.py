@@ -48,8 +48,8 @@ class Journal:
         self._in_flight[record.request] = record
 
     def settle(self, record: UsageRecord) -> None:
-        self._append(record, settled=True)
         self._in_flight.pop(record.request, None)
+        self._append(record, settled=True)
 
     def sync(self) -> None:
         """Put what was written on the disk. Called from the book's writer thread."""
@@ -59,9 +59,10 @@ class Journal:
     def rotate(self) -> list[Path]:
         """Begin a new segment; the old ones, returned, may go once the book holds everything settled so far."""
         old = segments(self._folder)
+        new = self._next_segment()
         with self._fd_lock:
             os.close(self._fd)
-            self._fd = self._next_segment()
+            self._fd = new
         self._written_bytes = 0
         for record in self._in_flight.values():
             self._append(record, settled=False)

@@ -44,7 +44,7 @@ def step(life: Life, event: Happening) -> tuple[Life, tuple[Effect, ...]]:  # no
             return replace(life, state="ready"), ("admit",)
         case "starting", "failed" | "exited":
             return replace(life, state="backoff", failures=life.failures + 1, wanted=False), ("refuse", "schedule")
-        case "ready", "exited":
+        case "ready", "failed" | "exited":
             unasked = life.failures < RESTARTS_UNASKED
             return replace(life, state="backoff", failures=life.failures + 1, wanted=unasked), ("schedule",)
         case "ready", "served":
