@@ -301,3 +301,34 @@ async def test_every_phase_is_on_the_account(tmp_path):
             ("demo", "idle"): 2,
             ("demo", "stopping"): 5,
         }
+
+
+async def test_a_stop_waits_for_a_tear_down_that_is_under_way(tmp_path):
+    async with stage_in(tmp_path) as stage:
+        stage.replica.release(await stage.ready(), served=True)
+        stage.start.may_go.clear()
+        stage.start.end()
+        await stage.told("engine.exited")
+        stage.replica.post("stop")
+        await stage.read()
+        assert stage.start.torn_down == []
+        assert stage.state != "stopped"
+        stage.start.may_go.set()
+        await stage.told("replica.cold")
+        assert stage.start.torn_down == [1]
+
+
+async def test_a_tear_down_that_fails_ends_the_run_and_not_the_replica(tmp_path, monkeypatch):
+    async with stage_in(tmp_path) as stage:
+        stage.replica.release(await stage.ready(), served=True)
+
+        async def fail() -> None:
+            stage.start.upstream = None
+            raise PermissionError("not ours to end")
+
+        with monkeypatch.context() as once:
+            once.setattr(stage.start, "tear_down", fail)
+            stage.start.end()
+            event = await stage.told("engine.failed")
+        assert "not ours to end" in event.detail["reason"]
+        assert (await stage.ready()).run == 2

@@ -77,7 +77,10 @@ class Replica:
         return Hold(self._start.upstream, self._life.run, mark)
 
     async def hold(self, wait_seconds: float | None = None) -> Hold:
-        """Hold it as soon as it is ready, waking it if need be. Raises NotReady, and what kept it from starting."""
+        """Hold it as soon as it is ready, waking it if need be. Raises NotReady.
+
+        `wait_seconds`: an operator's own patience, in place of the endpoint's, and outside of its queue.
+        """
         if held := self.try_hold():
             return held
         self._inbox.put_nowait(_Note("wanted"))  # even for who is sent away: they are told to come back
@@ -163,9 +166,8 @@ class Replica:
             return  # somebody came in the meantime
         before = self._life.state
         self._life, effects = step(self._life, note.happening)
-        if (
-            self._waiters and note.happening in ("exited", "failed") and before == "ready"
-        ):  # they came after the end, and before the news of it
+        came_late = self._waiters and before == "ready" and note.happening in ("exited", "failed")
+        if came_late:  # after the end, and before the news of it
             self._life, _ = step(self._life, "wanted")
         if self._life.state != before:
             self._changed(note)
@@ -265,7 +267,9 @@ class Replica:
             tearing = asyncio.create_task(self._start.tear_down(), name=f"tear down {self.name}")
             while not tearing.done():  # whoever cancels this waits for it: half a tear-down leaves an engine alive
                 with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.shield(tearing)
+                    await asyncio.wait((tearing,))
+            if error := tearing.exception():
+                self._failed(NotReady(f"`{self.name}` could not be cleared away: {type(error).__name__}: {error}"))
             self._inbox.put_nowait(_Note(end, run))
 
     def _failed(self, error: FreeholdError) -> Happening:
