@@ -15,9 +15,16 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 
 from freehold.cli.daemon import Daemon
+
+# The same examples each time, and no clock: a machine that is busy for 200 ms is not a fault of the code.
+hypothesis.settings.register_profile(
+    "freehold", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("freehold")
 
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "demo" / "demo.gguf"
