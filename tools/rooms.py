@@ -10,7 +10,21 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- rooms: made by tools/rooms.py -->\n", "<!-- rooms end -->\n"
 # From the roof down, as pyproject.toml holds it; rooms of one floor stand side by side.
-FLOORS = ("cli", "gateway", "fleet", "weights", "engines", "executors", "ledger", "plan", "policy", "errors", "types")
+FLOORS = (
+    "cli",
+    "gateway",
+    "fleet",
+    "weights",
+    "engines",
+    "executors",
+    "ledger",
+    "catalogue",
+    "plan",
+    "policy",
+    "errors",
+    "types",
+    "facts",
+)
 
 
 def says(room: str) -> str:

@@ -83,6 +83,29 @@ class Refusal(Struct, frozen=True, kw_only=True):
     steps: tuple[str, ...] = ()
 
 
+class Objection(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One rule that something breaks: what it says, where it says so, and what would change it."""
+
+    rule: str  # short, stable, kebab-case, for example licence-non-commercial
+    reason: str
+    clause: str = ""  # the words or section it rests on
+    source: str = ""
+    hint: str = ""
+
+
+class Ruling(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What policy says of a model, a place or a build: allowed when nothing is objected."""
+
+    objections: tuple[Objection, ...] = ()
+    duties: tuple[str, ...] = ()  # what using it obliges to
+    accepted: str = ""  # who accepted its terms, when and why
+    until: str = ""  # date on which the acceptance ends
+
+    @property
+    def allowed(self) -> bool:
+        return not self.objections
+
+
 class Artifact(Struct, frozen=True, kw_only=True):
     """A file by its digest."""
 
