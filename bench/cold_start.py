@@ -22,7 +22,7 @@ from freehold.engines.llamacpp import LlamaCpp
 from freehold.errors import EngineFailed
 from freehold.executors.bubblewrap import wrap
 from freehold.fleet.host import probe
-from freehold.plan.memory import fit
+from freehold.plan.llamacpp import fit
 from freehold.weights import describe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -162,6 +162,7 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     checkpoint_note: str = ""
     checkpoint_confirmed: bool = True
     quantized: tuple[str, ...] = ()  # other repositories of the publisher
+    also: tuple[str, ...] = ()  # names of other models with the same dimensions
     parameters: Parameters
     licence: LicenceOf
     notes: tuple[str, ...] = ()
@@ -196,6 +197,7 @@ class Term(Struct, frozen=True, kw_only=True, omit_defaults=True):
     limit: int | None = None  # users, or money in `unit`
     unit: str = ""  # for example "USD a year"
     above: Literal["forbidden", "attribution"] = "forbidden"  # what happens above the limit
+    commercial: bool = False  # binds commercial use only
 
 
 class Licence(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -225,6 +227,7 @@ class Card(Struct, frozen=True, kw_only=True, omit_defaults=True):
     power_w: int | None = None
     compute_capability: str = ""  # NVIDIA
     link_gb_s: float | None = None  # NVLink, one direction; None: PCIe only or unknown
+    unified: bool = False  # shares the machine's memory
     note: str = ""
     source: str = ""
 
@@ -265,3 +268,27 @@ class Provider(Struct, frozen=True, kw_only=True, omit_defaults=True):
     certifications: tuple[str, ...] = ()
     notes: str = ""
     sources: tuple[str, ...] = ()
+
+
+class Rate(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one unit of `base` costs in `quote`, on a day."""
+
+    base: str
+    quote: str
+    rate: float
+    date: str
+    source: str = ""
+    note: str = ""
+
+
+class ApiPrice(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a closed API asks for a million tokens."""
+
+    id: str
+    publisher: str
+    prompt: float  # per million tokens
+    completion: float
+    currency: str = "USD"
+    date: str = ""  # "": undated
+    source: str = ""
+    note: str = ""

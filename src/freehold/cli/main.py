@@ -12,6 +12,7 @@ from freehold import __version__
 from freehold.errors import FreeholdError
 
 COMMANDS = (
+    *("models", "show"),
     *("up", "down", "serve", "ps", "logs", "start", "stop"),
     *("verify", "keys", "usage", "events", "doctor", "schema", "completion"),
 )

@@ -11,7 +11,7 @@ import click
 from freehold.cli.daemon import Daemon
 from freehold.cli.tables import printable
 from freehold.errors import FreeholdError, NoDaemon
-from freehold.plan.memory import size
+from freehold.plan.units import size
 
 
 def bring_up(daemon: Daemon, endpoints: list[str]) -> tuple[list[str], FreeholdError | None]:
@@ -59,7 +59,15 @@ def _tokens(detail: dict[str, Any]) -> str:
     return f"{detail['prompt_tokens']} prompt + {detail['completion_tokens']} completion tokens"
 
 
+def _allowed(detail: dict[str, Any]) -> str:
+    accepted = f", accepted by {detail['accepted']}" if detail["accepted"] else ""
+    until = f", until {detail['until']}" if detail["until"] else ""
+    duties = f"\n{detail['duties']}" if detail["duties"] else ""
+    return f"{detail['model']} is allowed{accepted}{until}{duties}"
+
+
 _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "policy.allowed": _allowed,
     "weights.checking": lambda d: f"checking and hashing {d['path']}",
     "weights.accepted": _accepted,
     "weights.refused": lambda _: "REFUSED",

@@ -15,6 +15,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (heads, *rows))
 
 
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for a paper."""
+    cells = [[" ".join(printable(cell).split()).replace("|", "\\|") for cell in row] for row in (heads, *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], ["---"] * len(heads), *cells[1:]))
+
+
 def money(pico: int, currency: str, digits: int = 6) -> str:
     """Rounded here, once: to the millionth of the unit, or finer for one request."""
     return f"{currency} {Decimal(pico) / PICO_PER_UNIT:.{digits}f}"

@@ -11,14 +11,16 @@ import re
 import tomllib
 from os.path import normpath
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from freehold.engines import engine
-from freehold.errors import BadConfig, Unknown
+from freehold.errors import BadConfig, BadRequest, Unknown
+from freehold.policy.countries import expand
+from freehold.policy.law import Acceptance, Rules
 from freehold.types import PICO_PER_UNIT, Price
 
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
@@ -26,7 +28,7 @@ Money = Annotated[float, Meta(ge=0, le=1e6)]
 Count = Annotated[int, Meta(ge=1)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,32 +50,30 @@ class Server(_Table, frozen=True):
 
 
 class Machine(_Table, frozen=True):
-    """This machine, for the account of what it costs."""
+    """This machine: what it costs, where it stands and who runs it."""
 
     name: str = "local"
     hourly_price: Money = 0.0
     currency: str = "EUR"
+    country: str = ""
+    operator: str = ""
 
     @property
     def pico_per_hour(self) -> int:
         return _pico(self.hourly_price)
 
 
-class Policy(_Table, frozen=True):
-    """What must hold before anything is served."""
-
-    isolation: Literal["required", "preferred", "off"] = "preferred"
-    require_pin: bool = False
-
-
 class Endpoint(_Table, frozen=True):
     """A name that callers use as `model`, and what answers behind it."""
 
     engine: str = "llamacpp"
+    model: str = ""
     weights: str | None = None
     url: str | None = None
     served_model: str | None = None
     api_key_file: str | None = None
+    country: str | None = None
+    operator: str | None = None
     binary: str | None = None
     context: Count | UnsetType = UNSET
     parallel: Count = 4
@@ -101,7 +101,7 @@ class Config(_Table, frozen=True):
 
     server: Server = field(default_factory=Server)
     machine: Machine = field(default_factory=Machine)
-    policy: Policy = field(default_factory=Policy)
+    policy: Rules = field(default_factory=Rules)
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     state_dir: str = ".freehold"
 
@@ -125,6 +125,7 @@ def load(path: Path) -> Config:
     except msgspec.ValidationError as error:
         raise BadConfig(f"{path}: {error}", hint="docs/freehold.toml shows every key with its meaning") from None
     _check_server(config.server, path)
+    _check_rules(config, path)
     base = path.resolve().parent
     endpoints = {name: _checked(name, e, base, path) for name, e in config.endpoints.items()}
     return msgspec.structs.replace(config, endpoints=endpoints, state_dir=normpath(base / config.state_dir))
@@ -149,7 +150,7 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
     else:
         if not endpoint.weights:
             raise BadConfig(f"{where}: needs weights", hint='weights = "path/to/model.gguf"')
-        stray = [k for k in ("url", "served_model", "api_key_file") if getattr(endpoint, k)]
+        stray = [k for k in ("url", "served_model", "api_key_file", "country", "operator") if getattr(endpoint, k)]
     if stray:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
     absolute = {k: normpath(base / v) for k in ("weights", "api_key_file", "binary") if (v := getattr(endpoint, k))}
@@ -172,10 +173,30 @@ def _check_server(server: Server, path: Path) -> None:
         host = ""
     if not host or not 0 <= port < 1 << 16:
         raise BadConfig(f"{path}: [server] listen = {server.listen!r} is no address", hint='write "127.0.0.1:8080"')
-    if host not in _LOOPBACK and not server.behind_proxy:
+    if host not in LOOPBACK and not server.behind_proxy:
         raise BadConfig(
             f"{path}: [server] listen = {server.listen!r} is open to the network without TLS",
             hint="put a TLS proxy in front and say behind_proxy = true, or listen on 127.0.0.1",
+        )
+
+
+def _check_rules(config: Config, path: Path) -> None:
+    """Countries must be countries, and no two rules contradict each other."""
+    rules = config.policy
+    lists = ("publisher_countries", "publisher_countries_not", "residency", "jurisdiction_not")
+    named = {f"[policy] {key}": getattr(rules, key) for key in lists}
+    homes = {"[policy]": rules.country, "[machine]": config.machine.country}
+    homes |= {f"[endpoints.{name}]": endpoint.country for name, endpoint in config.endpoints.items()}
+    named |= {f"{table} country": (country,) for table, country in homes.items() if country}
+    for where, countries in named.items():
+        try:
+            expand(countries)
+        except BadRequest as error:
+            raise BadConfig(f"{path}: {where}: {error}", hint=error.hint) from None
+    if rules.use == "internal" and rules.serves_others:
+        raise BadConfig(
+            f"{path}: [policy] use = 'internal' and serves_others = true contradict each other",
+            hint="use = 'commercial' where others are served",
         )
 
 
@@ -183,11 +204,15 @@ def _refuse_unknown_keys(raw: dict[str, Any], path: Path) -> None:
     """msgspec would refuse them too, but without the name that was probably meant."""
     tables: list[tuple[str, Any, type[Struct]]] = [("", raw, Config)]
     tables += [
-        (name, raw.get(name), kind) for name, kind in (("server", Server), ("machine", Machine), ("policy", Policy))
+        (name, raw.get(name), kind) for name, kind in (("server", Server), ("machine", Machine), ("policy", Rules))
     ]
     endpoints = raw.get("endpoints")
     if isinstance(endpoints, dict):
         tables += [(f"endpoints.{name}", table, Endpoint) for name, table in endpoints.items()]
+    policy = raw.get("policy")
+    accepted = policy.get("accepted") if isinstance(policy, dict) else None
+    if isinstance(accepted, dict):
+        tables += [(f'policy.accepted."{licence}"', table, Acceptance) for licence, table in accepted.items()]
     for where, table, kind in tables:
         for key in table if isinstance(table, dict) else ():
             if key not in kind.__struct_fields__:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from freehold.engines import Launchable, engine
-from freehold.errors import BadConfig, NotReady, Unknown
+from freehold.errors import BadConfig, NotReady, Refused, Unknown
 from freehold.fleet.config import Config, Endpoint
 from freehold.fleet.external import ExternalReplica
 from freehold.fleet.ground import Ground
+from freehold.fleet.permission import permissions
 from freehold.fleet.replica import Replica
 from freehold.fleet.starting import Start
 from freehold.fleet.trust import Trust
@@ -26,6 +27,7 @@ class Fleet:
         """`starts_s`: how long the last starts of each endpoint took, as the book knows them."""
         self.config, self.ground = config, ground
         self._starts_s = starts_s or {}
+        self._permissions = permissions(config, ground)
         self._members = {name: self._member(name, endpoint) for name, endpoint in config.endpoints.items()}
 
     @property
@@ -39,9 +41,15 @@ class Fleet:
         except KeyError:
             raise unknown_model(name) from None
 
+    def refusal(self, name: str, now_ns: int) -> Refused | None:
+        """Why policy lets nobody ask this endpoint now, or None."""
+        return self._permissions[name].refusal(now_ns)
+
     async def up(self, name: str) -> None:
         """Open it and wait until it answers. Raises what kept it from starting."""
         member = self.find(name)
+        if isinstance(member, ExternalReplica) or self.refusal(name, self.ground.clock_ns()):
+            self._permissions[name].require()
         member.post("open")
         if isinstance(member, ExternalReplica):
             await member.check()
@@ -82,8 +90,8 @@ class Fleet:
             return ExternalReplica(name, endpoint, kind, self.ground)
         if not isinstance(kind, Launchable):
             raise BadConfig(f"[endpoints.{name}] Freehold cannot start the engine `{endpoint.engine}`")
-        policy, server = self.config.policy, self.config.server
-        trust = Trust(name, Path(endpoint.weights or ""), self.ground, require_pin=policy.require_pin)
+        server, permission = self.config.server, self._permissions[name]
+        trust = Trust(name, Path(endpoint.weights or ""), self.ground, permission, self.config.policy)
         start = Start(name, endpoint, kind, trust, self.ground)
         starts_s = self._starts_s.get(name, ())
         return Replica(name, endpoint, start, self.ground, server.drain_seconds, starts_s=starts_s)

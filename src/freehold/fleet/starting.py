@@ -23,7 +23,7 @@ from freehold.fleet.host import probe
 from freehold.fleet.trust import Trust
 from freehold.fleet.upstream import Answer, Upstream
 from freehold.fleet.wire import read_usage
-from freehold.plan.memory import fit
+from freehold.plan.llamacpp import fit
 from freehold.types import Build, Plan, Refusal, Tokens, UsageRecord
 
 PROBE_KEY = "freehold"  # the key that smoke probes are recorded under

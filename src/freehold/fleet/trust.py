@@ -7,6 +7,8 @@ from pathlib import Path
 
 from freehold.errors import Refused
 from freehold.fleet.ground import Ground
+from freehold.fleet.permission import Permission
+from freehold.policy.law import Rules, in_words, judge_build
 from freehold.types import Build, Verdict
 from freehold.weights import describe, verify
 from freehold.weights.files import File, list_files
@@ -15,25 +17,29 @@ from freehold.weights.files import File, list_files
 class Trust:
     """One for each endpoint: remembers what was verified and how the files looked then."""
 
-    def __init__(self, endpoint: str, weights: Path, ground: Ground, *, require_pin: bool) -> None:
-        self._endpoint, self._weights, self._ground, self._require_pin = endpoint, weights, ground, require_pin
+    def __init__(self, endpoint: str, weights: Path, ground: Ground, permission: Permission, rules: Rules) -> None:
+        self._endpoint, self._weights, self._ground = endpoint, weights, ground
+        self._permission, self._rules = permission, rules
         self._looks: list[File] = []
         self._build: Build | None = None
 
     async def ensure(self) -> Build:
-        """What the weights are, once they may be started. Raises Refused with the findings."""
+        """What the weights are, once they may be started. Raises Refused with the clause, or with the findings."""
+        self._permission.require()
         looks, _ = await asyncio.to_thread(list_files, self._weights)
         if self._build is None or looks != self._looks:
             await self._verify()
-            self._build = await asyncio.to_thread(describe, self._weights)
-            self._looks = looks
+            build = await asyncio.to_thread(describe, self._weights)
+            for objection in judge_build(build.format, self._rules).objections:
+                raise Refused(f"policy refuses `{self._endpoint}`: {in_words(objection)}", hint=objection.hint)
+            self._build, self._looks = build, looks
         return self._build
 
     async def _verify(self) -> None:
         subject = str(self._weights)
         tell, book = self._ground.tell, self._ground.book
         pin = await book.pin(subject)
-        if pin is None and self._require_pin:
+        if pin is None and self._rules.require_pin:
             raise Refused(
                 f"{subject} is not pinned, and policy.require_pin is set",
                 hint=f"compare the digests with the publisher's, then: freehold verify {subject} --accept",

@@ -30,7 +30,8 @@ def admit(fleet: Fleet, keyring: Keyring, key: Key, body: bytes, kind: Kind) -> 
     """Let a request in and open its record. Raises FreeholdError: then there is none."""
     ask = read_ask(body)
     member = fleet.find(ask.model)
-    if error := access.refusal(key, ask.model, fleet.ground.clock_ns()):
+    now_ns = fleet.ground.clock_ns()
+    if error := access.refusal(key, ask.model, now_ns) or fleet.refusal(ask.model, now_ns):
         raise error
     if stray := member.engine.refused_fields & ask.fields.keys():
         name = min(stray)

@@ -1,1 +1,1 @@
-"""Decisions as pure functions: access, lifecycle, retry times, prices."""
+"""Decisions as pure functions: access, law, lifecycle, retry times, prices."""

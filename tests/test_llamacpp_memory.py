@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from freehold.plan.memory import GIB, compute_bytes, fit, kv_bytes_per_token, size
+from freehold.plan.llamacpp import compute_bytes, fit, kv_bytes_per_token
+from freehold.plan.units import GIB, size
 from freehold.types import Build, Gpu, Host, Plan, Refusal
 
 MIB = 1 << 20

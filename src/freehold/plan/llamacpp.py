@@ -6,11 +6,15 @@ buffer stays below the figure here as long as feed-forward layers are at most fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
+from freehold.facts import Attention
+from freehold.plan.kv import LINEAR, WINDOWED, state_bytes, values_per_token
+from freehold.plan.units import GIB, size
 from freehold.types import Build, Host, Plan, Refusal
 
-GIB = 1 << 30
 CELLS = 256  # llama.cpp rounds the context of each request up to a multiple of this
 UBATCH = 512  # tokens computed in one step: llama.cpp's default
 RESERVE_BYTES = GIB  # for the system, the gateway, and the engine's own code and scratch memory
@@ -27,6 +31,36 @@ def kv_bytes_per_token(build: Build, bytes_per_value: int = 2) -> int:
 def cells(context: int) -> int:
     """Tokens llama.cpp makes room for when a request may have `context`."""
     return -(-context // CELLS) * CELLS
+
+
+def kv_buffers(
+    attention: Sequence[Attention],
+    context: int,
+    *,
+    sequences: int = 1,
+    ubatch: int = UBATCH,
+    unified: bool = True,
+    bytes_per_value: float = 2.0,
+) -> int:
+    """Bytes of all KV and state buffers for `context` tokens shared by `sequences`: exact for 37 of 38 public logs.
+
+    Layers with a window keep it and one step of tokens. `unified` False: every sequence has cells of its own, and
+    windows with them. Linear layers keep one state a sequence, all in f32.
+    """
+    streams = 1 if unified else sequences
+    each = cells(-(-context // streams))
+    total = 0.0
+    for group in attention:
+        if group.kind in LINEAR:
+            state = state_bytes(group, bytes_per_input=4)
+            total += group.layers * state * sequences
+            continue
+        kept = each
+        if group.kind in WINDOWED:
+            seen = group.window * (sequences if unified else 1)
+            kept = min(each, cells(seen + ubatch))
+        total += group.layers * values_per_token(group) * bytes_per_value * kept * streams
+    return round(total)
 
 
 def compute_bytes(build: Build, ubatch: int = UBATCH, context: int = 0) -> int:
@@ -130,9 +164,3 @@ def _steps(plan: Plan, build: Build, host: Host, ubatch: int, reserve_bytes: int
     if host.gpus:
         lines.append(f"GPUs: {len(host.gpus)} x {host.gpus[0].name} not used: this llama.cpp build computes on the CPU")
     return tuple(lines)
-
-
-def size(count_bytes: int) -> str:
-    """In GiB or MiB: powers of two, as memory is counted."""
-    unit, power = ("GiB", 30) if abs(count_bytes) >= GIB else ("MiB", 20)
-    return f"{count_bytes / (1 << power):,.2f} {unit}"

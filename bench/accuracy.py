@@ -1,0 +1,301 @@
+"""How exact the planner's memory is, against start-up logs of real engines: sizes they printed, beside ours.
+
+python bench/accuracy.py memory [FILE] [--list] [--keep]
+
+FILE is a CSV with the columns of bench/data/memory_cases.csv (the default). A row is answered when its model is in the
+catalogue, or its dimensions are known there under another name; the others are counted, and listed with their reason.
+Errors are of our figure against the printed one; a printed range counts as its nearer end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from figures import keep
+
+from freehold import catalogue
+from freehold.errors import Unknown
+from freehold.facts import Card, Model
+from freehold.plan import kv, llamacpp, vllm
+from freehold.plan.params import count
+from freehold.plan.units import GIB
+from freehold.plan.weights import SCHEMES, split
+
+MIB = 1 << 20
+HERE = Path(__file__).parent
+RIVALS = """What rivals publish or do:
+  aiconfigurator 0.12: KV pool 7.8 % mean, concurrency 16.7 % (its own documentation)
+  GPUStack: weights x 1.2 + 2 GiB, no KV cache at all (its source)"""
+KV_DTYPES = {"": "bf16", "auto": "bf16", "bfloat16": "bf16", "float16": "fp16", "nvfp4": "nvfp4"}
+QUANTIZATIONS = {  # the engine's word, or what the model's name says where that word is a container: our scheme
+    "modelopt_fp4": "nvfp4",
+    "nvfp4": "nvfp4",
+    "modelopt": "fp8",
+    "fp8": "fp8",
+    "mxfp4": "mxfp4-experts",
+    "awq": "int4-awq",
+    "awq_marlin": "int4-awq",
+    "gptq": "int4-gptq",
+    "gptq_marlin": "int4-gptq",
+    "auto_round": "int4-gptq",
+    "inc": "int4-gptq",
+}
+NAMED = (  # of compressed-tensors, by the model's name
+    *(("nvfp4", "nvfp4"), ("mxfp4", "mxfp4-experts"), ("fp8-block", "fp8-block"), ("fp8", "fp8"), ("w8a8", "int8")),
+    *(("w8a16", "int8"), ("w4a16", "int4-gptq"), ("int4", "int4-gptq"), ("awq", "int4-awq"), ("4bit", "int4-awq")),
+)
+GGML_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_0": 18 / 32}
+
+Row = dict[str, str]
+Answer = tuple[str, float, float, float]  # quantity, ours, the printed range
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["memory"])
+    parser.add_argument("file", nargs="?", type=Path, default=HERE / "data" / "memory_cases.csv")
+    parser.add_argument("--list", action="store_true", help="every figure, not only the summary")
+    parser.add_argument("--keep", action="store_true", help="write the summary to bench/results/accuracy.json")
+    options = parser.parse_args()
+    with options.file.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    errors, unanswered = score(rows, show=options.list)
+    print(f"{len(rows)} rows, {len(rows) - len(unanswered)} answered, {len(unanswered)} not:")
+    for reason, cases in sorted(_by_reason(unanswered).items()):
+        print(f"  {len(cases):3} {reason}: {', '.join(cases)}")
+    table = summary(errors)
+    print()
+    print(render(table))
+    print(RIVALS)
+    if options.keep:
+        keep("accuracy", {"rows": len(rows), "unanswered": len(unanswered), "errors_pct": table})
+    return 0
+
+
+def score(rows: list[Row], *, show: bool = False) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Errors in per cent by quantity, and the rows that could not be answered with the reason."""
+    known = catalogue.load()
+    errors, unanswered = defaultdict(list), {}
+    for row in rows:
+        try:
+            answers = list(_llamacpp(row, known) if row["engine"] == "llama.cpp" else _vllm(row, known))
+        except Unknown as error:
+            unanswered[row["case_id"]] = str(error)
+            continue
+        if not answers:
+            unanswered[row["case_id"]] = "prints no figure that is ours to predict"
+        for quantity, ours, least, most in answers:
+            printed = min(max(ours, least), most)
+            error = 100 * (ours - printed) / printed
+            errors[quantity].append(error)
+            if show:
+                name = row["model"][-36:]
+                print(f"{row['case_id']:5} {name:36} {quantity:52} {ours:14.3f} {printed:14.3f} {error:+8.3f} %")
+    return errors, unanswered
+
+
+def summary(errors: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """By quantity: cases, and median, mean, 90th percentile and largest of the absolute errors in per cent."""
+    table = {}
+    for quantity, signed in errors.items():
+        sizes = sorted(map(abs, signed))
+        table[quantity] = {
+            "cases": len(sizes),
+            "median": round(statistics.median(sizes), 3),
+            "mean": round(statistics.fmean(sizes), 3),
+            "p90": round(sizes[int(0.9 * (len(sizes) - 1))], 3),
+            "within_1": round(100 * sum(e <= 1 for e in sizes) / len(sizes), 1),
+            "largest": round(sizes[-1], 2),
+        }
+    return table
+
+
+def render(table: dict[str, dict[str, float]]) -> str:
+    heads = ("error in %", "cases", "median", "mean", "p90", "within 1 %", "largest")
+    lines = ["{:46}{:>7}{:>9}{:>9}{:>9}{:>12}{:>10}".format(*heads)]
+    lines += ["{:46}{:>7}{:>9}{:>9}{:>9}{:>12}{:>10}".format(name, *row.values()) for name, row in table.items()]
+    return "\n".join(lines)
+
+
+def _by_reason(unanswered: dict[str, str]) -> dict[str, list[str]]:
+    found = defaultdict(list)
+    for case, reason in unanswered.items():
+        found[reason].append(case)
+    return found
+
+
+def _vllm(row: Row, known: catalogue.Catalogue) -> Iterator[Answer]:
+    model, pp = _model(row, known), int(row["pp"] or 1)
+    if not model.attention:
+        raise Unknown("its attention is outside the formulas")
+    tp = int(row["tp"] or (1 if row["gpu_count"] == "1" else _tp(row, model)))
+    settings, card = _settings(row), _card(row, known)
+    layout = vllm.kv_layout(model, settings, tp=tp, pp=pp)
+    step = settings.step_tokens(card or _size_class(row))
+    pools = _numbers(row, "available_kv_gib_min", "available_kv_gib_max")
+    if pools:
+        yield from _cache(row, layout, pools, step, settings.version)
+    scheme = _scheme(row, model)
+    held = _numbers(row, "model_loading_gib_min", "model_loading_gib_max")
+    ours = None
+    if held and scheme and (counts := count(model)):
+        drafts = settings.draft_layers > 0
+        ours = split(counts, SCHEMES[scheme], model, tp=tp, pp=pp, mtp=drafts).total / GIB
+        yield "vLLM: weights from dimensions", ours, held[0], held[-1]
+    if pools and card and scheme and (place := vllm.rank(model, scheme, card, settings, tp=tp, pp=pp)):
+        same = row["engine_version"] == "0.19.0" and row["gpu_total_gib"] == "79.19"
+        group = "same machine (H100, 0.19.0)" if same else "other machines"
+        yield f"vLLM: pool from scratch, {group}", place.pool / GIB, pools[0], pools[-1]
+
+
+def _cache(row: Row, layout: kv.Layout, pools: list[float], step: int, version: tuple[int, ...]) -> Iterator[Answer]:
+    """Tokens and requests, given the pool as it was printed: to two places, so up to half of the last is its due."""
+    pool = pools[0] * GIB
+    tokens = _numbers(row, "kv_tokens_min", "kv_tokens_max")
+    length = _number(row, "max_concurrency_at_tokens") or _number(row, "max_model_len")
+    requests = layout.requests(pool, int(length), step) if length else None
+    if tokens:
+        if version > (0, 20, 0) and requests and length:
+            ours = requests * length
+        else:
+            ours = layout.blocks(pool) // sum(n for _, n, _ in layout.groups) * layout.block_tokens
+        yield "vLLM: KV tokens, given the pool", ours, tokens[0], tokens[-1]
+    if requests and (printed := _number(row, "max_concurrency_x")):
+        yield "vLLM: requests at length L, given the pool", requests, printed - 0.005, printed + 0.005
+
+
+def _tp(row: Row, model: Model) -> int:
+    """Over how many cards the weights were split, where only the share of one is printed."""
+    loaded, scheme, counts = _number(row, "model_loading_gib_max"), _scheme(row, model), count(model)
+    if not loaded or not scheme or not counts:
+        raise Unknown("does not say over how many cards it was split")
+    whole = split(counts, SCHEMES[scheme], model).total / GIB
+    return min((1, 2, 4, 8), key=lambda tp: abs(whole / tp - loaded))
+
+
+def _llamacpp(row: Row, known: catalogue.Catalogue) -> Iterator[Answer]:
+    model = _model(row, known)
+    context, sequences = _number(row, "n_ctx"), int(row["n_seq_max"] or 1)
+    ubatch = int(row["n_ubatch"] or 512)
+    held = [n for n in (_number(row, f"model_buffer_mib_{where}") for where in ("gpu", "host")) if n]
+    if held and (size := _number(row, "file_size_gib")):
+        yield "llama.cpp: weights from the file", size * 1024, sum(held), sum(held)
+    if not context or not model.attention:
+        return
+    cells = _number(row, "kv_cells")
+    unified = cells is None or sequences == 1 or cells == context
+    per_value = GGML_BYTES[row["kv_type_k"] or "f16"]
+    caches = llamacpp.kv_buffers(
+        model.attention, int(context), sequences=sequences, ubatch=ubatch, unified=unified, bytes_per_value=per_value
+    )
+    printed = _numbers(row, "kv_buffer_mib_total", "kv2_buffer_mib", "rs_buffer_mib")
+    if printed:
+        yield "llama.cpp: KV and state buffers", caches / MIB, sum(printed), sum(printed)
+    if (compute := _number(row, "compute_buffer_mib_gpu")) and row["flash_attn"] != "disabled":
+        ours = (model.vocab_size + model.hidden_size) * ubatch * 4 / MIB
+        yield "llama.cpp: compute buffer", ours, compute, compute
+
+
+def _model(row: Row, known: catalogue.Catalogue) -> Model:
+    if not row["model"] or row["model"] == "n/a":
+        name = row["gguf_file"]
+        if not name:
+            raise Unknown("names no model")
+        return catalogue.find((*known.models, *known.known), name).model
+    try:
+        return catalogue.find((*known.models, *known.known), row["model"]).model
+    except Unknown:
+        raise Unknown(f"no dimensions known for {row['model']}") from None
+
+
+def _settings(row: Row) -> vllm.Settings:
+    drafts = re.search(r"num_spec_tokens=(\d+)|mtp (\d+)", row["speculative"])
+    dtype = row["kv_cache_dtype"]
+    if row["dtype"] == "float32" and dtype in ("", "auto"):
+        dtype = "fp32"
+    return vllm.Settings(
+        version=_version(row["engine_version"]),
+        utilisation=_number(row, "gpu_memory_utilization"),
+        sequences=int(_number(row, "max_num_seqs") or 0) or None,
+        batched_tokens=int(_number(row, "max_num_batched_tokens") or 0) or None,
+        kv_dtype=KV_DTYPES.get(dtype, "fp8" if dtype.startswith("fp8") else dtype),
+        eager=row["enforce_eager"] == "True",
+        speculative=int(drafts[1] or drafts[2]) if drafts else 0,
+        draft_layers=1 if drafts else 0,
+        prefix_caching=row["prefix_caching"] == "True" or None,
+        block_tokens=int(_number(row, "block_size") or 16) if row["block_size"] != "1" else 16,
+    )
+
+
+def _version(text: str) -> tuple[int, int, int]:
+    """As a triple; a development build without a number is as new as what we know."""
+    found = re.match(r"(\d+)\.(\d+)\.?(\d+)?", text)
+    if not found or text.startswith("0.1.dev"):
+        return vllm.VERSION
+    return int(found[1]), int(found[2]), int(found[3] or 0)
+
+
+def _scheme(row: Row, model: Model) -> str | None:
+    """What the weights are kept in; None where nobody says."""
+    said, name = row["quantization"].lower(), row["model"].lower()
+    if not said or said == "none":
+        if any(part in name for part, _ in NAMED):
+            return next(scheme for part, scheme in NAMED if part in name)
+        return {"float32": "fp32"}.get(row["dtype"], model.checkpoint)
+    if said == "quark":
+        return "mxfp4" if "mxfp4" in name else "fp8"
+    return QUANTIZATIONS.get(said) or next((scheme for part, scheme in NAMED if part in f"{name} {said}"), None)
+
+
+def _card(row: Row, known: catalogue.Catalogue) -> Card | None:
+    """The card by its name in the log, with the total the engine printed where it did."""
+    said = set(re.findall(r"[a-z0-9]+", row["gpu"].lower()))
+    named = [(words, card) for card in known.cards if (words := _words(card.id)) <= said]
+    card = max(named, key=lambda each: len(each[0]))[1] if named else None
+    hinted = re.search(r"~(\d+) GiB card", row["notes"])
+    if total := _number(row, "gpu_total_gib"):
+        return Card(
+            id=card.id if card else row["gpu"],
+            vendor=card.vendor if card else "NVIDIA",
+            memory_gb=round(total * GIB / 1e9),
+            memory_bytes=round(total * GIB),
+            memory_source="printed by the engine",
+            unified=card.unified if card else False,
+        )
+    if card is None and hinted:
+        return min(known.cards, key=lambda each: abs(each.memory_bytes / GIB - float(hinted[1])))
+    return card
+
+
+def _words(name: str) -> set[str]:
+    """What tells one card from another: without its form."""
+    return set(re.findall(r"[a-z0-9]+", name.lower())) - {"sxm", "pcie", "nvl", "blackwell", "server", "80gb"}
+
+
+def _size_class(row: Row) -> Card:
+    """A card nobody named, of the size that the printed figures add up to: it decides vLLM's defaults."""
+    held = (_number(row, "model_loading_gib_max") or 0) + (_number(row, "available_kv_gib_max") or 80)
+    total = held / (_number(row, "gpu_memory_utilization") or 0.9)
+    return Card(id="unnamed", vendor="NVIDIA", memory_gb=0, memory_bytes=round(total * GIB), memory_source="guessed")
+
+
+def _number(row: Row, column: str) -> float | None:
+    try:
+        return float(row[column])
+    except (ValueError, KeyError):
+        return None
+
+
+def _numbers(row: Row, *columns: str) -> list[float]:
+    return [value for column in columns if (value := _number(row, column)) is not None]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

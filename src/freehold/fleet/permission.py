@@ -1,0 +1,122 @@
+"""Whether policy lets an endpoint be served: ruled once, from facts and rules; asked at each start and each request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
+from urllib.parse import urlsplit
+
+from msgspec.structs import replace
+
+from freehold.catalogue import Catalogue, load, match
+from freehold.errors import BadConfig, Refused, Unknown
+from freehold.facts import Licence, Model, Provider
+from freehold.fleet.config import LOOPBACK, Config, Endpoint
+from freehold.fleet.ground import Ground
+from freehold.policy import law
+from freehold.types import Ruling
+
+_NEVER_NS = 1 << 63
+
+
+class Permission:
+    """The ruling on one endpoint, and that on the day after an acceptance it rests on has ended."""
+
+    def __init__(self, name: str, endpoint: Endpoint, rule: Callable[[str], Ruling], ground: Ground) -> None:
+        self._name, self._endpoint, self._ground = name, endpoint, ground
+        self._ruling = self._after = rule(_day(ground.clock_ns()))
+        self._ends_ns = _NEVER_NS
+        self._told = False
+        if self._ruling.until:
+            after = date.fromisoformat(self._ruling.until) + timedelta(days=1)
+            self._ends_ns = int(datetime.combine(after, time(), UTC).timestamp()) * 10**9
+            self._after = rule(after.isoformat())
+
+    def refusal(self, now_ns: int) -> Refused | None:
+        """Why it may not be asked now, or None. It is on every request's way: a comparison. The first no is told."""
+        ruling = self._ruling if now_ns < self._ends_ns else self._after
+        if not ruling.objections:
+            return None
+        error = Refused(
+            f"policy refuses `{self._name}`: {'; '.join(map(law.in_words, ruling.objections))}",
+            hint="; ".join(dict.fromkeys(each.hint for each in ruling.objections if each.hint)),
+            param="model",
+        )
+        if not self._told:
+            self._told = True
+            rules = ", ".join(dict.fromkeys(each.rule for each in ruling.objections))
+            self._ground.tell("policy.refused", self._name, rules=rules, reason=str(error), model=self._endpoint.model)
+        return error
+
+    def require(self) -> None:
+        """At each start: raises Refused, or says in the book what allows it and what it obliges to."""
+        now_ns = self._ground.clock_ns()
+        self._told = False
+        if error := self.refusal(now_ns):
+            raise error
+        ruling = self._ruling if now_ns < self._ends_ns else self._after
+        if self._endpoint.model:
+            self._ground.tell(
+                "policy.allowed", self._name, model=self._endpoint.model, accepted=ruling.accepted or None,
+                until=ruling.until or None, duties="\n".join(ruling.duties) or None,
+            )  # fmt: skip
+
+
+def permissions(config: Config, ground: Ground) -> dict[str, Permission]:
+    """One for each endpoint. Raises BadConfig for a model that the catalogue does not know."""
+    asked = config.machine.operator or any(each.model or each.operator for each in config.endpoints.values())
+    catalogue = load() if asked else Catalogue()
+    return {
+        name: Permission(name, endpoint, partial(_rule, name, config, catalogue), ground)
+        for name, endpoint in config.endpoints.items()
+    }
+
+
+def _rule(name: str, config: Config, catalogue: Catalogue, today: str) -> Ruling:
+    endpoint, rules = config.endpoints[name], replace(config.policy, unreviewed="refuse")
+    if not endpoint.model:
+        of_model = law.unnamed_model() if config.policy.asks_for_model else Ruling()
+    else:
+        model = _model(name, endpoint.model, catalogue)
+        of_model = law.judge_model(model, _licence(model, catalogue), rules, today)
+    return law.join(of_model, law.judge_place(*_place(config, endpoint, catalogue), rules))
+
+
+def _model(name: str, text: str, catalogue: Catalogue) -> Model:
+    """By its own name only: a copy may have the same dimensions, and another licence."""
+    where = f"[endpoints.{name}] model"
+    try:
+        found = match(catalogue, text)
+    except Unknown as error:
+        raise BadConfig(f"{where}: {error}", hint=error.hint) from None
+    if not found.exact:
+        raise BadConfig(f"{where}: the catalogue has no {text!r}", hint=f"if that is what it is: {found.model.id}")
+    return found.model
+
+
+def _licence(model: Model, catalogue: Catalogue) -> Licence:
+    licences = {each.id: each for each in catalogue.licences}
+    return licences.get(model.licence.id, licences["unknown"])
+
+
+def _place(config: Config, endpoint: Endpoint, catalogue: Catalogue) -> tuple[str, Provider | None]:
+    """Where the engine's machine stands, and who runs it. Of another machine than this, only what was said."""
+    here = endpoint.engine != "external" or _is_here(endpoint.url or "")
+    country = endpoint.country or (config.machine.country if here else "")
+    operator = config.machine.operator if here and endpoint.operator is None else endpoint.operator
+    if operator is None:
+        return country, Provider(id="", name=f"whoever runs {endpoint.url}")
+    if not operator:
+        return country, None
+    known = (each for each in catalogue.providers if operator.casefold() in (each.id.casefold(), each.name.casefold()))
+    return country, next(known, Provider(id=operator, name=operator))
+
+
+def _is_here(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "unix" or parts.hostname in LOOPBACK
+
+
+def _day(now_ns: int) -> str:
+    return datetime.fromtimestamp(now_ns / 1e9, UTC).date().isoformat()

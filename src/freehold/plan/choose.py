@@ -1,0 +1,143 @@
+"""The decision: every model on every card in every precision, filtered by law and by physics, ranked, with reasons.
+
+Nothing is dropped in silence: a model that no deployment serves comes back as a Refusal, with the reasons nearest to
+letting it in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from freehold.facts import Model
+from freehold.plan import search as ways
+from freehold.plan import vllm
+from freehold.plan.need import Need
+from freehold.plan.params import count
+from freehold.plan.search import Deployment, Place, Search
+from freehold.types import Refusal, Ruling
+
+_CODING = re.compile(r"coder|coding|devstral|codestral|\bcode\b|-code-", re.IGNORECASE)
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    """Deployments, the best first, one for each model unless all were asked for; and every model refused."""
+
+    plans: tuple[Deployment, ...]
+    refusals: tuple[Refusal, ...]
+    considered: int  # combinations of precision, split and card that were computed
+
+
+def choose(
+    need: Need,
+    models: Sequence[Model],
+    rulings: Mapping[str, Ruling],
+    places: Sequence[Place],
+    *,
+    version: tuple[int, int, int] = vllm.VERSION,
+    every: bool = False,
+) -> Choice:
+    """Rank what is allowed and possible. `rulings` by model id are policy's; `places` are those that policy allows."""
+    asked = ways.settings(need, version)
+    spots = ways.spots(places, asked)
+    cpus = [place for place in places if place.ram_bytes]
+    plans: list[Deployment] = []
+    refusals: list[Refusal] = []
+    considered = 0
+    for model in models:
+        ruling = rulings.get(model.id, Ruling())
+        if reasons := _unsuited(model, need, ruling):
+            refusals.append(Refusal(subject=model.id, reason=reasons[0], steps=tuple(reasons)))
+            continue
+        counts = count(model)
+        if counts is None:
+            why = model.attention_note or "its layers are of a kind the formulas do not cover"
+            refusals.append(Refusal(subject=model.id, reason=f"memory unknown: {why}"))
+            continue
+        search = Search(need, model, counts, asked)
+        search.cards(spots)
+        for place in cpus:
+            search.cpu(place)
+        considered += search.considered
+        if search.found:
+            found = sorted(search.found, key=lambda each: each[:6])
+            plans += [ways.describe(search, each, ruling) for each in (found if every else found[:1])]
+        else:
+            refusals.append(search.refusal())
+    by_id = {model.id: model for model in models}
+    newest = max((model.released for model in models), default="")
+    plans.sort(key=lambda plan: order(plan, by_id[plan.model], need, newest))
+    return Choice(plans=tuple(plans), refusals=tuple(refusals), considered=considered)
+
+
+ORDER = (
+    "models made for the task, then those of the last twelve months, then the most parameters, then the finest "
+    "precision, then the least cost; no score is used"
+)
+
+
+def order(plan: Deployment, model: Model, need: Need, newest: str) -> tuple[bool, bool, int, int, float]:
+    """What ORDER says. `newest` is the date of the newest model compared."""
+    made_for = need.task == "coding" and bool(_CODING.search(model.name))
+    year_ago = f"{int(newest[:4]) - 1}{newest[4:]}" if newest else ""
+    recent = model.released > year_ago
+    parameters = model.parameters.total or model.parameters.checkpoint or 0
+    tier = ways.tier(plan.scheme, model.checkpoint)
+    return not made_for, not recent, -parameters, tier, plan.month or 0.0
+
+
+def _unsuited(model: Model, need: Need, ruling: Ruling) -> list[str]:
+    """Why this model is out before anything is computed: the law first."""
+    reasons = [" ".join(filter(None, (each.reason, each.clause and f"[{each.clause}]"))) for each in ruling.objections]
+    billions = (model.parameters.total or model.parameters.checkpoint or 0) / 1e9
+    if need.min_size is not None and billions < need.min_size:
+        reasons.append(f"size: {billions:,.1f} billion parameters, at least {need.min_size:g} are asked")
+    if need.max_size is not None and billions > need.max_size:
+        reasons.append(f"size: {billions:,.1f} billion parameters, at most {need.max_size:g} are asked")
+    longest = model.context.extended or model.context.native
+    if need.context > longest:
+        reasons.append(f"context: at most {longest:,} tokens, {need.context:,} are asked")
+    if need.task == "vision" and "image" not in model.inputs:
+        reasons.append("task: it reads no images")
+    if need.task == "audio" and "audio" not in model.inputs:
+        reasons.append("task: it hears no audio")
+    return reasons
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """One bound that, let go alone, makes plans possible, and how far it has to go."""
+
+    bound: str
+    change: str
+
+
+_BOUNDS = {
+    "budget": (
+        None,
+        lambda need, plans: f"budget at least {min(p.month or 0 for p in plans):,.0f} {need.currency} a month",
+    ),
+    "speed": (0.0, lambda _, plans: f"speed at most {max(p.ceiling or 0 for p in plans):,.1f} tokens a second"),
+    "context": (1, lambda _, plans: f"context at most {max(p.longest for p in plans):,} tokens"),
+    "users": (1, lambda _, plans: f"users at most {max(p.requests for p in plans):,}"),
+    "min_size": (None, None),
+    "max_size": (None, None),
+    "quantization": ((), None),
+    "task": ("", None),
+}
+
+
+def conflicts(
+    need: Need, models: Sequence[Model], rulings: Mapping[str, Ruling], places: Sequence[Place]
+) -> tuple[Change, ...]:
+    """For a need that nothing meets: the bounds of which letting one go is enough; two of them contradict each other."""
+    found = []
+    for name, (loose, say) in _BOUNDS.items():
+        if getattr(need, name) == loose:
+            continue
+        plans = choose(replace(need, **{name: loose}), models, rulings, places).plans
+        if plans:
+            found.append(Change(bound=name, change=say(need, plans) if say else f"no {name.replace('_', ' ')}"))
+    return tuple(found)

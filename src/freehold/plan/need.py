@@ -1,0 +1,79 @@
+"""What somebody needs: one struct for the command line, `[need]` in freehold.toml, and `choose`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from freehold.errors import BadRequest
+from freehold.facts import OfferKind
+from freehold.plan import kv
+from freehold.plan.weights import SCHEMES
+
+Task = Literal["", "chat", "coding", "vision", "audio"]
+
+
+class Need(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model or a task, for so many users at once, under these bounds. Empty or None: no bound."""
+
+    model: str = ""
+    task: Task = ""
+    min_size: float | None = None  # billions of parameters
+    max_size: float | None = None
+    context: int = 8192  # tokens of one request, prompt and answer
+    users: int = 1  # requests at the same moment, each with the whole context
+    speed: float = 0.0  # tokens a second that each of them gets at least
+    budget: float | None = None  # a month
+    currency: str = "EUR"
+    use: Literal["", "commercial", "internal", "research"] = ""  # of the output; "": as [policy] says
+    residency: tuple[str, ...] = ()  # countries where the machine may stand, beside those of [policy]
+    jurisdiction_not: tuple[str, ...] = ()  # home law that must not reach the operator
+    cards: str = ""  # at hand: "2xH100"
+    kinds: tuple[OfferKind, ...] = ()  # of offers; (): all but spot
+    hours_a_day: float = 24.0  # on which the machines are paid
+    quantization: tuple[str, ...] = ()  # keys of weights.SCHEMES; (): any
+    kv_dtype: str = "bf16"
+    requests_a_day: float | None = None
+    prompt_tokens: float = 1500.0  # of one request, on average
+    completion_tokens: float = 500.0
+    rate: float | None = None  # tokens a second one replica sustains in all, as measured or published
+    rate_source: str = ""
+
+
+_RANGES = (
+    ("context", 1, 100_000_000, "tokens"),
+    ("users", 1, 1_000_000, "requests at once"),
+    ("speed", 0, 100_000, "tokens a second"),
+    ("min_size", 0, 100_000, "billion parameters"),
+    ("max_size", 0, 100_000, "billion parameters"),
+    ("budget", 0, 1e12, "a month"),
+    ("hours_a_day", 0.1, 24, "hours"),
+    ("requests_a_day", 0, 1e10, "requests"),
+    ("prompt_tokens", 0, 1e8, "tokens"),
+    ("completion_tokens", 1, 1e8, "tokens"),
+    ("rate", 1e-3, 1e8, "tokens a second"),
+)
+
+
+def check(need: Need) -> Need:
+    """The need itself, or BadRequest with the valid range, or with the two parts that contradict each other."""
+    for name, least, most, unit in _RANGES:
+        value = getattr(need, name)
+        if value is not None and not least <= value <= most:
+            span = f"from {least:,} to {most:,.0f} {unit}"
+            raise BadRequest(f"{name} is {value:,}, but must be {span}", hint=f"give --{name.replace('_', '-')} {span}")
+    if need.min_size is not None and need.max_size is not None and need.min_size > need.max_size:
+        raise BadRequest(
+            f"min_size {need.min_size:g} and max_size {need.max_size:g} contradict each other",
+            hint=f"lower min_size to {need.max_size:g}, or raise max_size to {need.min_size:g}",
+        )
+    _one_of("quantization", need.quantization, SCHEMES)
+    _one_of("kv_dtype", (need.kv_dtype,), kv.BYTES)
+    return need
+
+
+def _one_of(name: str, asked: tuple[str, ...], known: dict[str, object] | dict[str, float]) -> None:
+    for each in asked:
+        if each not in known:
+            raise BadRequest(f"{name} {each!r} is not one of those known", hint="one of: " + ", ".join(known))
