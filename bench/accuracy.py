@@ -149,7 +149,9 @@ def _vllm(row: Row, known: catalogue.Catalogue) -> Iterator[Answer]:
         drafts = settings.draft_layers > 0
         ours = split(counts, SCHEMES[scheme], model, tp=tp, pp=pp, mtp=drafts).total / GIB
         yield "vLLM: weights from dimensions", ours, held[0], held[-1]
-    if pools and card and scheme and (place := vllm.rank(model, scheme, card, settings, tp=tp, pp=pp)):
+    told = row["dtype"] or row["max_model_len"] or row["gpu_memory_utilization"]  # how the engine was started
+    if pools and card and scheme and told and (counts := count(model)):
+        place = vllm.rank(model, counts, scheme, card, settings, split=(tp, pp, 1))
         same = row["engine_version"] == "0.19.0" and row["gpu_total_gib"] == "79.19"
         group = "same machine (H100, 0.19.0)" if same else "other machines"
         yield f"vLLM: pool from scratch, {group}", place.pool / GIB, pools[0], pools[-1]

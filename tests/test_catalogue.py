@@ -160,6 +160,8 @@ NAMES = [  # what people call it, which model that is
     ("weights/DotsOCR", "dots.ocr"),
     ("scb10x/typhoon-ocr-7b", "qwen2.5-vl-7b"),
     ("phi-4-14b", "phi-4"),
+    ("Gemma-4-E4B-It", "gemma-4-e4b"),
+    ("cyankiwi/Kimi-Linear-48B-A3B-Instruct-AWQ-4bit", "kimi-linear-48b-a3b"),
     ("Ministral-3-14B", "ministral-3-14b-2512"),
 ]
 NOBODY = [  # other networks, however alike, and names that could be several

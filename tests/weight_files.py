@@ -71,7 +71,7 @@ def facts(dtype="F16", shape=(2, 4), offsets=(0, 16)) -> dict:
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 512,
+    "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 512, "intermediate_size": 128,
 }  # fmt: skip
 
 

@@ -169,6 +169,7 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     disagreements: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     sources: Sources = {}
+    file_bytes: int = 0  # of the weights, where it was read from files
     ready: bool = True  # False: too little is known to plan with it
 
 
@@ -235,10 +236,10 @@ class Card(Struct, frozen=True, kw_only=True, omit_defaults=True):
 OfferKind = Literal["on-demand", "spot", "reserved", "dedicated", "owned"]
 
 
-class Offer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Offer(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What somebody asks for one card, or one machine, for an hour or a month."""
 
-    id: str
+    id: str = ""
     provider: str  # id
     card: str  # id; "": a machine without one
     cards: int = 1  # that `price` buys
@@ -270,7 +271,7 @@ class Provider(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sources: tuple[str, ...] = ()
 
 
-class Rate(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Rate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What one unit of `base` costs in `quote`, on a day."""
 
     base: str

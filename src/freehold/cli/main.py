@@ -12,7 +12,7 @@ from freehold import __version__
 from freehold.errors import FreeholdError
 
 COMMANDS = (
-    *("models", "show"),
+    *("plan", "models", "show", "compare", "cost"),
     *("up", "down", "serve", "ps", "logs", "start", "stop"),
     *("verify", "keys", "usage", "events", "doctor", "schema", "completion"),
 )

@@ -46,7 +46,10 @@ def command(  # noqa: PLR0917  click passes them by name
     from freehold.catalogue import load
 
     catalogue = load()
-    uses = {each.id: each.commercial_use for each in catalogue.licences}
+    allowed = {each.id: each.commercial_use for each in catalogue.licences}
+    everything = (*catalogue.models, *(catalogue.known if known else ()))
+    # where only a tag at the hub names the licence, nobody read it
+    uses = {each.id: allowed[each.licence.id] if "licence" in each.sources else "unknown" for each in everything}
 
     def wanted(model: Model) -> bool:
         size, used = total(model), active(model)
@@ -56,7 +59,7 @@ def command(  # noqa: PLR0917  click passes them by name
                 not publisher or publisher.casefold() in model.publisher.casefold(),
                 not countries or model.publisher_country in {each.upper() for each in countries},
                 not licence or licence.casefold() in model.licence.id,
-                not commercial or uses[model.licence.id] == commercial,
+                not commercial or uses[model.id] == commercial,
                 min_size is None or (size is not None and size >= min_size * 1e9),
                 max_size is None or (size is not None and size <= max_size * 1e9),
                 max_active is None or (used is not None and used <= max_active * 1e9),
@@ -65,8 +68,7 @@ def command(  # noqa: PLR0917  click passes them by name
             )
         )
 
-    models = [model for model in (*catalogue.models, *(catalogue.known if known else ())) if wanted(model)]
-    _show(sorted(models, key=_SORTS[sort]), uses, as_json)
+    _show(sorted(filter(wanted, everything), key=_SORTS[sort]), uses, as_json)
 
 
 def total(model: Model) -> int | None:
@@ -94,7 +96,7 @@ def _show(models: list[Model], uses: dict[str, str], as_json: bool) -> None:
         rows = [
             {field: getattr(model, field) for field in fields}
             | {"total": total(model), "active": active(model), "context": model.context.native}
-            | {"licence": model.licence.id, "commercial_use": uses[model.licence.id]}
+            | {"licence": model.licence.id, "commercial_use": uses[model.id]}
             for model in models
         ]
         click.echo(json.dumps(rows, indent=2))
@@ -103,7 +105,7 @@ def _show(models: list[Model], uses: dict[str, str], as_json: bool) -> None:
     body = [
         (
             model.id, billions(total(model)), billions(active(model)), f"{model.context.native:,}", model.licence.id,
-            uses[model.licence.id], model.publisher_country, model.released or "unknown",
+            uses[model.id], model.publisher_country, model.released or "unknown",
         )
         for model in models
     ]  # fmt: skip

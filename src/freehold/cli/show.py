@@ -42,12 +42,14 @@ def _lines(found: Match, licence: Licence) -> list[str]:
     lines += _field("publisher", model.publisher + home)
     lines += _field("released", f"{model.released or 'unknown'}   {model.released_basis}".rstrip())
     lines += _field("architecture", *_architecture(model))
-    lines += _field(
-        "parameters",
-        f"{billions(counts.total)} counted from the dimensions, {billions(counts.active)} of them touched by a token",
-        f"{billions(counts.published)} published, {billions(counts.checkpoint)} in the checkpoint"
-        + (", equal to the count to the last one" if counts.exact else ""),
+    counted = (
+        f"{billions(counts.total)} counted from the dimensions, {billions(counts.active)} of them touched by a token"
+        if counts.total
+        else "not counted: outside the formulas"
     )
+    exact = ", equal to the count to the last one" if counts.exact else ""
+    stated = f"{billions(counts.published)} published, {billions(counts.checkpoint)} in the checkpoint{exact}"
+    lines += _field("parameters", counted, stated)
     stored = f"{model.checkpoint}{'' if model.checkpoint_confirmed else ', not confirmed'}"
     lines += _field("checkpoint", f"{stored}   {model.checkpoint_note}".rstrip())
     further = (
@@ -68,8 +70,10 @@ def _lines(found: Match, licence: Licence) -> list[str]:
 
 def _licence(model: Model, licence: Licence) -> list[str]:
     """Each term in plain words, then its clause and where it was read."""
-    told = f"{licence.name}   commercial use: {licence.commercial_use}"
-    lines = _field("licence", told, *filter(None, [licence.url]))
+    told = [f"{licence.name}   commercial use: {licence.commercial_use}", licence.url]
+    if "licence" not in model.sources:
+        told.append(f"by its tag at the hub ({model.licence.tag or 'none'}): nobody read what comes with the weights")
+    lines = _field("licence", *filter(None, told))
     for term in licence.terms:
         limit = f" (above {term.limit:,} {term.unit})".replace(" )", ")") if term.limit else ""
         lines += _field("", f"[{term.kind}] {term.says}{limit}", f"    {term.clause}   ({term.source})")
@@ -79,7 +83,7 @@ def _licence(model: Model, licence: Licence) -> list[str]:
 def _architecture(model: Model) -> list[str]:
     words = [f"{model.architecture}: {model.layers} layers, hidden size {model.hidden_size:,}"]
     words += [_attention(group) for group in model.attention]
-    words += [model.attention_note] if model.attention_note and not model.attention else []
+    words += [model.attention_note] if model.attention_note else []
     if moe := model.moe:
         shared = f", {moe.shared_experts} shared" if moe.shared_experts else ""
         words.append(

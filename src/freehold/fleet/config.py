@@ -17,8 +17,11 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from freehold.catalogue.own import OwnHost, OwnModel
 from freehold.engines import engine
 from freehold.errors import BadConfig, BadRequest, Unknown
+from freehold.facts import Offer, Rate
+from freehold.plan.need import Need
 from freehold.policy.countries import expand
 from freehold.policy.law import Acceptance, Rules
 from freehold.types import PICO_PER_UNIT, Price
@@ -103,6 +106,11 @@ class Config(_Table, frozen=True):
     machine: Machine = field(default_factory=Machine)
     policy: Rules = field(default_factory=Rules)
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    need: Need = field(default_factory=Need)
+    models: dict[str, OwnModel] = field(default_factory=dict)
+    hosts: dict[str, OwnHost] = field(default_factory=dict)
+    offers: dict[str, Offer] = field(default_factory=dict)
+    rates: tuple[Rate, ...] = ()
     state_dir: str = ".freehold"
 
 
@@ -203,12 +211,12 @@ def _check_rules(config: Config, path: Path) -> None:
 def _refuse_unknown_keys(raw: dict[str, Any], path: Path) -> None:
     """msgspec would refuse them too, but without the name that was probably meant."""
     tables: list[tuple[str, Any, type[Struct]]] = [("", raw, Config)]
-    tables += [
-        (name, raw.get(name), kind) for name, kind in (("server", Server), ("machine", Machine), ("policy", Rules))
-    ]
-    endpoints = raw.get("endpoints")
-    if isinstance(endpoints, dict):
-        tables += [(f"endpoints.{name}", table, Endpoint) for name, table in endpoints.items()]
+    single = (("server", Server), ("machine", Machine), ("policy", Rules), ("need", Need))
+    tables += [(name, raw.get(name), kind) for name, kind in single]
+    many = (("endpoints", Endpoint), ("models", OwnModel), ("hosts", OwnHost), ("offers", Offer))
+    for group, kind in many:
+        if isinstance(named := raw.get(group), dict):
+            tables += [(f"{group}.{name}", table, kind) for name, table in named.items()]
     policy = raw.get("policy")
     accepted = policy.get("accepted") if isinstance(policy, dict) else None
     if isinstance(accepted, dict):

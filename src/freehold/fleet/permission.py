@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from msgspec.structs import replace
 
 from freehold.catalogue import Catalogue, load, match
+from freehold.catalogue.own import merge
+from freehold.catalogue.places import operator
 from freehold.errors import BadConfig, Refused, Unknown
 from freehold.facts import Licence, Model, Provider
 from freehold.fleet.config import LOOPBACK, Config, Endpoint
@@ -66,7 +68,7 @@ class Permission:
 def permissions(config: Config, ground: Ground) -> dict[str, Permission]:
     """One for each endpoint. Raises BadConfig for a model that the catalogue does not know."""
     asked = config.machine.operator or any(each.model or each.operator for each in config.endpoints.values())
-    catalogue = load() if asked else Catalogue()
+    catalogue = merge(load(), config.models, config.offers, config.rates) if asked else Catalogue()
     return {
         name: Permission(name, endpoint, partial(_rule, name, config, catalogue), ground)
         for name, endpoint in config.endpoints.items()
@@ -104,13 +106,10 @@ def _place(config: Config, endpoint: Endpoint, catalogue: Catalogue) -> tuple[st
     """Where the engine's machine stands, and who runs it. Of another machine than this, only what was said."""
     here = endpoint.engine != "external" or _is_here(endpoint.url or "")
     country = endpoint.country or (config.machine.country if here else "")
-    operator = config.machine.operator if here and endpoint.operator is None else endpoint.operator
-    if operator is None:
+    run_by = config.machine.operator if here and endpoint.operator is None else endpoint.operator
+    if run_by is None:
         return country, Provider(id="", name=f"whoever runs {endpoint.url}")
-    if not operator:
-        return country, None
-    known = (each for each in catalogue.providers if operator.casefold() in (each.id.casefold(), each.name.casefold()))
-    return country, next(known, Provider(id=operator, name=operator))
+    return country, operator(catalogue, run_by)
 
 
 def _is_here(url: str) -> bool:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import log2
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from freehold.facts import Model
 from freehold.plan import search as ways
 from freehold.plan import vllm
+from freehold.plan.deployment import Deployment, Place, settings
 from freehold.plan.need import Need
 from freehold.plan.params import count
-from freehold.plan.search import Deployment, Place, Search
+from freehold.plan.search import Search
 from freehold.types import Refusal, Ruling
 
 _CODING = re.compile(r"coder|coding|devstral|codestral|\bcode\b|-code-", re.IGNORECASE)
@@ -41,9 +42,8 @@ def choose(
     every: bool = False,
 ) -> Choice:
     """Rank what is allowed and possible. `rulings` by model id are policy's; `places` are those that policy allows."""
-    asked = ways.settings(need, version)
-    spots = ways.spots(places, asked)
-    cpus = [place for place in places if place.ram_bytes]
+    spots = ways.spots(places, settings(need, version))
+    with_ram = [place for place in places if place.ram_bytes]
     plans: list[Deployment] = []
     refusals: list[Refusal] = []
     considered = 0
@@ -57,14 +57,14 @@ def choose(
             why = model.attention_note or "its layers are of a kind the formulas do not cover"
             refusals.append(Refusal(subject=model.id, reason=f"memory unknown: {why}"))
             continue
-        search = Search(need, model, counts, asked)
+        search = Search(need, model, counts, version)
         search.cards(spots)
-        for place in cpus:
-            search.cpu(place)
+        for place in with_ram:
+            search.llamacpp(place)
         considered += search.considered
         if search.found:
             found = sorted(search.found, key=lambda each: each[:6])
-            plans += [ways.describe(search, each, ruling) for each in (found if every else found[:1])]
+            plans += [search.describe(each, ruling) for each in (found if every else found[:1])]
         else:
             refusals.append(search.refusal())
     by_id = {model.id: model for model in models}
@@ -74,19 +74,19 @@ def choose(
 
 
 ORDER = (
-    "models made for the task, then those of the last twelve months, then the most parameters, then the finest "
-    "precision, then the least cost; no score is used"
+    "models made for the task, then those of the last twelve months, then the larger size class (half a doubling of "
+    "parameters), then the newer, then the finer precision, then the least cost; no score is used"
 )
 
 
-def order(plan: Deployment, model: Model, need: Need, newest: str) -> tuple[bool, bool, int, int, float]:
+def order(plan: Deployment, model: Model, need: Need, newest: str) -> tuple[bool, bool, int, int, int, float]:
     """What ORDER says. `newest` is the date of the newest model compared."""
     made_for = need.task == "coding" and bool(_CODING.search(model.name))
     year_ago = f"{int(newest[:4]) - 1}{newest[4:]}" if newest else ""
     recent = model.released > year_ago
-    parameters = model.parameters.total or model.parameters.checkpoint or 0
-    tier = ways.tier(plan.scheme, model.checkpoint)
-    return not made_for, not recent, -parameters, tier, plan.month or 0.0
+    size_class = round(2 * log2(model.parameters.total or model.parameters.checkpoint or 1))
+    newer = -int(model.released.replace("-", "") or 0)
+    return not made_for, not recent, -size_class, newer, ways.tier(plan.scheme, model.checkpoint), plan.month or 0.0
 
 
 def _unsuited(model: Model, need: Need, ruling: Ruling) -> list[str]:
@@ -105,39 +105,3 @@ def _unsuited(model: Model, need: Need, ruling: Ruling) -> list[str]:
     if need.task == "audio" and "audio" not in model.inputs:
         reasons.append("task: it hears no audio")
     return reasons
-
-
-class Change(Struct, frozen=True, kw_only=True):
-    """One bound that, let go alone, makes plans possible, and how far it has to go."""
-
-    bound: str
-    change: str
-
-
-_BOUNDS = {
-    "budget": (
-        None,
-        lambda need, plans: f"budget at least {min(p.month or 0 for p in plans):,.0f} {need.currency} a month",
-    ),
-    "speed": (0.0, lambda _, plans: f"speed at most {max(p.ceiling or 0 for p in plans):,.1f} tokens a second"),
-    "context": (1, lambda _, plans: f"context at most {max(p.longest for p in plans):,} tokens"),
-    "users": (1, lambda _, plans: f"users at most {max(p.requests for p in plans):,}"),
-    "min_size": (None, None),
-    "max_size": (None, None),
-    "quantization": ((), None),
-    "task": ("", None),
-}
-
-
-def conflicts(
-    need: Need, models: Sequence[Model], rulings: Mapping[str, Ruling], places: Sequence[Place]
-) -> tuple[Change, ...]:
-    """For a need that nothing meets: the bounds of which letting one go is enough; two of them contradict each other."""
-    found = []
-    for name, (loose, say) in _BOUNDS.items():
-        if getattr(need, name) == loose:
-            continue
-        plans = choose(replace(need, **{name: loose}), models, rulings, places).plans
-        if plans:
-            found.append(Change(bound=name, change=say(need, plans) if say else f"no {name.replace('_', ' ')}"))
-    return tuple(found)

@@ -90,9 +90,9 @@ class Layout(Struct, frozen=True, kw_only=True):
 
     def blocks_per_request(self, tokens: int, batched_tokens: int) -> int:
         """Blocks that a request of `tokens` takes while at most `batched_tokens` are computed in one step."""
-        return sum(n * self._blocks_in_group(g, page, tokens, batched_tokens) for g, n, page in self.groups)
+        return sum(n * self.blocks_in_group(g, page, tokens, batched_tokens) for g, n, page in self.groups)
 
-    def _blocks_in_group(self, group: Attention, page: int, tokens: int, batched_tokens: int) -> int:
+    def blocks_in_group(self, group: Attention, page: int, tokens: int, batched_tokens: int) -> int:
         if group.kind in LINEAR:
             return 1 + self.speculative + self.align
         if group.kind == "sliding":

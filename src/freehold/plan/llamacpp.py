@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from freehold.facts import Attention
+from freehold.facts import Attention, Model
 from freehold.plan.kv import LINEAR, WINDOWED, state_bytes, values_per_token
 from freehold.plan.units import GIB, size
 from freehold.types import Build, Host, Plan, Refusal
@@ -61,6 +62,40 @@ def kv_buffers(
             kept = min(each, cells(seen + ubatch))
         total += group.layers * values_per_token(group) * bytes_per_value * kept * streams
     return round(total)
+
+
+class Offload(Struct, frozen=True):
+    """How many layers go to the cards, and what lacks if the rest does not fit the memory; 0 or less: it fits."""
+
+    gpu_layers: int
+    lack_bytes: int
+
+
+def offload(
+    model: Model, weight_bytes: int, *, context: int, users: int, ram_bytes: int, cards: Sequence[int] = ()
+) -> Offload:
+    """As many whole layers, with their KV cache, on the cards as these hold; the others in RAM.
+
+    `cards` are their bytes; 5 % and a compute buffer of each are left free.
+    """
+    kept = kv_buffers(model.attention, context * users, sequences=users)
+    compute = graph_bytes(model, context * users)
+    layer = (weight_bytes + kept) / model.layers
+    on_cards = min(model.layers, sum(max(0, int((0.95 * card - compute) / layer)) for card in cards))
+    return Offload(on_cards, round((model.layers - on_cards) * layer) + compute - ram_bytes)
+
+
+def graph_bytes(model: Model, context: int) -> int:
+    """The compute buffer for a model's dimensions: as `compute_bytes`, without its bound for wide layers."""
+    return (model.vocab_size + model.hidden_size) * UBATCH * 4 + cells(context) * UBATCH * 2
+
+
+def longest(model: Model, pool_bytes: int, users: int, least: int, limit: int) -> int:
+    """The longest context of `users` requests that the pool holds, in doublings of `least` up to `limit`."""
+    found = least
+    while found * 2 <= limit and kv_buffers(model.attention, found * 2 * users, sequences=users) <= pool_bytes:
+        found *= 2
+    return found
 
 
 def compute_bytes(build: Build, ubatch: int = UBATCH, context: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from msgspec import Struct
@@ -73,7 +74,7 @@ def check(need: Need) -> Need:
     return need
 
 
-def _one_of(name: str, asked: tuple[str, ...], known: dict[str, object] | dict[str, float]) -> None:
+def _one_of(name: str, asked: tuple[str, ...], known: Collection[str]) -> None:
     for each in asked:
         if each not in known:
             raise BadRequest(f"{name} {each!r} is not one of those known", hint="one of: " + ", ".join(known))

@@ -11,9 +11,9 @@ from msgspec import Struct
 
 from freehold.facts import Card, Model
 from freehold.plan.kv import Layout, layout
-from freehold.plan.params import count
+from freehold.plan.params import Counts
 from freehold.plan.units import GIB
-from freehold.plan.weights import SCHEMES, split
+from freehold.plan.weights import held_bytes
 
 VERSION = (0, 26, 0)
 _GRAPH_SIZES = 51  # batch sizes captured by default, 1 to 512
@@ -69,18 +69,23 @@ class Rank(Struct, frozen=True, kw_only=True):
 
 
 def rank(
-    model: Model, scheme: str, card: Card, settings: Settings, *, tp: int = 1, pp: int = 1, ep: int = 1
-) -> Rank | None:
-    """What the fullest of tp x pp cards holds; None where the dimensions are outside the formulas."""
-    counts = count(model)
-    if counts is None:
-        return None
+    model: Model,
+    counts: Counts,
+    scheme: str,
+    card: Card,
+    settings: Settings,
+    *,
+    split: tuple[int, int, int] = (1, 1, 1),
+) -> Rank:
+    """What the fullest card holds when the model is split tensor x pipeline x expert parallel."""
+    tp, pp, ep = split
+    drafts = settings.draft_layers > 0
     return Rank(
         card=card.memory_bytes,
         usable=int(settings.share() * card.memory_bytes),
-        weights=split(counts, SCHEMES[scheme], model, tp=tp, pp=pp, ep=ep, mtp=settings.draft_layers > 0).total,
+        weights=held_bytes(counts, scheme, model, tp=tp, pp=pp, ep=ep, mtp=drafts),
         activation=activation_bytes(model, scheme, settings, card, tp=tp, ep=ep),
-        other=other_bytes(settings, card, tp * pp),
+        other=other_bytes(settings, card, tp * pp * ep),
         graphs=graph_bytes(settings, card, tp),
         layout=kv_layout(model, settings, tp=tp, pp=pp),
     )

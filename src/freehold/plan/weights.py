@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from freehold.facts import Model
 from freehold.plan.kv import LINEAR
-from freehold.plan.params import Counts, Part, count
+from freehold.plan.params import Counts, Part
 
 
 def _rate(bits: float, group: int = 0, scale_bits: int = 0) -> float:
@@ -33,7 +33,6 @@ class Scheme(Struct, frozen=True, kw_only=True):
     embedding: float = 2.0
     rest: float = 2.0  # norms, biases, routers, convolutions
     needs: float = 0.0  # least compute capability
-    form: str = "safetensors"
 
 
 def _linear(name: str, rate: float, **others: float) -> Scheme:
@@ -55,7 +54,6 @@ def _gguf(name: str, base: float, better: float, head: float, embedding: float |
         head=head / 8,
         embedding=(embedding or base) / 8,
         rest=4.0,
-        form="gguf",
     )
 
 
@@ -150,13 +148,31 @@ def split(
     )
 
 
-def checkpoint_bytes(model: Model, scheme: str | None = None) -> int | None:
+def held_bytes(
+    counts: Counts,
+    scheme: str,
+    model: Model,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    ep: int = 1,
+    mtp: bool = False,
+    engine_tables: bool = True,
+) -> int:
+    """What the fullest rank holds, in bytes. Where there are files, their size is what is split."""
+    kind = SCHEMES[scheme]
+    if model.file_bytes and scheme.startswith("gguf"):
+        return model.file_bytes
+    held = split(counts, kind, model, tp=tp, pp=pp, ep=ep, mtp=mtp, tables=engine_tables)
+    if not model.file_bytes or scheme != model.checkpoint:
+        return held.total
+    whole = checkpoint_bytes(counts, scheme, model)
+    return round((held.total - held.tables) * model.file_bytes / whole + held.tables)
+
+
+def checkpoint_bytes(counts: Counts, scheme: str, model: Model) -> int:
     """All weight files of a checkpoint, MTP layers included: what has to be fetched and stored."""
-    counts, kind = count(model), SCHEMES[scheme or model.checkpoint]
-    if counts is None:
-        total = model.parameters.checkpoint
-        return round(total * 2.0) if total and kind.name == "BF16" else None
-    return split(counts, kind, model, mtp=True, tables=False).total
+    return model.file_bytes or split(counts, SCHEMES[scheme], model, mtp=True, tables=False).total
 
 
 def _on_rank(part: Part, tp: int) -> float:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from freehold.errors import BadRequest
 from freehold.types import Finding, Pinned, Verdict
-from freehold.weights.describe import describe
+from freehold.weights.describe import Checkpoint, describe
+from freehold.weights.dimensions import dimensions
 from freehold.weights.files import list_files
 from freehold.weights.gate import examine
 from freehold.weights.hashing import hash_files, manifest_digest
 
-__all__ = ["describe", "verify"]
+__all__ = ["Checkpoint", "describe", "dimensions", "verify"]
 
 
 def verify(path: Path, pin: str | None = None) -> Verdict:

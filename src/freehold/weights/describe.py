@@ -1,23 +1,50 @@
-"""What a set of weights is, read from its headers into a Build."""
+"""What a set of weights is, read from its headers: a Build, and the dimensions of its model where they are known."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from freehold.errors import Refused, Unknown
+from freehold.facts import Model
 from freehold.types import Build
 from freehold.weights import gguf, safetensors
+from freehold.weights.dimensions import dimensions, merged
 from freehold.weights.files import File, list_files, root_of, split_of
+from freehold.weights.layers import Facts, Unfamiliar
+from freehold.weights.metadata import dimensions_of, facts_of
+from freehold.weights.precision import Precision, precision_of, precision_of_file
 from freehold.weights.reading import Malformed, parse_json, quoted
 
-MAX_SIZE = 1 << 40  # no layer count, width or context is larger; keeps nonsense out of the arithmetic
+_ENCODERS = (
+    "vision",
+    "visual",
+    "audio",
+    "image",
+    "embed_vision",
+    "embed_audio",
+    "mm_projector",
+    "multi_modal_projector",
+    "patch_merge",
+)
 
 
-def describe(path: Path) -> Build:
-    """The build at `path`: a GGUF file (or the first of a split one), or a folder with one model.
+class Checkpoint(Build, frozen=True, kw_only=True):
+    """A build and its model's dimensions. Without them the sizes of the build are an upper bound."""
+
+    model: Model | None = None
+    model_note: str = ""  # why there is none, in words
+    kv_dtype: str = ""  # of the KV cache, where the publisher says so: a key of plan.kv.BYTES
+
+
+def describe(path: Path) -> Checkpoint:
+    """The checkpoint at `path`: a GGUF file (or the first of a split one), or a folder with one model.
 
     Raises Unknown when there is no model, Refused when its headers are malformed or leave something out.
     """
@@ -42,7 +69,7 @@ def _name(path: Path) -> str:
     return root.stem if root.suffix == ".gguf" else root.name
 
 
-def _describe_gguf(name: str, files: Sequence[File]) -> Build:
+def _describe_gguf(name: str, files: Sequence[File]) -> Checkpoint:
     models = {split_of(file.name) or (file.name, 1) for file in files}
     if len(models) > 1:
         raise Unknown(f"{name} holds {len(models)} GGUF models", hint=f"name one, for example {files[0].name}")
@@ -53,27 +80,28 @@ def _describe_gguf(name: str, files: Sequence[File]) -> Build:
     for file in files:
         with file.open() as stream:
             headers.append(gguf.read_header(stream, file.size_bytes))
-    facts = _Facts(headers[0].metadata)
-    architecture = facts.text("general.architecture")
+    facts = facts_of(headers[0].metadata)
     if facts.values.get("general.type", "model") != "model":
         raise Refused(
-            f"{name} is of type {quoted(facts.text('general.type'))}, not a model", hint="name the base model"
+            f"{name} is of type {quoted(str(facts.values['general.type']))}, not a model", hint="name the base model"
         )
-    facts.prefix = architecture + "."
     heads = facts.size("attention.head_count")
     hidden = facts.size("embedding_length")
     tokens = facts.values.get("tokenizer.ggml.tokens")
-    layers = facts.size("block_count")
     types = Counter[str]()
-    for tensor in (tensor for header in headers for tensor in header.tensors):
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    for tensor in tensors:
         types[tensor.type] += tensor.size_bytes
-    return Build(
+    model, note = _known(partial(dimensions_of, facts, tensors, name))
+    if model:
+        model = _stored(model, precision_of_file(facts.values.get("general.file_type")))
+    return Checkpoint(
         name=name,
         format="gguf",
-        architecture=architecture,
+        architecture=facts.prefix[:-1],
         precision=_most_bytes(types),
         weight_bytes=sum(file.size_bytes for file in files),
-        layers=layers,
+        layers=facts.size("block_count"),
         kv_heads=facts.size("attention.head_count_kv", heads),
         key_dim=facts.size("attention.key_length", hidden // heads),
         value_dim=facts.size("attention.value_length", hidden // heads),
@@ -81,36 +109,41 @@ def _describe_gguf(name: str, files: Sequence[File]) -> Build:
         vocabulary=tokens.count if isinstance(tokens, gguf.Array) else facts.size("vocab_size"),
         context=facts.size("context_length"),
         weights_source=_source("size", len(files), "GGUF"),
+        model=model,
+        model_note=note,
     )
 
 
-def _describe_safetensors(name: str, files: Sequence[File]) -> Build:
-    config = next((file for file in files if file.name == "config.json"), None)
+def _describe_safetensors(name: str, files: Sequence[File]) -> Checkpoint:
     shards = [file for file in files if file.suffix == ".safetensors" and "/" not in file.name]
+    config = _object(files, "config.json")
     if config is None or not shards:
         raise Unknown(f"{name} holds no model", hint="a model is a GGUF file, or config.json with safetensors files")
-    with config.open() as stream:
-        content = parse_json(stream.read())
-    if not isinstance(content, dict):
-        raise Malformed("bad-config", "config.json is not an object")
-    text = content.get("text_config")
-    facts = _Facts({**content, **text} if isinstance(text, dict) else content)
-    bytes_by_dtype = Counter[str]()
+    facts = Facts(merged(config))
+    bytes_by_dtype, elements = Counter[str](), Counter[bool]()
     for file in shards:
         with file.open() as stream:
             for tensor in safetensors.read_header(stream, file.size_bytes).tensors:
                 bytes_by_dtype[tensor.dtype] += tensor.end - tensor.start
+                elements[_encodes(tensor.name)] += prod(tensor.shape)
+    architecture = facts.text("model_type")
+    quantization = facts.get("quantization_config") or (_object(files, "hf_quant_config.json") or {}).get(
+        "quantization"
+    )
+    model, note = _known(partial(dimensions, config, name))
+    precision = precision_of(quantization, moe=bool(model and model.moe))
+    if model:
+        model = _stored(_measured(model, elements[False], elements[True]), precision)
     heads, hidden = facts.size("num_attention_heads"), facts.size("hidden_size")
     head_dim = facts.size("head_dim", hidden // heads)
-    quantization = content.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    return Build(
+    return Checkpoint(
         name=name,
         format="safetensors",
-        architecture=facts.text("model_type"),
+        architecture=architecture,
         precision=method if isinstance(method, str) else _most_bytes(bytes_by_dtype),
         weight_bytes=bytes_by_dtype.total(),
-        layers=facts.size("num_hidden_layers"),
+        layers=model.layers if model else facts.size("num_hidden_layers"),
         kv_heads=facts.size("num_key_value_heads", heads),
         key_dim=head_dim,
         value_dim=head_dim,
@@ -118,7 +151,51 @@ def _describe_safetensors(name: str, files: Sequence[File]) -> Build:
         vocabulary=facts.size("vocab_size"),
         context=facts.size("max_position_embeddings"),
         weights_source=_source("tensor bytes", len(shards), "safetensors"),
+        model=model,
+        model_note=note,
+        kv_dtype=precision.kv_dtype,
     )
+
+
+def _object(files: Sequence[File], name: str) -> dict[str, Any] | None:
+    file = next((file for file in files if file.name == name), None)
+    if file is None:
+        return None
+    with file.open() as stream:
+        content = parse_json(stream.read())
+    if not isinstance(content, dict):
+        raise Malformed("bad-config", f"{name} is not an object")
+    return content
+
+
+def _known(read: Callable[[], Model]) -> tuple[Model | None, str]:
+    try:
+        return read(), ""
+    except Unfamiliar as error:
+        return None, error.why
+
+
+def _stored(model: Model, precision: Precision) -> Model:
+    """With the precision of its files. What is not counted from dimensions stays bf16, an upper bound, and says so."""
+    return replace(
+        model,
+        checkpoint=precision.scheme or model.checkpoint,
+        checkpoint_note=precision.note,
+        checkpoint_confirmed=bool(precision.scheme),
+    )
+
+
+def _encodes(tensor: str) -> bool:
+    """Whether a tensor belongs to an encoder of images or sound, by its name."""
+    return any(part.startswith(_ENCODERS) for part in tensor.split("."))
+
+
+def _measured(model: Model, decoder: int, encoders: int) -> Model:
+    """With what the files hold: encoders, which no formula counts, and whether the formulas agree."""
+    counted = model.parameters
+    total = counted.total + encoders if counted.total else None
+    parameters = replace(counted, total=total, checkpoint=decoder + encoders, exact=total == decoder + encoders)
+    return replace(model, encoder_params=encoders, parameters=parameters)
 
 
 def _most_bytes(sizes: Counter[str]) -> str:
@@ -128,26 +205,3 @@ def _most_bytes(sizes: Counter[str]) -> str:
 
 def _source(what: str, count: int, form: str) -> str:
     return f"{what} of the {form} file" if count == 1 else f"{what} of {count} {form} files"
-
-
-class _Facts:
-    """Values by key, each checked for its type: a header that leaves one out cannot be planned with."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.values = values
-        self.prefix = ""
-
-    def text(self, key: str) -> str:
-        if not isinstance(value := self.values.get(key), str) or not value.isprintable():
-            raise Malformed("missing-fact", f"{key} is missing or no text")
-        return value
-
-    def size(self, key: str, default: int | None = None) -> int:
-        """A positive integer. Where layers differ it is the largest, which makes a plan safe rather than tight."""
-        value = self.values.get(self.prefix + key)
-        if isinstance(value, gguf.Array):
-            value = max(value.values, default=None)
-        value = default if value is None else value
-        if type(value) is not int or not 0 < value < MAX_SIZE:
-            raise Malformed("missing-fact", f"{self.prefix + key} is missing or no size")
-        return value

@@ -33,7 +33,7 @@ def precision_of(quantization: Any, *, moe: bool) -> Precision:
     method = str(quantization.get("quant_method") or quantization.get("quant_algo") or "unknown")
     kept = next((value for key in _KEPT if isinstance(value := quantization.get(key), list)), [])
     scheme = _scheme(quantization)
-    if moe and any("attn" in str(each) for each in kept):
+    if moe and any(_keeps_attention(str(each)) for each in kept):
         scheme = _EXPERTS_ONLY.get(scheme, scheme)
     note = f"{quoted(method, 40)}, {len(kept)} patterns kept as they were" if kept else quoted(method, 40)
     if not scheme:
@@ -41,22 +41,24 @@ def precision_of(quantization: Any, *, moe: bool) -> Precision:
     return Precision(scheme=scheme, note=note, kv_dtype=_kv_dtype(quantization))
 
 
+def _keeps_attention(pattern: str) -> bool:
+    """Whether a pattern keeps the decoder's projections, not just an encoder's, an indexer's or a draft layer's."""
+    return "self_attn" in pattern and not any(other in pattern for other in ("vis", "audio", "mtp", "indexer"))
+
+
 def _scheme(quantization: Mapping[str, Any]) -> str:
     method, algorithm = quantization.get("quant_method"), quantization.get("quant_algo")
+    bits, group = quantization.get("bits"), quantization.get("group_size")
     if isinstance(algorithm, str):
         return _MODELOPT.get(algorithm, "")
-    bits, group = quantization.get("bits"), quantization.get("group_size")
-    if method == "fp8":
-        return "fp8-block" if quantization.get("weight_block_size") == [128, 128] else "fp8"
-    if method == "mxfp4":
-        return "mxfp4"
-    if method == "awq" and (bits, group) == (4, 128):
-        return "int4-awq"
-    if method in ("gptq", "awq"):
-        return {(4, 128): "int4-gptq", (4, 32): "int4-g32", (8, 128): "int8"}.get((bits, group), "")  # type: ignore[arg-type]
     if method == "compressed-tensors":
         return _compressed(quantization.get("config_groups"))
-    return ""
+    if method == "fp8":
+        return "fp8-block" if quantization.get("weight_block_size") == [128, 128] else "fp8"
+    if method in ("gptq", "awq") and type(bits) is int and type(group) is int:
+        packed = "int4-awq" if method == "awq" else "int4-gptq"
+        return {(4, 128): packed, (4, 32): "int4-g32", (8, 128): "int8"}.get((bits, group), "")
+    return "mxfp4" if method == "mxfp4" else ""
 
 
 def _compressed(groups: Any) -> str:
@@ -71,12 +73,11 @@ def _weights(group: Any) -> str:
         return ""
     size = weights.get("group_size")
     if weights.get("strategy") == "block":
-        return "fp8-block" if weights.get("num_bits") == 8 else ""  # noqa: PLR2004
+        return "fp8-block" if weights.get("num_bits") == 8 else ""
     size = size if isinstance(size, int) and size > 0 else 0
-    key = (str(weights.get("type")), weights.get("num_bits"), size)
-    if key == ("int", 4, 128) and weights.get("symmetric") is False:
-        return "int4-awq"
-    return _BY_WEIGHTS.get(key, "") if isinstance(key[1], int) else ""
+    bits = weights.get("num_bits")
+    key = (str(weights.get("type")), bits if type(bits) is int else 0, size)
+    return "int4-awq" if key == ("int", 4, 128) and weights.get("symmetric") is False else _BY_WEIGHTS.get(key, "")
 
 
 def _kv_dtype(quantization: Mapping[str, Any]) -> str:

@@ -1,0 +1,154 @@
+"""Where something may run: a team's machines and what is offered for rent, with what policy says of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+
+from msgspec.structs import replace
+
+from freehold.catalogue import Catalogue
+from freehold.catalogue.own import OwnHost
+from freehold.errors import BadRequest, Unknown
+from freehold.facts import Card, Offer, Provider
+from freehold.plan.cost import exchange, owned_hourly
+from freehold.plan.deployment import Place
+from freehold.plan.llamacpp import RESERVE_BYTES
+from freehold.plan.need import Need
+from freehold.policy.law import Rules, in_words, judge_place
+from freehold.types import Host, Refusal, Ruling
+
+IN_ONE_MACHINE = 8  # cards, where an offer is by the card and does not say
+_FORMS = {"sxm", "pcie", "nvl", "blackwell", "gb", "nvidia", "amd", "geforce", "instinct", "tesla", "80gb", "rtx"}
+
+
+def places(
+    catalogue: Catalogue, need: Need, rules: Rules, hosts: Mapping[str, OwnHost]
+) -> tuple[list[Place], list[Refusal]]:
+    """Every place for this need that policy allows, and why the others are out."""
+    allowed: list[Place] = []
+    refused: list[Refusal] = []
+    for place, countries, operator in (*_hosts(catalogue, need, hosts), *_offers(catalogue, need)):
+        rulings = {country: judge_place(country, operator, rules) for country in countries or ("",)}
+        good = [country for country, ruling in rulings.items() if ruling.allowed]
+        if good:
+            country = " or ".join(filter(None, good))
+            allowed.append(replace(place, country=country, ruling=rulings[good[0]]))
+        else:
+            refused.append(_refusal(place.name, next(iter(rulings.values()))))
+    return allowed, refused
+
+
+def at_hand(catalogue: Catalogue, need: Need) -> Place:
+    """The cards that were named: nobody said what they cost."""
+    count, cards = read_cards(catalogue.cards, need.cards)
+    return Place(name=f"{count} x {cards[0].id} at hand", card=cards[0], cards=count, machines=1)
+
+
+def here(catalogue: Catalogue, host: Host, hourly_price: float, need: Need, currency: str) -> list[Place]:
+    """This machine: its processor, and its cards. `hourly_price` of 0 says nothing of what it costs."""
+    count = max(1, len(host.gpus))
+    offer = Offer(
+        id="this machine", provider="own", card="", cards=count, kind="owned", price=hourly_price, currency=currency,
+        date="stated", source="[machine] hourly_price",
+    ) if hourly_price else None  # fmt: skip
+    rate = exchange(currency, need.currency, catalogue.rates) if offer else 1.0
+    ram = max(0, host.available_bytes - RESERVE_BYTES)
+    found = [Place(name="this machine", card=None, cards=1, machines=1, offer=offer, rate=rate, ram_bytes=ram)]
+    if host.gpus:
+        gpu = host.gpus[0]
+        known = _by_words(catalogue.cards, gpu.name)
+        base = known[0] if known else Card(
+            id=gpu.name, vendor="NVIDIA", memory_gb=gpu.memory_bytes // 10**9, memory_bytes=0, memory_source=""
+        )  # fmt: skip
+        card = replace(base, memory_bytes=gpu.memory_bytes, memory_source="the driver")
+        found.append(
+            Place(
+                name="this machine's cards",
+                card=card,
+                ram_bytes=ram,
+                cards=len(host.gpus),
+                machines=1,
+                offer=offer,
+                rate=rate,
+            )
+        )
+    return found
+
+
+def read_cards(cards: Sequence[Card], text: str) -> tuple[int, list[Card]]:
+    """`2xH100`: how many, and the cards that are called so, the first being the one that is meant."""
+    found = re.fullmatch(r"\s*(?:(\d+)\s*[xX*]\s*)?(\S.*?)\s*", text)
+    if not found:
+        raise BadRequest(f"cards {text!r} cannot be read", hint="write them as 2xH100")
+    count, name = int(found[1] or 1), found[2]
+    if not 1 <= count <= 100_000:
+        raise BadRequest(f"{count} cards", hint="from 1 to 100,000 cards")
+    named = [card for card in cards if card.id.casefold() == name.casefold()] or _by_words(cards, name)
+    if not named:
+        near = get_close_matches(name, [card.id for card in cards], n=4, cutoff=0.3)
+        raise Unknown(f"no card is called {name!r}", hint="nearest: " + ", ".join(near or [c.id for c in cards]))
+    return count, named
+
+
+def _by_words(cards: Iterable[Card], name: str) -> list[Card]:
+    """Cards of which every telling word is in the name, those with the most such words first."""
+    said = set(re.findall(r"[a-z0-9]+", name.casefold()))
+    telling = [(set(re.findall(r"[a-z0-9]+", card.id.casefold())) - _FORMS, card) for card in cards]
+    fits = [(len(words), card) for words, card in telling if words and words <= said]
+    most = max((count for count, _ in fits), default=0)
+    return [card for count, card in fits if count == most]
+
+
+def _hosts(catalogue: Catalogue, need: Need, hosts: Mapping[str, OwnHost]):  # noqa: ANN202
+    for name, host in hosts.items():
+        _, cards = read_cards(catalogue.cards, host.card)
+        price = owned_hourly(host.owned) if host.owned else host.hourly_price
+        currency = host.owned.currency if host.owned else host.currency
+        offer = None
+        if price is not None:
+            offer = Offer(
+                id=name, provider="own", card=cards[0].id, cards=host.cards, kind="owned", price=price,
+                currency=currency, date=(host.owned.date if host.owned else "") or "stated", source=f"[hosts.{name}]",
+            )  # fmt: skip
+        rate = exchange(currency, need.currency, catalogue.rates) if offer else 1.0
+        place = Place(
+            name=name, card=cards[0], cards=host.cards, machines=host.machines, offer=offer, rate=rate
+        )  # fmt: skip
+        yield place, (host.country,), operator(catalogue, host.operator)
+
+
+def _offers(catalogue: Catalogue, need: Need):  # noqa: ANN202
+    cards = {card.id: card for card in catalogue.cards}
+    providers = {each.id: each for each in catalogue.providers}
+    wanted, count = None, 0
+    if need.cards:
+        count, named = read_cards(catalogue.cards, need.cards)
+        wanted = {card.id for card in named}
+    for offer in catalogue.offers:
+        if offer.card not in cards or (wanted is not None and offer.card not in wanted):
+            continue
+        if offer.kind not in need.kinds if need.kinds else offer.kind == "spot":
+            continue
+        one = offer.cards if offer.kind == "dedicated" or offer.cards > 1 else IN_ONE_MACHINE
+        machines = None
+        if count:
+            one, machines = min(one, count), -(-count // one)
+        rate = exchange(offer.currency, need.currency, catalogue.rates)
+        provider = providers.get(offer.provider) or Provider(id=offer.provider, name=offer.provider)
+        place = Place(name=offer.id, card=cards[offer.card], cards=one, machines=machines, offer=offer, rate=rate)
+        yield place, offer.countries, provider
+
+
+def operator(catalogue: Catalogue, name: str) -> Provider | None:
+    """Who runs a machine; None: the company itself."""
+    if not name:
+        return None
+    known = (each for each in catalogue.providers if name.casefold() in (each.id.casefold(), each.name.casefold()))
+    return next(known, Provider(id=name, name=name))
+
+
+def _refusal(name: str, ruling: Ruling) -> Refusal:
+    reasons = tuple(map(in_words, ruling.objections))
+    return Refusal(subject=name, reason=reasons[0], hint=ruling.objections[0].hint, steps=reasons)

@@ -1,0 +1,197 @@
+"""A decision as a table, as JSON, as a paper, and as an endpoint in freehold.toml."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from freehold.catalogue import Catalogue
+from freehold.catalogue.decide import Decision
+from freehold.cli.tables import markdown, table
+from freehold.errors import BadConfig
+from freehold.facts import Model
+from freehold.plan.choose import ORDER
+from freehold.plan.deployment import Deployment
+from freehold.plan.explain import assumptions, explain
+from freehold.plan.units import size
+from freehold.plan.weights import SCHEMES
+from freehold.types import Refusal
+
+_HEADS = (
+    "MODEL",
+    "PRECISION",
+    "CARDS",
+    "WHERE",
+    "COUNTRY",
+    "AT ONCE",
+    "LONGEST",
+    "TOKENS/S <=",
+    "A MONTH",
+    "A MILLION",
+)
+_UNASKED = re.compile(r"(size|context): .*?, (.*)")
+_CUT = 170  # characters of a reason in a table; --json has all of it
+
+
+class Page:
+    """One decision with what is needed to show it."""
+
+    def __init__(self, decision: Decision, catalogue: Catalogue, read: Model | None) -> None:
+        self.decision, self.need = decision, decision.need
+        known = (*catalogue.known, *catalogue.models, *((read,) if read else ()))
+        self.models = {each.id: each for each in known}
+        self.places = {place.name: place for place in decision.places}
+
+    def render(self, top: int, *, paper: bool, full: bool) -> str:
+        """For a person; `paper`: as Markdown. `full`: with the arithmetic of each deployment shown."""
+        choice, draw, head = self.decision.choice, markdown if paper else table, "## {}" if paper else "{}"
+        plans = choice.plans[:top]
+        parts = [head.format(self._title())]
+        if plans:
+            parts += [draw(_HEADS, [self._row(plan) for plan in plans]), "\n".join(self._notes(plans))]
+        parts += ["\n".join(self._detail(plan, full=full)) for plan in (plans if full else plans[:1])]
+        if choice.refusals:
+            parts.append(head.format(f"Not these {len(choice.refusals)} models, and why"))
+            parts.append(draw(("MODELS", "REASON"), _grouped(choice.refusals)))
+        if refused := self.decision.places_refused:
+            counted = Counter(_cut(each.reason) for each in refused)
+            parts.append(head.format(f"Not these {len(refused)} places, and why"))
+            parts.append(draw(("PLACES", "REASON"), [(str(n), reason) for reason, n in counted.most_common()]))
+        return "\n\n".join(parts)
+
+    def json(self, *, full: bool) -> str:
+        """Everything, for programs; `full`: with the steps of every figure."""
+        built: dict[str, Any] = msgspec.to_builtins(self.decision)
+        del built["places"]
+        built["order"] = ORDER
+        for row, plan in zip(built["choice"]["plans"], self.decision.choice.plans, strict=True):
+            model, place = self.models[plan.model], self.places[plan.place]
+            row |= {"cards": plan.cards, "country": place.country, "start": flags(plan, model, self.need.kv_dtype)}
+            row["assumptions"] = assumptions(plan, place, self.need)
+            if full:
+                row["steps"] = explain(plan, model, place, self.need)
+        return msgspec.json.format(msgspec.json.encode(built)).decode()
+
+    def _title(self) -> str:
+        need, choice = self.need, self.decision.choice
+        asked = [need.model, f"for {need.task}" if need.task else "", f"{need.users} at once"]
+        asked += [f"{need.context:,} tokens each", f"{need.speed:g} tokens/s each" if need.speed else ""]
+        asked += [f"{need.budget:,.0f} {need.currency} a month" if need.budget else ""]
+        found = f"{len(choice.plans)} deployments" if choice.plans else "NOTHING"
+        return f"{found} for: {', '.join(filter(None, asked))} ({choice.considered:,} combinations)"
+
+    def _row(self, plan: Deployment) -> tuple[str, ...]:
+        ways = ((plan.tp, "tp"), (plan.pp, "pp"), (plan.ep, "ep"), (plan.replicas, "replicas"))
+        split = ", ".join(f"{n} {word}" for n, word in ways if n > 1)
+        cards = f"{plan.cards} x {plan.card}" + (f" ({split})" if split else "") if plan.card else "CPU"
+        if plan.gpu_layers:
+            cards += f", {plan.gpu_layers} of {self.models[plan.model].layers} layers"
+        money = f"{plan.month:,.0f} {plan.currency}" if plan.month is not None else "unknown"
+        return (
+            plan.model,
+            SCHEMES[plan.scheme].name + ("" if plan.native else " +"),
+            cards,
+            plan.place,
+            self.places[plan.place].country or "unknown",
+            f"{plan.requests:,}",
+            f"{plan.longest:,}",
+            f"{plan.ceiling:,.0f}" if plan.ceiling is not None else "unknown",
+            money + ("*" if plan.undated else ""),
+            f"{plan.per_million:.2f}" if plan.per_million is not None else "unknown",
+        )
+
+    def _notes(self, plans: Sequence[Deployment]) -> Iterator[str]:
+        yield f"Order: {ORDER}."
+        yield from (f"Note: {note}." for note in self.decision.notes)
+        if any(not plan.native for plan in plans):
+            yield "+ not what the publisher ships, but quantized from it: what that loses is not part of this table."
+        if any(plan.undated for plan in plans):
+            yield "* the price has no date: treat it as old."
+        if not self.need.rate:
+            yield "A million tokens: unknown without a measured or published rate (--rate)."
+        if any(plan.month is None for plan in plans):
+            yield "A month: unknown where nobody said what a machine costs ([machine] hourly_price, [hosts], --offer)."
+
+    def _detail(self, plan: Deployment, *, full: bool) -> Iterator[str]:
+        """One deployment: what it holds, what it obliges to, how it is started, what was assumed."""
+        model, place = self.models[plan.model], self.places[plan.place]
+        yield f"{plan.model} on {plan.place}"
+        where = " on the fullest card" if plan.card else ""
+        yield f"  memory   {size(plan.weight_bytes)} of weights{where}, {size(plan.pool_bytes)} left for the KV cache"
+        tokens, longest = f"{plan.kv_tokens:,} tokens in all", f"{plan.longest:,} for {plan.users} at once"
+        yield f"  context  {tokens}; {plan.requests:,} requests of {plan.context:,}; the longest is {longest}"
+        yield from (f"  duty     {duty}" for duty in plan.duties)
+        if plan.accepted:
+            yield f"  accepted {plan.accepted}"
+        yield f"  start    {flags(plan, model, self.need.kv_dtype)}"
+        yield from (f"  assumed  {each}" for each in assumptions(plan, place, self.need))
+        if full:
+            yield from (f"  {line}" for line in explain(plan, model, place, self.need))
+            for field in ("dims", "licence"):
+                yield f"  source   {field}: {'; '.join(model.sources.get(field, ('its files',)))}"
+
+
+def flags(plan: Deployment, model: Model, kv_dtype: str) -> str:
+    """The engine's own command line for this deployment."""
+    if plan.engine == "llamacpp":
+        layers = f" -ngl {plan.gpu_layers}" if plan.gpu_layers else ""
+        return f"llama-server -m {model.id}.gguf -c {plan.context * plan.users} -np {plan.users}{layers}"
+    words = [
+        "vllm serve",
+        model.repo or model.id,
+        f"--max-model-len {plan.context}",
+        f"--max-num-seqs {plan.sequences}",
+    ]
+    words += [f"--tensor-parallel-size {plan.tp}"] if plan.tp > 1 else []
+    words += [f"--pipeline-parallel-size {plan.pp}"] if plan.pp > 1 else []
+    words += [f"--data-parallel-size {plan.ep} --enable-expert-parallel"] if plan.ep > 1 else []
+    words += ["--quantization fp8"] if plan.scheme == "fp8" and not plan.native else []
+    words += [f"--kv-cache-dtype {kv_dtype}"] if kv_dtype not in ("bf16", "fp16") else []
+    made = "" if plan.native or plan.scheme == "fp8" else f"   (a copy of the model in {SCHEMES[plan.scheme].name})"
+    return " ".join(words) + made
+
+
+def _grouped(refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
+    """One row a reason; of what somebody merely did not ask for, one row in all."""
+    rows: dict[str, list[str]] = {}
+    for each in refusals:
+        found = _UNASKED.match(each.reason)
+        rows.setdefault(f"{found[1]}: {found[2]}" if found else _cut(each.reason), []).append(each.subject)
+    return [(", ".join(models), reason) for reason, models in rows.items()]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _CUT else text[: _CUT - 1].rstrip() + "…"
+
+
+def write(path: Path, name: str, page: Page, weights: Path | None) -> str:
+    """Append the first deployment to freehold.toml as an endpoint. Raises BadConfig when there is one of that name."""
+    from freehold.fleet.config import load
+
+    plan = page.decision.choice.plans[0]
+    text = path.read_text() if path.exists() else ""
+    if name in tomllib.loads(text).get("endpoints", {}):
+        raise BadConfig(f"{path} has an endpoint {name!r} already", hint="choose another name, or take that one out")
+    model = page.models[plan.model]
+    lines = [f"[endpoints.{name}]  # written by freehold plan"]
+    if weights is None:
+        lines.append(f'model = "{plan.model}"')
+    if plan.engine == "llamacpp":
+        file = weights or f"models/{plan.model}-{plan.scheme.removeprefix('gguf-')}.gguf"
+        lines += [f'weights = "{file}"', f"context = {plan.context}", f"parallel = {plan.users}"]
+    else:
+        lines.append(f"# start it on {plan.place}: {flags(plan, model, page.need.kv_dtype)}")
+        lines += ['engine = "external"', 'url = "http://127.0.0.1:8000"', f'served_model = "{model.repo or model.id}"']
+    path.write_text(f"{text}\n" * bool(text) + "\n".join(lines) + "\n")
+    try:
+        load(path)
+    except BadConfig:
+        path.write_text(text)
+        raise
+    return f"written to {path}: [endpoints.{name}]; freehold up {name} starts it"

@@ -1,0 +1,52 @@
+"""What is known when a command decides about money or models: the catalogue, and `freehold.toml` where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from freehold.catalogue import Catalogue
+    from freehold.facts import Offer
+    from freehold.fleet.config import Config
+
+DEFAULT = Path("freehold.toml")
+
+
+def known(path: Path) -> tuple[Catalogue, Config | None]:
+    """The catalogue with the team's own entries, and its file; None where nobody named one and there is none here.
+
+    Raises BadConfig.
+    """
+    from freehold.catalogue import load
+
+    if path == DEFAULT and not path.exists():
+        return load(), None
+    from freehold.catalogue.own import merge
+    from freehold.fleet import config
+
+    own = config.load(path)
+    return merge(load(), own.models, own.offers, own.rates), own
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint: the names nearest to one that is unknown, or all of them."""
+    from difflib import get_close_matches
+
+    by_lower = {each.casefold(): each for each in names}
+    near = [by_lower[each] for each in get_close_matches(name.casefold(), by_lower, n=3, cutoff=0.5)]
+    return f"the nearest names: {', '.join(near)}" if near else f"one of: {', '.join(by_lower.values())}"
+
+
+def superseded(offers: Iterable[Offer]) -> set[str]:
+    """Ids of the dated offers of which the provider's newer price is known."""
+    newest: dict[tuple[object, ...], str] = {}
+    offers = [offer for offer in offers if offer.date]
+    for offer in offers:
+        newest[_what(offer)] = max(offer.date, newest.get(_what(offer), ""))
+    return {offer.id for offer in offers if offer.date < newest[_what(offer)]}
+
+
+def _what(offer: Offer) -> tuple[object, ...]:
+    return offer.provider, offer.card, offer.cards, offer.kind, offer.countries, offer.currency

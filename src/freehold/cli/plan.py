@@ -1,0 +1,181 @@
+"""`freehold plan`: which model, on what, at what cost, and may we?"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from freehold.catalogue import Catalogue
+    from freehold.catalogue.decide import Situation
+    from freehold.facts import Model
+    from freehold.fleet.config import Config
+    from freehold.plan.need import Need
+
+_SHOWN = 12  # deployments, unless more are asked for
+_READABLE = 5.0  # tokens a second below which nobody waits for an answer: asked of this machine where nothing is said
+
+
+def tokens(_: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """`32K` or 32768. Thousands are 1,024 here, as context lengths are."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)\s*([kKmM]?)", value.replace(",", "").replace("_", ""))
+    if not found:
+        raise click.BadParameter("a number of tokens, for example 32K or 32768", param=parameter)
+    return int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()]
+
+
+_OPTIONS = [
+    click.option("--task", type=click.Choice(["chat", "coding", "vision", "audio"]), help="What it is for."),
+    click.option("--size", metavar="B", help="Billions of parameters: 70 is 56 to 84; or 60-80."),
+    click.option("--context", metavar="TOKENS", callback=tokens, help="Tokens of a request, prompt and answer: 32K."),
+    click.option("--users", type=int, metavar="N", help="Requests at the same moment, each with the whole context."),
+    click.option("--speed", type=float, metavar="TPS", help="Tokens a second that each of them gets at least."),
+    click.option("--budget", type=float, metavar="MONEY", help="A month, at most."),
+    click.option("--currency", metavar="CODE", help="Of the budget and of all prices shown."),
+    click.option("--use", type=click.Choice(["commercial", "internal", "research"]), help="Of the output."),
+    click.option("--residency", multiple=True, metavar="COUNTRY", help="Where machines may stand: DE, EU, EEA."),
+    click.option("--jurisdiction-not", multiple=True, metavar="COUNTRY", help="Home law that must not reach them."),
+    click.option("--no-cloud-act", is_flag=True, help="The same as --jurisdiction-not US."),
+    click.option("--cards", metavar="NxCARD", help="Cards at hand, for example 2xH100; with --offer, to be rented."),
+    click.option(
+        "--offer", "kinds", multiple=True,
+        type=click.Choice(["on-demand", "spot", "reserved", "dedicated", "owned"]), help="Only offers of this kind.",
+    ),
+    click.option("--hours", "hours_a_day", type=float, metavar="H", help="A day on which machines are paid."),
+    click.option("--quantization", multiple=True, metavar="SCHEME", help="Only these: fp8, int4-awq, gguf-q4_k_m ..."),
+    click.option("--kv-dtype", metavar="TYPE", help="Of the KV cache: bf16, fp8, nvfp4."),
+    click.option("--requests", "requests_a_day", type=float, metavar="N", help="A day, for the cost of tokens."),
+    click.option("--prompt", "prompt_tokens", type=float, metavar="TOKENS", help="Of a request, on average."),
+    click.option("--completion", "completion_tokens", type=float, metavar="TOKENS", help="Of a request, on average."),
+    click.option("--rate", type=float, metavar="TPS", help="Completion tokens a second of one replica."),
+    click.option("--rate-source", metavar="TEXT", help="Who measured it."),
+]  # fmt: skip
+
+
+def _with_options(function: Any) -> Any:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command
+@click.argument("model", required=False)
+@_with_options
+@click.option("--here", is_flag=True, help="Only this machine.")
+@click.option("--every", is_flag=True, help="Every way to serve each model, not only the best.")
+@click.option("--top", type=click.IntRange(1), default=_SHOWN, show_default=True, help="Deployments shown.")
+@click.option("--explain", is_flag=True, help="The arithmetic of every figure, with sources.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--md", "as_markdown", is_flag=True, help="For a paper.")
+@click.option("--write", metavar="ENDPOINT", help="Put the first one into freehold.toml under this name.")
+@click.pass_obj
+def command(config_path: Path, model: str | None, here: bool, every: bool, top: int, **flags: Any) -> None:
+    """Decide: which model, on which cards, at what cost, and may we?
+
+    MODEL is a name of the catalogue, a folder with config.json and safetensors, or a GGUF file; without it all
+    models compete. What is not said comes from [need] in freehold.toml. Without any bound: what this machine can do.
+    Exit status 4: nothing meets the need.
+    """
+    from freehold.catalogue.decide import decide
+    from freehold.cli.decision import Page, write
+    from freehold.errors import DoesNotFit
+
+    explain, as_json, as_markdown = (flags.pop(key) for key in ("explain", "as_json", "as_markdown"))
+    endpoint = flags.pop("write")
+    config = _config(config_path)
+    catalogue = _catalogue(config)
+    need, read = _need(config, model, flags)
+    need, situation = _situation(config, catalogue, need, here=here)
+    decision = decide(catalogue, need, situation, model=read, every=every)
+    page = Page(decision, catalogue, read)
+    click.echo(page.json(full=explain) if as_json else page.render(top, paper=as_markdown, full=explain))
+    if not decision.choice.plans:
+        bounds = " and ".join(each.bound.replace("_", " ") for each in decision.changes[:2])
+        said = f"{bounds} contradict each other" if len(decision.changes) > 1 else bounds and f"{bounds} is too strict"
+        ways = "; or ".join(each.change for each in decision.changes)
+        hint = f"one of these is enough: {ways}" if ways else "no single bound is to blame: see the reasons"
+        raise DoesNotFit(f"nothing meets this need{said and ': '}{said}", hint=hint)
+    if endpoint:
+        click.echo(write(config_path, endpoint, page, Path(model) if read and model else None))
+
+
+def _config(path: Path) -> Config:
+    """The team's file, if there is one: plan needs none."""
+    from freehold.fleet.config import Config, load
+
+    return load(path) if path.exists() else Config()
+
+
+def _catalogue(config: Config) -> Catalogue:
+    from freehold.catalogue import load
+    from freehold.catalogue.own import merge
+
+    return merge(load(), config.models, config.offers, config.rates)
+
+
+def _need(config: Config, model: str | None, flags: dict[str, Any]) -> tuple[Need, Model | None]:
+    """What was said on the command line, over [need]; and the model, where it is files."""
+    from msgspec.structs import replace
+
+    size, no_cloud_act = flags.pop("size"), flags.pop("no_cloud_act")
+    said = {key: value for key, value in flags.items() if value not in (None, (), [])}
+    if size:
+        said |= _sizes(size)
+    if no_cloud_act:
+        said["jurisdiction_not"] = (*said.get("jurisdiction_not", ()), "US")
+    if model and Path(model).exists():
+        return replace(config.need, model="", **said), _read(Path(model))
+    return replace(config.need, **said, **({"model": model} if model else {})), None
+
+
+def _sizes(text: str) -> dict[str, float]:
+    found = re.fullmatch(r"([\d.]+)(?:\s*-\s*([\d.]+))?[bB]?", text)
+    if not found:
+        raise click.BadParameter("write --size 70 or --size 60-80")
+    low = float(found[1])
+    return (
+        {"min_size": low, "max_size": float(found[2])} if found[2] else {"min_size": 0.8 * low, "max_size": 1.2 * low}
+    )
+
+
+def _read(path: Path) -> Model:
+    """A model from its files; an architecture that is not known is said to be so."""
+    from msgspec.structs import replace
+
+    from freehold.errors import Unknown
+    from freehold.weights import describe
+
+    build = describe(path)
+    if build.model is None:
+        raise Unknown(
+            f"{path}: {build.model_note}",
+            hint="freehold verify says whether the files are sound; sizes need its layers",
+        )
+    return replace(build.model, file_bytes=build.weight_bytes)
+
+
+def _situation(config: Config, catalogue: Catalogue, need: Need, *, here: bool) -> tuple[Need, Situation]:
+    """The house's rules and machines. Where no place is asked about, and one user, it is about this machine."""
+    from datetime import UTC, datetime
+
+    from msgspec.structs import replace
+
+    from freehold.catalogue.decide import Situation
+
+    today = datetime.now(UTC).date().isoformat()
+    elsewhere = need.cards or need.kinds or need.residency or need.jurisdiction_not or need.budget or need.users > 1
+    if not here and (elsewhere or config.hosts):
+        return need, Situation(rules=config.policy, hosts=config.hosts, today=today)
+    from freehold.catalogue import places
+    from freehold.fleet.host import probe
+
+    machine = config.machine
+    found = places.here(catalogue, probe(), machine.hourly_price, need, machine.currency)
+    if not need.speed:
+        need = replace(need, speed=_READABLE)
+    return need, Situation(rules=config.policy, here=tuple(found), today=today)

@@ -1,0 +1,122 @@
+"""A place where a model may run, and one way to serve it there."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from msgspec import Struct
+
+from freehold.facts import Card, Offer
+from freehold.plan import vllm
+from freehold.plan.cost import Interruptions, hourly
+from freehold.plan.need import Need
+from freehold.plan.traffic import DAYS_A_MONTH
+from freehold.types import Ruling
+
+CPU_BANDWIDTH_GB_S = 40.0  # assumed of a machine that nobody measured: two channels of DDR4 or DDR5, in part
+FILL = 0.8  # how busy a replica may be: queues grow without end near 1
+INTERRUPTIONS = Interruptions()  # assumed of spot machines
+
+
+class Place(Struct, frozen=True, kw_only=True):
+    """Machines of one kind that may be used, with what they cost."""
+
+    name: str
+    card: Card | None  # None: none that is used
+    cards: int = 8  # in one machine
+    machines: int | None = None  # None: as many as are needed, joined by a network
+    offer: Offer | None = None  # None: nobody said what it costs
+    rate: float = 1.0  # the need's currency for one unit of the offer's
+    ram_bytes: int = 0  # free for llama.cpp; 0: it does not run there
+    country: str = ""
+    ruling: Ruling = Ruling()
+
+    @property
+    def undated(self) -> bool:
+        """Prices without a date are old ones."""
+        return self.offer is not None and not self.offer.date
+
+    def hour(self, cards: int) -> float | None:
+        """Money for a useful hour of so many cards; None: nobody said. Of a spot machine some minutes are lost."""
+        if self.offer is None:
+            return None
+        price = hourly(self.offer, cards, self.rate)
+        return price / INTERRUPTIONS.useful if self.offer.kind == "spot" else price
+
+    def replicas(self, cards: int, most: int) -> int:
+        """How many of so many cards it has room for; small ones share a machine, large ones take whole ones."""
+        if self.machines is None:
+            return most // cards
+        if cards <= self.cards:
+            return self.machines * (self.cards // cards)
+        return self.machines // -(-cards // self.cards)
+
+
+class Deployment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One way to serve a model: what runs where, what it holds, what it costs. Memory is that of the fullest card."""
+
+    model: str
+    scheme: str  # a key of weights.SCHEMES
+    native: bool  # the precision that the publisher ships
+    engine: str
+    place: str
+    card: str = ""  # "": the CPU alone
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1  # ranks that share the experts and have each their own requests
+    replicas: int = 1
+    gpu_layers: int = 0  # llama.cpp: how many are on the cards
+    context: int
+    users: int
+    requests: int  # of that context at once, all replicas together
+    longest: int  # context that as many users could have
+    kv_tokens: int  # the KV cache holds in all, in requests of that context
+    sequences: int  # computed at once in one replica
+    weight_bytes: int
+    activation_bytes: int
+    other_bytes: int = 0
+    graph_bytes: int = 0
+    usable_bytes: int
+    pool_bytes: int
+    block_bytes: int
+    request_blocks: int
+    ceiling: float | None = None  # tokens a second of one request, at most
+    hour: float | None = None
+    month: float | None = None
+    per_million: float | None = None  # tokens, at the load and rate of the need; None: no rate was stated
+    currency: str = "EUR"
+    undated: bool = False
+    duties: tuple[str, ...] = ()
+    accepted: str = ""
+
+    @property
+    def cards(self) -> int:
+        return self.tp * self.pp * self.ep * self.replicas if self.card else 0
+
+
+def settings(need: Need, version: tuple[int, int, int] = vllm.VERSION) -> vllm.Settings:
+    """vLLM as the plan starts it: room for the users, no more."""
+    return vllm.Settings(version=version, kv_dtype=need.kv_dtype, sequences=min(1024, max(8, -(-need.users // 8) * 8)))
+
+
+def hours_a_month(need: Need) -> float:
+    return need.hours_a_day * DAYS_A_MONTH
+
+
+def busy_replicas(need: Need) -> int:
+    """How many the load keeps busy, none more than `FILL` of the time; 1 where no load or no rate was stated."""
+    if not need.rate or not need.requests_a_day:
+        return 1
+    written = need.requests_a_day * need.completion_tokens / (need.hours_a_day * 3600)
+    return max(1, ceil(written / need.rate / FILL))
+
+
+def per_million(need: Need, month: float, replicas: int) -> float | None:
+    """Money for a million tokens, prompt and completion alike; without a load, of completions at full load."""
+    if not need.rate:
+        return None
+    if need.requests_a_day:
+        tokens = need.requests_a_day * DAYS_A_MONTH * (need.prompt_tokens + need.completion_tokens)
+    else:
+        tokens = need.rate * 3600 * hours_a_month(need) * replicas
+    return month / tokens * 1e6

@@ -1,0 +1,197 @@
+"""The arithmetic of a deployment, figure by figure: what is left of `=` computes to what is right of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from freehold.facts import Attention, Card, Model
+from freehold.plan import kv, llamacpp, vllm
+from freehold.plan.deployment import CPU_BANDWIDTH_GB_S, INTERRUPTIONS, Deployment, Place, settings
+from freehold.plan.need import Need
+from freehold.plan.params import count
+from freehold.plan.speed import active_bytes
+from freehold.plan.traffic import DAYS_A_MONTH, number
+from freehold.plan.units import GIB
+from freehold.plan.weights import SCHEMES, split
+
+_PARTS = "embedding, head, attention, dense and shared layers, experts, norms and routers, encoders, tables"
+
+
+def explain(plan: Deployment, model: Model, place: Place, need: Need) -> tuple[str, ...]:
+    """Lines `what: sum = figure unit; words`, in the order in which one rests on another."""
+    lines = _on_cards(plan, model, place, settings(need)) if plan.card else _on_cpu(plan, model, place)
+    return (*lines, *_speed(plan, model, place), *_money(plan, place, need))
+
+
+def assumptions(plan: Deployment, place: Place, need: Need) -> tuple[str, ...]:
+    """What was taken for granted, for whoever runs it otherwise."""
+    asked = settings(need)
+    common = ("every request uses its whole context", "speed: a ceiling without speculation, not a prediction")
+    if not plan.card:
+        return (
+            f"llama.cpp on the CPU; {CPU_BANDWIDTH_GB_S:g} GB/s of memory bandwidth, which nobody measured here",
+            "1 GiB of memory is left to the system",
+            *common,
+        )
+    version = ".".join(map(str, asked.version))
+    link = place.card.link_gb_s if place.card else None
+    shared = f"joined by a link of {link:g} GB/s" if link else "joined by PCIe alone, or nobody said how"
+    return (
+        f"vLLM {version}, {asked.share():.0%} of the card, {plan.sequences} sequences, {asked.kv_dtype} KV cache",
+        "nothing else uses the card; no speculation, no prefix shared between requests",
+        *([f"{plan.tp} cards in one machine, {shared}"] if plan.tp > 1 else []),
+        *(
+            [f"{place.cards} cards in one machine: the offer does not say"]
+            if place.machines is None and plan.tp > 1
+            else []
+        ),
+        *common,
+    )
+
+
+def _on_cards(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) -> Iterator[str]:
+    card, counts = place.card, count(model)
+    assert card is not None  # noqa: S101  a deployment on cards has one
+    assert counts is not None  # noqa: S101  it was counted to be planned
+    scheme = SCHEMES[plan.scheme]
+    held = split(counts, scheme, model, tp=plan.tp, pp=plan.pp, ep=plan.ep)
+    parts = [round(getattr(held, field)) for field in held.__struct_fields__]
+    yield f"parameters: {counts.text:,} + {counts.mtp:,} + {counts.encoders:,} = {counts.total:,}; text, MTP, encoders"
+    ways = f"tensor {plan.tp} x pipeline {plan.pp} x experts {plan.ep}"
+    yield (
+        f"weights on the fullest card: {' + '.join(f'{part:,}' for part in parts)} = {plan.weight_bytes:,} bytes; "
+        f"{_PARTS}, MTP; {scheme.name}; split {ways}"
+    )
+    yield from _cache(plan, model, asked, card)
+    yield (
+        f"usable: {asked.share():g} x {card.memory_bytes:,} = {plan.usable_bytes:,} bytes; of {card.id}, "
+        f"{card.memory_source}"
+    )
+    taken = (plan.weight_bytes, plan.activation_bytes, plan.other_bytes, plan.graph_bytes)
+    yield (
+        f"KV pool: {plan.usable_bytes:,} - {' - '.join(f'{each:,}' for each in taken)} = {plan.pool_bytes:,} bytes; "
+        "weights, activations of the profiling run, runtime, CUDA graphs"
+    )
+    yield f"KV pool: {plan.pool_bytes:,} / {GIB:,} = {plan.pool_bytes / GIB:.2f} GiB"
+    blocks = plan.pool_bytes // plan.block_bytes
+    yield f"blocks in the pool: {plan.pool_bytes:,} // {plan.block_bytes:,} = {blocks:,} blocks"
+    yield (
+        f"requests at once: {blocks:,} // {plan.request_blocks:,} x {plan.ep} x {plan.replicas} = {plan.requests:,} of "
+        f"{plan.context:,} tokens; ranks with requests of their own, replicas"
+    )
+    yield (
+        f"tokens in all: {blocks:,} / {plan.request_blocks:,} x {plan.context:,} x {plan.ep} x {plan.replicas} = "
+        f"{plan.kv_tokens:,} tokens; as vLLM prints its KV cache size since 0.20.1"
+    )
+
+
+def _cache(plan: Deployment, model: Model, asked: vllm.Settings, card: Card) -> Iterator[str]:
+    layout = vllm.kv_layout(model, asked, tp=plan.tp, pp=plan.pp)
+    for group in model.attention:
+        yield _of_layer(group, asked.kv_dtype, plan.tp)
+    if len(layout.groups) == 1:
+        sizes = [(-(-g.layers // plan.pp), kv.bytes_per_token(g, asked.kv_dtype, plan.tp)) for g in model.attention]
+        layers = " + ".join(f"{n} x {each:,}" for n, each in sizes if each)
+        yield f"a block: {layout.block_tokens} x ({layers}) = {plan.block_bytes:,} bytes; tokens, all layers"
+    else:
+        page = max(kv.bytes_per_token(group, asked.kv_dtype, plan.tp) for group in model.attention)
+        size = plan.block_bytes // (layout.block_tokens * page)
+        yield (
+            f"a block: {layout.block_tokens} x {page:,} x {size} = {plan.block_bytes:,} bytes; tokens of a page, "
+            "bytes of the widest layer, layers in a group"
+        )
+    step = asked.step_tokens(card)
+    each = [(n, layout.blocks_in_group(g, page, plan.context, step), g.kind) for g, n, page in layout.groups]
+    kinds = ", ".join(kind.replace("_", " ") for _, _, kind in each)
+    yield (
+        f"blocks of a request: {' + '.join(f'{n} x {blocks:,}' for n, blocks, _ in each)} = "
+        f"{plan.request_blocks:,} blocks; {plan.context:,} tokens; groups of {kinds} layers"
+    )
+
+
+def _of_layer(group: Attention, dtype: str, tp: int) -> str:
+    width, kind = kv.BYTES[dtype], group.kind.replace("_", " ")
+    if group.kind in kv.LINEAR:
+        state = kv.state_bytes(group, tp)
+        return f"state of a {kind} layer: {state:,} = {state:,} bytes a sequence; {group.layers} such layers"
+    found = kv.bytes_per_token(group, dtype, tp)
+    where = f"a token in each of {group.layers} {kind} layers" + (
+        f" of window {group.window:,}" if group.window else ""
+    )
+    if not found:
+        return f"KV cache of a {kind} layer: 0 = 0 bytes; it reads another layer's"
+    if group.kv_lora_rank:
+        extra = f" + {found - round(width * (group.kv_lora_rank + group.qk_rope_head_dim))}"
+        return (
+            f"KV cache of a {kind} layer: ({group.kv_lora_rank} + {group.qk_rope_head_dim}) x {width:g}{extra} = "
+            f"{found:,} bytes; latent and position, indexer; {where}"
+        )
+    heads, dim = max(1, group.kv_heads // tp), group.head_dim
+    return (
+        f"KV cache of a {kind} layer: {heads} x ({dim} + {group.v_head_dim or dim}) x {width:g} = {found:,} bytes; "
+        f"heads on a card, keys and values; {where}"
+    )
+
+
+def _on_cpu(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
+    yield f"weights: {plan.weight_bytes:,} = {plan.weight_bytes:,} bytes; {SCHEMES[plan.scheme].name}"
+    kept = llamacpp.kv_buffers(model.attention, plan.context * plan.users, sequences=plan.users)
+    yield f"KV cache: {kept:,} = {kept:,} bytes; {plan.users} requests of {plan.context:,} tokens, f16"
+    ubatch = llamacpp.UBATCH
+    rows = llamacpp.cells(plan.context * plan.users)
+    yield (
+        f"compute buffer: ({model.vocab_size:,} + {model.hidden_size:,}) x {ubatch} x 4 + {rows:,} x {ubatch} x 2 = "
+        f"{plan.activation_bytes:,} bytes; activations, attention mask; at most"
+    )
+    total = plan.weight_bytes + kept + plan.activation_bytes
+    yield (
+        f"needed: ({plan.weight_bytes:,} + {kept:,} + {plan.activation_bytes:,}) / {GIB:,} = {total / GIB:.2f} GiB; "
+        f"{place.ram_bytes / GIB:.2f} GiB may be used"
+    )
+
+
+def _speed(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
+    counts = count(model)
+    if plan.ceiling is None or counts is None:
+        return
+    read = round(active_bytes(counts, SCHEMES[plan.scheme]))
+    cards = plan.tp * plan.pp * plan.ep
+    bandwidth = place.card.bandwidth_gb_s if place.card else CPU_BANDWIDTH_GB_S
+    yield (
+        f"speed of one request, at most: {bandwidth:g} x 1,000,000,000 x {cards} / {read:,} = {number(plan.ceiling)} "
+        "tokens a second; memory bandwidth over the bytes a token reads"
+    )
+
+
+def _money(plan: Deployment, place: Place, need: Need) -> Iterator[str]:
+    if place.offer is None or plan.hour is None or plan.month is None:
+        return
+    each = plan.hour / plan.replicas
+    cards = max(1, plan.tp * plan.pp * plan.ep)
+    named = f"{place.offer.id}, {place.offer.source or 'no source'}, {place.offer.date or 'undated'}"
+    price = place.offer.price / (730 if place.offer.per == "month" else 1)
+    machines = -(-cards // place.offer.cards)
+    setup = place.offer.setup / (12 * 730)
+    useful = f" / {number(INTERRUPTIONS.useful)}" if place.offer.kind == "spot" else ""
+    yield (
+        f"an hour of one replica: {machines} x ({number(price)} + {number(setup)}) x {number(place.rate)}{useful} = "
+        f"{number(each)} {plan.currency}; price, setup over 12 months, exchange; {named}"
+    )
+    yield (
+        f"a month: {number(each)} x {plan.replicas} x {number(need.hours_a_day)} x {number(DAYS_A_MONTH)} = "
+        f"{number(plan.month)} {plan.currency}; replicas, hours a day, days"
+    )
+    if plan.per_million is None or not need.rate:
+        return
+    source = need.rate_source or "stated by the asker"
+    if need.requests_a_day:
+        both = f"({need.prompt_tokens:g} + {need.completion_tokens:g})"
+        tokens = f"({number(need.requests_a_day)} x {number(DAYS_A_MONTH)} x {both})"
+        words = "requests a day, days, tokens of a request"
+    else:
+        tokens = f"({need.rate:g} x 3600 x {number(need.hours_a_day)} x {number(DAYS_A_MONTH)} x {plan.replicas})"
+        words = "completion tokens a second at full load, hours, days, replicas"
+    yield (
+        f"a million tokens: {number(plan.month)} / {tokens} x 1,000,000 = {number(plan.per_million)} {plan.currency}; "
+        f"{words}; rate {need.rate:g} a second, {source}"
+    )
