@@ -21,6 +21,7 @@ from freehold.plan.weights import SCHEMES, split
 CATALOGUE = load()
 MODELS = {each.id: each for each in CATALOGUE.models}
 OFFERS = {each.id: each for each in CATALOGUE.offers}
+USD = next(rate.rate for rate in CATALOGUE.rates if (rate.base, rate.quote) == ("EUR", "USD"))
 CARDS: dict[str, Card] = {each.id: each for each in CATALOGUE.cards}
 
 
@@ -78,7 +79,7 @@ def test_a_dense_model_takes_the_fewest_cards_that_hold_the_users():
     for name, way in data("qwen3-32b", "qwen3-8b", "--users", "20", "--context", "32768")["qwen3-32b"]["cards"].items():
         fits = []
         for tp in (1, 2, 4, 8):
-            rank = vllm.rank(model, "bf16", CARDS[name], asked, tp=tp)
+            rank = vllm.rank(model, count(model), "bf16", CARDS[name], asked, split=(tp, 1, 1))
             held = int(rank.layout.requests(rank.pool, context, asked.step_tokens(CARDS[name]))) if rank.pool > 0 else 0
             fits += [tp * replicas for replicas in range(1, 8 // tp + 1) if held * replicas >= users]
         assert way["cards"] == min(fits)
@@ -101,7 +102,9 @@ def test_the_cheapest_month_is_of_a_dated_offer_on_demand_that_is_current():
         offer = OFFERS[each["cheapest"]["offer"]]
         assert (offer.kind, offer.date) == ("on-demand", each["cheapest"]["date"])
         machines = -(-each["cheapest"]["cards"] // offer.cards)
-        assert each["cheapest"]["month"] == pytest.approx(machines * offer.price * 730)
+        price = offer.price * (USD if offer.currency == "EUR" else 1)
+        assert each["cheapest"]["month"] == pytest.approx(machines * price * 730)
+    assert f"1 EUR = {USD:g} USD, 20" in run("qwen3-32b", "gemma-3-27b-it")
 
 
 def test_the_law_is_that_of_the_house(tmp_path):

@@ -94,8 +94,11 @@ def test_a_plan_expands_every_number_into_its_arithmetic():
         requests_that_fit=(3 * GIB - 10_573_632 - 9_961_472) // (2048 * 1024),
         steps=(
             "Weights: 10.08 MiB, size of the GGUF file",
-            "KV cache: 2 (K and V) x 4 layers x 2 heads x 64 values x 2 bytes = 2,048 bytes a token",
-            "KV cache: 2,048 bytes x 1,024 tokens (context in steps of 256) x 2 requests = 4.00 MiB",
+            (
+                "KV cache: 4 layers x 2 heads x (64 K + 64 V values) x 2 bytes = 2,048 bytes a token, at most: "
+                "the kinds of its layers are not known"
+            ),
+            "KV cache: 2.00 MiB x 2 requests = 4.00 MiB",
             (
                 "Compute buffer: at most (4,096 vocabulary + 256 hidden) x 512 tokens x 4 bytes + "
                 "mask 1,024 x 512 x 2 bytes = 9.50 MiB"

@@ -12,7 +12,7 @@ from freehold.catalogue import Catalogue
 from freehold.catalogue.own import OwnHost
 from freehold.errors import BadRequest, Unknown
 from freehold.facts import Card, Offer, Provider
-from freehold.plan.cost import exchange, owned_hourly
+from freehold.plan.cost import exchange, owned_hourly, superseded
 from freehold.plan.deployment import Place
 from freehold.plan.llamacpp import RESERVE_BYTES
 from freehold.plan.need import Need
@@ -126,8 +126,9 @@ def _offers(catalogue: Catalogue, need: Need):  # noqa: ANN202
     if need.cards:
         count, named = read_cards(catalogue.cards, need.cards)
         wanted = {card.id for card in named}
+    old = superseded(catalogue.offers)
     for offer in catalogue.offers:
-        if offer.card not in cards or (wanted is not None and offer.card not in wanted):
+        if offer.id in old or offer.card not in cards or (wanted is not None and offer.card not in wanted):
             continue
         if offer.kind not in need.kinds if need.kinds else offer.kind == "spot":
             continue

@@ -25,7 +25,7 @@ def command(
 
     What they may be used for is judged by the [policy] of freehold.toml if there is one.
     """
-    from freehold.cli.known import known
+    from freehold.cli.known import exchanged, known
     from freehold.cli.profile import profiles
     from freehold.plan.need import Need, check
 
@@ -49,7 +49,12 @@ def command(
         if said:
             name = f"**{each['name']}**\n" if as_md else each["name"]
             click.echo("\n".join(["", name, *(bullet + one for one in said)]))
-    click.echo("\nGB are powers of ten, GiB powers of two; a month is 730 hours; prices without a date are left out")
+    rates = exchanged(catalogue.rates, {currency, *(offer.currency for offer in catalogue.offers)})
+    notes = [
+        "GB are powers of ten, GiB powers of two; a month is 730 hours; prices without a date are left out",
+        *rates,
+    ]
+    click.echo("\n" + "\n".join(("- " if as_md else "") + note for note in notes))
 
 
 def _rows(found: list[dict[str, Any]], users: int, context: int, currency: str) -> list[list[str]]:

@@ -145,6 +145,8 @@ def _capacity(even: BreakEven) -> str:
 
 def _notes(answer: Bill) -> list[str]:
     """Rates of exchange with their day, prices not to be believed as they are, and what was assumed."""
+    from freehold.cli.known import exchanged
+
     rows, wanted, speed, cut = answer.rows, answer.wanted, answer.wanted.speed, answer.wanted.interruptions
     kinds, currencies = {row.cost.kind for row in rows}, {wanted.currency, *(row.offer.currency for row in rows)}
     currencies |= {answer.api.currency} if answer.api else set()
@@ -170,9 +172,7 @@ def _notes(answer: Bill) -> list[str]:
         f"what is paid once is spread over {wanted.setup_months:g} months": any(row.offer.setup for row in rows),
         "owned: stated by you; idle it draws 30 % of its power; what it sends is part of --hosting": "owned" in kinds,
     }
-    rates = [rate for rate in wanted.rates if {rate.base, rate.quote} <= currencies]
-    dated = [f"1 {each.base} = {each.rate:g} {each.quote}, {each.date}; {each.source}".rstrip("; ") for each in rates]
-    return dated + [note for note, true in notes.items() if true]
+    return exchanged(wanted.rates, currencies) + [note for note, true in notes.items() if true]
 
 
 def _data(answer: Bill, *, explain: bool) -> dict[str, Any]:

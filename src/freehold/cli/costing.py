@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from freehold.catalogue import Catalogue
 from freehold.catalogue.places import read_cards
 from freehold.cli import stated
-from freehold.cli.known import nearest, superseded
+from freehold.cli.known import nearest
 from freehold.errors import BadRequest, Unknown
 from freehold.facts import ApiPrice, Card, Offer
 from freehold.plan import cost as money
-from freehold.plan.cost import BreakEven, Cost, Owned, Wanted
+from freehold.plan.cost import BreakEven, Cost, Owned, Wanted, superseded
 from freehold.plan.traffic import Load
 
 

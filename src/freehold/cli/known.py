@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from freehold.catalogue import Catalogue
-    from freehold.facts import Offer
+    from freehold.facts import Rate
     from freehold.fleet.config import Config
 
 DEFAULT = Path("freehold.toml")
@@ -39,14 +39,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"the nearest names: {', '.join(near)}" if near else f"one of: {', '.join(by_lower.values())}"
 
 
-def superseded(offers: Iterable[Offer]) -> set[str]:
-    """Ids of the dated offers of which the provider's newer price is known."""
-    newest: dict[tuple[object, ...], str] = {}
-    offers = [offer for offer in offers if offer.date]
-    for offer in offers:
-        newest[_what(offer)] = max(offer.date, newest.get(_what(offer), ""))
-    return {offer.id for offer in offers if offer.date < newest[_what(offer)]}
-
-
-def _what(offer: Offer) -> tuple[object, ...]:
-    return offer.provider, offer.card, offer.cards, offer.kind, offer.countries, offer.currency
+def exchanged(rates: Iterable[Rate], currencies: set[str]) -> list[str]:
+    """The rates of exchange that join these currencies, each with its day and source."""
+    named = [rate for rate in rates if {rate.base, rate.quote} <= currencies]
+    return [f"1 {each.base} = {each.rate:g} {each.quote}, {each.date}; {each.source}".rstrip("; ") for each in named]

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from freehold.catalogue import Catalogue, match
 from freehold.catalogue.decide import judge
 from freehold.catalogue.places import places
-from freehold.cli.known import superseded
 from freehold.cli.models import active, total
 from freehold.errors import BadRequest
 from freehold.facts import Attention, Model
@@ -120,9 +119,8 @@ def _fewest(model: Model, need: Need, catalogue: Catalogue) -> dict[str, dict[st
 
 def _offers(need: Need, catalogue: Catalogue, rules: Rules) -> list[Place]:
     """Dated on-demand offers that [policy] allows, of which no newer price is known."""
-    old = superseded(catalogue.offers)
     allowed, _ = places(catalogue, replace(need, kinds=("on-demand",)), rules, {})
-    return [each for each in allowed if each.offer and each.offer.date and each.offer.id not in old]
+    return [each for each in allowed if each.offer and each.offer.date]
 
 
 def _cheapest(model: Model, need: Need, rented: list[Place]) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from freehold.fleet.trust import Trust
 from freehold.fleet.upstream import Answer, Upstream
 from freehold.fleet.wire import read_usage
 from freehold.plan.llamacpp import fit
-from freehold.types import Build, Plan, Refusal, Tokens, UsageRecord
+from freehold.types import Plan, Refusal, Tokens, UsageRecord
+from freehold.weights import Checkpoint
 
 PROBE_KEY = "freehold"  # the key that smoke probes are recorded under
 _DEFAULT_CONTEXT = 8192
@@ -91,11 +92,12 @@ class Start:
             path = min(p for p in path.rglob("*.gguf") if not p.name.startswith("mmproj"))
         return str(path.resolve() if path.is_symlink() else path)
 
-    async def _fit(self, build: Build) -> Plan:
+    async def _fit(self, build: Checkpoint) -> Plan:
         host = await asyncio.to_thread(probe)
         context = self._endpoint.context or min(build.context, _DEFAULT_CONTEXT)
         threads = self._endpoint.threads or max(1, host.cores - 1)
-        answer = fit(build, host, context=context, parallel=self._endpoint.parallel, threads=threads)
+        parallel = self._endpoint.parallel
+        answer = fit(build, host, context=context, parallel=parallel, threads=threads, model=build.model)
         if isinstance(answer, Refusal):
             raise DoesNotFit(f"`{self._name}` does not fit: {answer.reason}", hint=answer.hint)
         return answer

@@ -9,8 +9,8 @@ from freehold.errors import Refused
 from freehold.fleet.ground import Ground
 from freehold.fleet.permission import Permission
 from freehold.policy.law import Rules, in_words, judge_build
-from freehold.types import Build, Verdict
-from freehold.weights import describe, verify
+from freehold.types import Verdict
+from freehold.weights import Checkpoint, describe, verify
 from freehold.weights.files import File, list_files
 
 
@@ -21,9 +21,9 @@ class Trust:
         self._endpoint, self._weights, self._ground = endpoint, weights, ground
         self._permission, self._rules = permission, rules
         self._looks: list[File] = []
-        self._build: Build | None = None
+        self._build: Checkpoint | None = None
 
-    async def ensure(self) -> Build:
+    async def ensure(self) -> Checkpoint:
         """What the weights are, once they may be started. Raises Refused with the clause, or with the findings."""
         self._permission.require()
         looks, _ = await asyncio.to_thread(list_files, self._weights)

@@ -64,6 +64,19 @@ def remarks(offer: Offer) -> tuple[str, ...]:
     return (*undated, f"{offer.id}: {offer.note}") if offer.note else undated
 
 
+def superseded(offers: Iterable[Offer]) -> set[str]:
+    """Ids of the dated offers of which the provider's newer price is known."""
+    newest: dict[tuple[object, ...], str] = {}
+    offers = [offer for offer in offers if offer.date]
+    for offer in offers:
+        newest[_what(offer)] = max(offer.date, newest.get(_what(offer), ""))
+    return {offer.id for offer in offers if offer.date < newest[_what(offer)]}
+
+
+def _what(offer: Offer) -> tuple[object, ...]:
+    return offer.provider, offer.card, offer.cards, offer.kind, offer.countries, offer.currency
+
+
 def _hour_steps(offer: Offer, cards: int, want: str, rates: Sequence[Rate], months: float) -> tuple[str, ...]:
     rate, named = _exchange(offer.currency, want, rates)
     machines, source = -(-cards // offer.cards), f"{offer.source or 'no source'}, {offer.date or 'undated'}"

@@ -36,11 +36,14 @@ class Place(Struct, frozen=True, kw_only=True):
         """Prices without a date are old ones."""
         return self.offer is not None and not self.offer.date
 
-    def hour(self, cards: int) -> float | None:
-        """Money for a useful hour of so many cards; None: nobody said. Of a spot machine some minutes are lost."""
+    def hour(self, cards: int, replicas: int = 1) -> float | None:
+        """Money for a useful hour of replicas of so many cards; None: nobody said. Small ones share a machine.
+
+        Of a spot machine some minutes are lost.
+        """
         if self.offer is None:
             return None
-        price = hourly(self.offer, cards, self.rate)
+        price = hourly(self.offer, machines(self.offer, cards, replicas) * self.offer.cards, self.rate)
         return price / INTERRUPTIONS.useful if self.offer.kind == "spot" else price
 
     def replicas(self, cards: int, most: int) -> int:
@@ -50,6 +53,13 @@ class Place(Struct, frozen=True, kw_only=True):
         if cards <= self.cards:
             return self.machines * (self.cards // cards)
         return self.machines // -(-cards // self.cards)
+
+
+def machines(offer: Offer, cards: int, replicas: int = 1) -> int:
+    """How many of what the offer sells: a replica of a few cards leaves the rest of a machine to others of its kind."""
+    if cards <= offer.cards:
+        return -(-replicas // (offer.cards // cards))
+    return replicas * -(-cards // offer.cards)
 
 
 class Deployment(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from freehold.facts import Attention, Card, Model
 from freehold.plan import kv, llamacpp, vllm
-from freehold.plan.deployment import CPU_BANDWIDTH_GB_S, INTERRUPTIONS, Deployment, Place, settings
+from freehold.plan.cost import SETUP_MONTHS
+from freehold.plan.deployment import CPU_BANDWIDTH_GB_S, INTERRUPTIONS, Deployment, Place, machines, settings
 from freehold.plan.need import Need
 from freehold.plan.params import count
 from freehold.plan.speed import active_bytes
-from freehold.plan.traffic import DAYS_A_MONTH, number
+from freehold.plan.traffic import DAYS_A_MONTH, HOURS_A_MONTH, number
 from freehold.plan.units import GIB
 from freehold.plan.weights import SCHEMES, split
 
@@ -166,20 +167,18 @@ def _speed(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
 def _money(plan: Deployment, place: Place, need: Need) -> Iterator[str]:
     if place.offer is None or plan.hour is None or plan.month is None:
         return
-    each = plan.hour / plan.replicas
-    cards = max(1, plan.tp * plan.pp * plan.ep)
-    named = f"{place.offer.id}, {place.offer.source or 'no source'}, {place.offer.date or 'undated'}"
-    price = place.offer.price / (730 if place.offer.per == "month" else 1)
-    machines = -(-cards // place.offer.cards)
-    setup = place.offer.setup / (12 * 730)
-    useful = f" / {number(INTERRUPTIONS.useful)}" if place.offer.kind == "spot" else ""
+    offer, cards = place.offer, max(1, plan.tp * plan.pp * plan.ep) if plan.card else 1
+    price = offer.price / (HOURS_A_MONTH if offer.per == "month" else 1)
+    useful = f" / {number(INTERRUPTIONS.useful)}" if offer.kind == "spot" else ""
     yield (
-        f"an hour of one replica: {machines} x ({number(price)} + {number(setup)}) x {number(place.rate)}{useful} = "
-        f"{number(each)} {plan.currency}; price, setup over 12 months, exchange; {named}"
+        f"an hour: {machines(offer, cards, plan.replicas)} x ({number(price)} + "
+        f"{number(offer.setup / SETUP_MONTHS / HOURS_A_MONTH)}) x {number(place.rate)}{useful} = {number(plan.hour)} "
+        f"{plan.currency}; machines of {offer.cards}, price, setup over 12 months, exchange; {offer.id}, "
+        f"{offer.source or 'no source'}, {offer.date or 'undated'}"
     )
     yield (
-        f"a month: {number(each)} x {plan.replicas} x {number(need.hours_a_day)} x {number(DAYS_A_MONTH)} = "
-        f"{number(plan.month)} {plan.currency}; replicas, hours a day, days"
+        f"a month: {number(plan.hour)} x {number(need.hours_a_day)} x {number(DAYS_A_MONTH)} = {number(plan.month)} "
+        f"{plan.currency}; hours a day, days"
     )
     if plan.per_million is None or not need.rate:
         return

@@ -6,7 +6,8 @@ buffer stays below the figure here as long as feed-forward layers are at most fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -120,10 +121,14 @@ def fit(
     context: int,
     parallel: int,
     threads: int,
+    model: Model | None = None,
     ubatch: int = UBATCH,
     reserve_bytes: int = RESERVE_BYTES,
 ) -> Plan | Refusal:
-    """A plan to serve `parallel` requests of up to `context` tokens each from `host`'s memory, or why not."""
+    """A plan to serve `parallel` requests of up to `context` tokens each from `host`'s memory, or why not.
+
+    With the `model`'s dimensions the KV cache is exact; without, every layer counts as one that keeps all tokens.
+    """
     subject = f"{build.name} on {host.name}"
     if build.format != "gguf":
         return Refusal(subject=subject, reason="llama.cpp reads GGUF only", hint="use a GGUF build of the model")
@@ -132,8 +137,8 @@ def fit(
     if context > build.context:
         reason = f"{context:,} tokens of context, but the model was trained for {build.context:,}"
         return Refusal(subject=subject, reason=reason, hint=f"ask for a context of at most {build.context:,}")
-    per_token = kv_bytes_per_token(build)
-    per_request = per_token * cells(context)
+    per_token = sum(g.layers * values_per_token(g) for g in model.attention) * 2 if model else kv_bytes_per_token(build)
+    per_request = _request_bytes(build, model, context)
     compute = compute_bytes(build, ubatch, context)
     available = max(0, host.available_bytes - reserve_bytes)
     requests = max(0, available - build.weight_bytes - compute) // per_request
@@ -151,36 +156,62 @@ def fit(
         requests_that_fit=requests,
         steps=(),
     )
-    steps = _steps(plan, build, host, ubatch, reserve_bytes)
+    steps = _steps(plan, build, model, host, ubatch, reserve_bytes)
     if requests < parallel:
         reason = f"needs {size(plan.total_bytes)}, but {size(available)} may be used"
-        return Refusal(subject=subject, reason=reason, hint=_smaller(plan, build, ubatch), steps=steps)
+        return Refusal(subject=subject, reason=reason, hint=_smaller(plan, build, model, ubatch), steps=steps)
     return replace(plan, steps=steps)
 
 
-def _smaller(plan: Plan, build: Build, ubatch: int) -> str:
+def _request_bytes(build: Build, model: Model | None, context: int) -> int:
+    """KV cache of one request, in f16: each has cells of its own."""
+    return kv_buffers(model.attention, context) if model else kv_bytes_per_token(build) * cells(context)
+
+
+def _smaller(plan: Plan, build: Build, model: Model | None, ubatch: int) -> str:
     """What would fit: fewer requests at this context, or a shorter context for as many."""
-    room = plan.available_bytes - build.weight_bytes - compute_bytes(build, ubatch)
-    per_cell = plan.kv_bytes_per_token * plan.parallel + ubatch * 2
-    shorter = min(room // per_cell // CELLS * CELLS, build.context)
+    room = plan.available_bytes - build.weight_bytes
+
+    def fits(steps: int) -> bool:
+        kept = _request_bytes(build, model, steps * CELLS) * plan.parallel
+        return kept + compute_bytes(build, ubatch, steps * CELLS) <= room
+
+    shorter = min(
+        bisect_left(range(1, build.context // CELLS + 2), x=True, key=lambda n: not fits(n)) * CELLS, build.context
+    )
     ways = [f"parallel {plan.requests_that_fit} at this context"] if plan.requests_that_fit else []
     ways += [f"a context of {shorter:,} for {plan.parallel} at once"] if shorter >= CELLS else []
     if ways:
         return "these fit: " + ", or ".join(ways)
-    least = plan.weight_bytes + compute_bytes(build, ubatch, 1) + plan.kv_bytes_per_token * CELLS
+    least = plan.weight_bytes + compute_bytes(build, ubatch, 1) + _request_bytes(build, model, 1)
     return f"use a smaller or more quantised build: the least context for one request needs {size(least)}"
 
 
-def _steps(plan: Plan, build: Build, host: Host, ubatch: int, reserve_bytes: int) -> tuple[str, ...]:
-    kv_dims = (
-        f"2 (K and V) x {build.layers} layers x {build.kv_heads} heads x {build.key_dim} values"
-        if build.key_dim == build.value_dim
-        else f"{build.layers} layers x {build.kv_heads} heads x ({build.key_dim} K + {build.value_dim} V values)"
-    )
+def _cache_steps(plan: Plan, build: Build, model: Model | None) -> Iterator[str]:
+    """Layer by layer where they are known; `kept` tokens are in steps of CELLS, a window with a step of tokens."""
     rows = cells(plan.context)
-    cache = (
-        f"{plan.kv_bytes_per_token:,} bytes x {rows:,} tokens (context in steps of {CELLS}) x {plan.parallel} requests"
-    )
+    layers = model.attention if model else ()
+    if not layers:
+        yield (
+            f"KV cache: {build.layers} layers x {build.kv_heads} heads x ({build.key_dim} K + {build.value_dim} V "
+            f"values) x 2 bytes = {plan.kv_bytes_per_token:,} bytes a token, at most: the kinds of its layers are not known"
+        )
+    for group in layers:
+        one = replace(group, layers=1)
+        kind, kept = group.kind.replace("_", " "), kv_buffers((one,), plan.context)
+        tokens = f"{values_per_token(group)} values x 2 bytes x {rows:,} tokens"
+        if group.kind in LINEAR:
+            tokens = "the state of a sequence"
+        elif group.kind in WINDOWED:
+            tokens = f"{values_per_token(group)} values x 2 bytes x {kept // (values_per_token(group) * 2):,} tokens"
+        yield f"KV cache: {group.layers} {kind} layers x {kept:,} bytes ({tokens}) = {size(group.layers * kept)}"
+    yield f"KV cache: {size(plan.kv_bytes // plan.parallel)} x {plan.parallel} requests = {size(plan.kv_bytes)}"
+
+
+def _steps(  # noqa: PLR0917  one place asks for it
+    plan: Plan, build: Build, model: Model | None, host: Host, ubatch: int, reserve_bytes: int
+) -> tuple[str, ...]:
+    rows = cells(plan.context)
     vocabulary, hidden = f"{build.vocabulary:,} vocabulary", f"{build.hidden_size:,} hidden"
     widest = vocabulary if _widest(build) == build.vocabulary else f"16 x {hidden}"
     states = f"({widest} + {hidden}) x {ubatch} tokens x 4 bytes"
@@ -188,12 +219,11 @@ def _steps(plan: Plan, build: Build, host: Host, ubatch: int, reserve_bytes: int
     requests = f"{plan.requests_that_fit:,}, with {plan.context:,} tokens each"
     lines = [
         f"Weights: {size(plan.weight_bytes)}, {build.weights_source or 'as stated'}",
-        f"KV cache: {kv_dims} x 2 bytes = {plan.kv_bytes_per_token:,} bytes a token",
-        f"KV cache: {cache} = {size(plan.kv_bytes)}",
+        *_cache_steps(plan, build, model),
         f"Compute buffer: at most {states} + mask {rows:,} x {ubatch} x 2 bytes = {size(plan.compute_bytes)}",
         f"Total: {size(plan.total_bytes)}",
         f"May be used: {usable} = {size(plan.available_bytes)}",
-        f"Requests that fit: (may be used - weights - compute) / {size(plan.kv_bytes_per_token * rows)} = {requests}",
+        f"Requests that fit: (may be used - weights - compute) / {size(plan.kv_bytes // plan.parallel)} = {requests}",
         f"Threads: {plan.threads} of {host.cores} physical cores",
     ]
     if host.gpus:

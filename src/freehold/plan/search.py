@@ -121,7 +121,7 @@ class Misses:
         if self.fastest is not None:
             yield f"speed: at most {self.fastest:,.1f} tokens a second of one request, {need.speed:g} are asked"
         if self.most:
-            yield f"users: the cards hold {self.most:,} requests of {need.context:,} tokens, not {need.users:,}"
+            yield f"users: {need.users:,} at once are asked, the cards hold {self.most:,} of {need.context:,} tokens"
         if self.short:
             yield f"memory: {self.short[1]} lacks {size(self.short[0])} for requests of {need.context:,} tokens"
         if not (self.cheapest or self.unpriced or self.fastest or self.most or self.short):
@@ -183,8 +183,8 @@ class Search:
 
     def _afford(self, way: Way, place: Place, replicas: int, gpu_layers: int) -> None:
         budget, cards = self.need.budget, way.cards if gpu_layers else 0
-        hour = place.hour(max(1, cards))
-        month = hour * replicas * self._hours if hour is not None else 0.0
+        hour = place.hour(max(1, cards), replicas)
+        month = hour * self._hours if hour is not None else 0.0
         if budget is not None and (hour is None or month > budget):
             if hour is None:
                 self.misses.unpriced = True
@@ -232,7 +232,7 @@ class Search:
             "replicas": found.replicas,
             "context": need.context,
             "users": need.users,
-            "hour": found.hour * found.replicas if found.hour is not None else None,
+            "hour": found.hour,
             "month": found.month if priced else None,
             "per_million": per_million(need, found.month, found.replicas) if priced else None,
             "currency": need.currency,
@@ -353,7 +353,7 @@ def _divides(model: Model, scheme: Scheme, tp: int) -> bool:
                 return False
         elif group.heads % tp or (group.kv_heads and group.kv_heads % tp and tp % group.kv_heads):
             return False
-    grouped = scheme.experts < 1 or "blocks" in scheme.name
+    grouped = ("MXFP4" not in scheme.name and scheme.experts < 1) or "blocks" in scheme.name  # MXFP4 is padded
     return not (grouped and model.moe and model.moe.intermediate_size % (tp * _GROUP))
 
 
