@@ -9,6 +9,7 @@ from timeit import timeit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from steps import recomputes
 
 from freehold.errors import BadRequest
 from freehold.facts import ApiPrice, Offer, OfferKind, Rate
@@ -25,26 +26,6 @@ SPEED = Speed(prompt=20_000, completion=1_500, source="measured here")
 def offer(price: float = 2.5, kind: OfferKind = "on-demand", **other) -> Offer:
     fields = {"card": "H100-SXM", "currency": "USD", "date": "2026-10-24", "billing_s": 1}
     return Offer(id=f"any-{kind}", provider="any", kind=kind, price=price, **{**fields, **other})
-
-
-def computed(line: str) -> tuple[float, float]:
-    """Both sides of a step: words fall away, numbers and + - x / ( ) stay."""
-    left, right = line.partition(";")[0].partition(": ")[2].split(" = ")
-    tokens = left.replace(",", "").replace("(", " ( ").replace(")", " ) ").split()
-    kept = []
-    for token in tokens:
-        if token in "+-/()x":
-            kept.append("*" if token == "x" else token)
-        elif token.replace(".", "").replace("e-", "").replace("e+", "").isdigit():
-            kept.append(token)
-    return eval(" ".join(kept)), float(right.split()[0].replace(",", "").rstrip(","))
-
-
-def recomputes(steps: tuple[str, ...]) -> float:
-    for line in steps:
-        left, right = computed(line)
-        assert left == pytest.approx(right, rel=2e-5, abs=1e-9), line
-    return computed(steps[-1])[1]
 
 
 prices = st.floats(0.01, 1_000)

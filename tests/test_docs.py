@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import msgspec
@@ -17,10 +17,14 @@ from click.testing import CliRunner
 from msgspec import Struct
 
 from freehold import errors
+from freehold.catalogue.own import OwnHost, OwnModel
 from freehold.cli.main import COMMANDS, cli
+from freehold.facts import Offer, Rate
 from freehold.fleet.config import Config, Endpoint, Machine, Server, load
 from freehold.gateway.admin import Admin
 from freehold.gateway.app import ROUTES
+from freehold.plan.cost import Owned
+from freehold.plan.need import Need
 from freehold.policy.law import Acceptance, Rules
 from freehold.policy.lifecycle import State
 
@@ -88,29 +92,59 @@ def test_every_event_is_in_the_reference():
     assert documented == told
 
 
-def defaults(table: type[Struct]) -> dict[str, object]:
+ELSEWHERE = {  # keys that have a table of their own, or that another table answers for
+    Rules: {"accepted"},
+    OwnHost: {"owned"},
+    Owned: {"card", "cards", "source"},  # the host says
+    Offer: {"id"},  # the table's name
+}
+TABLES = {
+    "server": Server,
+    "machine": Machine,
+    "policy": Rules,
+    "policy.accepted.": Acceptance,
+    "endpoints.": Endpoint,
+    "need": Need,
+    "models.": OwnModel,
+    "hosts.": OwnHost,
+    "hosts.ward.owned": Owned,
+    "offers.": Offer,
+}
+
+
+def keys_of(table: type[Struct]) -> set[str]:
+    return set(table.__struct_fields__) - ELSEWHERE.get(table, set())
+
+
+def defaults(table: type[Struct]) -> dict[str, Any]:
     """What is left out: the default of every key that has one."""
-    return {key: value for key, value in json.loads(msgspec.json.encode(table())).items() if value is not None}
+    values = {each.name: each.default for each in msgspec.structs.fields(table) if each.name in keys_of(table)}
+    absent = (None, msgspec.UNSET, msgspec.NODEFAULT)
+    return json.loads(json.dumps({key: value for key, value in values.items() if value not in absent}))
+
+
+def documented(raw: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The tables of this name; of a name that ends with a dot, all that begin so."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        raw = raw[parent]
+    return [raw[last]] if last else [*raw.values()]
 
 
 def test_the_configuration_reference_has_every_key_and_its_default():
     raw = tomllib.loads(CONFIGURATION.read_text())
     assert set(raw) == set(Config.__struct_fields__)
     assert raw["state_dir"] == Config().state_dir
-    assert {*raw["policy"].pop("accepted").popitem()[1]} == set(Acceptance.__struct_fields__)
-    for name, table in (("server", Server), ("machine", Machine), ("policy", Rules)):
-        assert {*raw[name]} == {*table.__struct_fields__} - {"accepted"}, name
-        said = {key: value for key, value in defaults(table).items() if key != "accepted"}
-        assert {key: raw[name][key] for key in said} == said, name
-    first, second = raw["endpoints"].values()
-    assert {*first, *second} == set(Endpoint.__struct_fields__)
-    assert {key: first[key] for key in defaults(Endpoint)} == defaults(Endpoint)
+    found = [(name, table, documented(raw, name)) for name, table in TABLES.items()]
+    for name, table, tables in (*found, ("rates", Rate, raw["rates"])):
+        said = {key for each in tables for key in each}
+        assert said - ELSEWHERE.get(table, set()) == keys_of(table), name
+        assert {key: tables[0][key] for key in defaults(table)} == defaults(table), name
 
 
 def test_every_key_of_the_configuration_reference_has_a_comment():
     explained = re.findall(r"^# .+\n(\w+) = ", CONFIGURATION.read_text(), re.MULTILINE)
-    tables = (Server, Machine, Rules, Acceptance, Endpoint)
-    keys = [key for table in tables for key in table.__struct_fields__ if key != "accepted"]
+    keys = [key for table in (*TABLES.values(), Rate) for key in keys_of(table)]
     assert sorted(explained) == sorted([*keys, "state_dir"])
 
 

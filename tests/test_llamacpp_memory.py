@@ -96,7 +96,7 @@ def test_a_plan_expands_every_number_into_its_arithmetic():
             "Weights: 10.08 MiB, size of the GGUF file",
             (
                 "KV cache: 4 layers x 2 heads x (64 K + 64 V values) x 2 bytes = 2,048 bytes a token, at most: "
-                "the kinds of its layers are not known"
+                "its layers are not known"
             ),
             "KV cache: 2.00 MiB x 2 requests = 4.00 MiB",
             (

@@ -57,11 +57,11 @@ class Page:
             parts += [draw(_HEADS, [self._row(plan) for plan in plans]), "\n".join(self._notes(plans))]
         parts += ["\n".join(self._detail(plan, full=full)) for plan in (plans if full else plans[:1])]
         if choice.refusals:
-            parts.append(head.format(f"Not these {len(choice.refusals)} models, and why"))
+            parts.append(head.format(f"Models that are out: {len(choice.refusals)}"))
             parts.append(draw(("MODELS", "REASON"), _grouped(choice.refusals)))
         if refused := self.decision.places_refused:
             counted = Counter(_cut(each.reason) for each in refused)
-            parts.append(head.format(f"Not these {len(refused)} places, and why"))
+            parts.append(head.format(f"Places that are out: {len(refused)}"))
             parts.append(draw(("PLACES", "REASON"), [(str(n), reason) for reason, n in counted.most_common()]))
         return "\n\n".join(parts)
 
@@ -162,7 +162,8 @@ def _grouped(refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
     rows: dict[str, list[str]] = {}
     for each in refusals:
         found = _UNASKED.match(each.reason)
-        rows.setdefault(f"{found[1]}: {found[2]}" if found else _cut(each.reason), []).append(each.subject)
+        reason = each.reason if len(refusals) == 1 else _cut(each.reason)
+        rows.setdefault(f"{found[1]}: {found[2]}" if found else reason, []).append(each.subject)
     return [(", ".join(models), reason) for reason, models in rows.items()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -34,18 +35,19 @@ _SORTS = {
 @click.option("--sort", type=click.Choice(list(_SORTS)), default="name", show_default=True)
 @click.option("--known", is_flag=True, help="Also those of which only the dimensions are known.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
 def command(  # noqa: PLR0917  click passes them by name
-    family: str | None, publisher: str | None, countries: tuple[str, ...], licence: str | None, commercial: str | None,
-    min_size: float | None, max_size: float | None, max_active: float | None, context: int | None,
-    since: datetime | None, sort: str, known: bool, as_json: bool,
+    config: Path, family: str | None, publisher: str | None, countries: tuple[str, ...], licence: str | None,
+    commercial: str | None, min_size: float | None, max_size: float | None, max_active: float | None,
+    context: int | None, since: datetime | None, sort: str, known: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """List the models of the catalogue.
 
     Every option narrows the list; sizes are counted from the dimensions, embeddings included.
     """
-    from freehold.catalogue import load
+    from freehold.cli.known import known as what_is_known
 
-    catalogue = load()
+    catalogue, _ = what_is_known(config)
     allowed = {each.id: each.commercial_use for each in catalogue.licences}
     everything = (*catalogue.models, *(catalogue.known if known else ()))
     # where only a tag at the hub names the licence, nobody read it

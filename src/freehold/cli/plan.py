@@ -10,7 +10,8 @@ import click
 
 if TYPE_CHECKING:
     from freehold.catalogue import Catalogue
-    from freehold.catalogue.decide import Situation
+    from freehold.catalogue.decide import Decision, Situation
+    from freehold.errors import FreeholdError
     from freehold.facts import Model
     from freehold.fleet.config import Config
     from freehold.plan.need import Need
@@ -79,46 +80,42 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
 
     MODEL is a name of the catalogue, a folder with config.json and safetensors, or a GGUF file; without it all
     models compete. What is not said comes from [need] in freehold.toml. Without any bound: what this machine can do.
-    Exit status 4: nothing meets the need.
+    Exit status 3: policy refuses the model, 4: nothing meets the need.
     """
     from freehold.catalogue.decide import decide
     from freehold.cli.decision import Page, write
-    from freehold.errors import DoesNotFit
+    from freehold.cli.known import known
+    from freehold.plan.need import Need
 
     explain, as_json, as_markdown = (flags.pop(key) for key in ("explain", "as_json", "as_markdown"))
     endpoint = flags.pop("write")
-    config = _config(config_path)
-    catalogue = _catalogue(config)
-    need, read = _need(config, model, flags)
+    catalogue, config = known(config_path)
+    need, read = _need(config.need if config else Need(), model, flags)
     need, situation = _situation(config, catalogue, need, here=here)
     decision = decide(catalogue, need, situation, model=read, every=every)
     page = Page(decision, catalogue, read)
     click.echo(page.json(full=explain) if as_json else page.render(top, paper=as_markdown, full=explain))
     if not decision.choice.plans:
-        bounds = " and ".join(each.bound.replace("_", " ") for each in decision.changes[:2])
-        said = f"{bounds} contradict each other" if len(decision.changes) > 1 else bounds and f"{bounds} is too strict"
-        ways = "; or ".join(each.change for each in decision.changes)
-        hint = f"one of these is enough: {ways}" if ways else "no single bound is to blame: see the reasons"
-        raise DoesNotFit(f"nothing meets this need{said and ': '}{said}", hint=hint)
+        raise _nothing(decision)
     if endpoint:
         click.echo(write(config_path, endpoint, page, Path(model) if read and model else None))
 
 
-def _config(path: Path) -> Config:
-    """The team's file, if there is one: plan needs none."""
-    from freehold.fleet.config import Config, load
+def _nothing(decision: Decision) -> FreeholdError:
+    """What stands in the way, and the smallest changes that would clear it. Of one model the law speaks first."""
+    from freehold.errors import DoesNotFit, Refused
 
-    return load(path) if path.exists() else Config()
+    refusals = decision.choice.refusals
+    if len(refusals) == 1 and refusals[0].hint:
+        return Refused(f"policy refuses {refusals[0].subject}: {refusals[0].reason}", hint=refusals[0].hint)
+    bounds = " and ".join(each.bound.replace("_", " ") for each in decision.changes[:2])
+    said = f"{bounds} contradict each other" if len(decision.changes) > 1 else bounds and f"{bounds} is too strict"
+    ways = "; or ".join(each.change for each in decision.changes)
+    hint = f"one of these is enough: {ways}" if ways else "no single bound is to blame: see the reasons"
+    return DoesNotFit(f"nothing meets this need{said and ': '}{said}", hint=hint)
 
 
-def _catalogue(config: Config) -> Catalogue:
-    from freehold.catalogue import load
-    from freehold.catalogue.own import merge
-
-    return merge(load(), config.models, config.offers, config.rates)
-
-
-def _need(config: Config, model: str | None, flags: dict[str, Any]) -> tuple[Need, Model | None]:
+def _need(stated: Need, model: str | None, flags: dict[str, Any]) -> tuple[Need, Model | None]:
     """What was said on the command line, over [need]; and the model, where it is files."""
     from msgspec.structs import replace
 
@@ -129,8 +126,8 @@ def _need(config: Config, model: str | None, flags: dict[str, Any]) -> tuple[Nee
     if no_cloud_act:
         said["jurisdiction_not"] = (*said.get("jurisdiction_not", ()), "US")
     if model and Path(model).exists():
-        return replace(config.need, model="", **said), _read(Path(model))
-    return replace(config.need, **said, **({"model": model} if model else {})), None
+        return replace(stated, model="", **said), _read(Path(model))
+    return replace(stated, **said, **({"model": model} if model else {})), None
 
 
 def _sizes(text: str) -> dict[str, float]:
@@ -159,23 +156,25 @@ def _read(path: Path) -> Model:
     return replace(build.model, file_bytes=build.weight_bytes)
 
 
-def _situation(config: Config, catalogue: Catalogue, need: Need, *, here: bool) -> tuple[Need, Situation]:
+def _situation(config: Config | None, catalogue: Catalogue, need: Need, *, here: bool) -> tuple[Need, Situation]:
     """The house's rules and machines. Where no place is asked about, and one user, it is about this machine."""
     from datetime import UTC, datetime
 
     from msgspec.structs import replace
 
     from freehold.catalogue.decide import Situation
+    from freehold.policy.law import Rules
 
+    rules, hosts = (config.policy, config.hosts) if config else (Rules(), {})
     today = datetime.now(UTC).date().isoformat()
     elsewhere = need.cards or need.kinds or need.residency or need.jurisdiction_not or need.budget or need.users > 1
-    if not here and (elsewhere or config.hosts):
-        return need, Situation(rules=config.policy, hosts=config.hosts, today=today)
+    if not here and (elsewhere or hosts):
+        return need, Situation(rules=rules, hosts=hosts, today=today)
     from freehold.catalogue import places
     from freehold.fleet.host import probe
 
-    machine = config.machine
-    found = places.here(catalogue, probe(), machine.hourly_price, need, machine.currency)
+    price, currency = (config.machine.hourly_price, config.machine.currency) if config else (0.0, need.currency)
+    found = places.here(catalogue, probe(), price, need, currency)
     if not need.speed:
         need = replace(need, speed=_READABLE)
-    return need, Situation(rules=config.policy, here=tuple(found), today=today)
+    return need, Situation(rules=rules, here=tuple(found), today=today)

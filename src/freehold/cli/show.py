@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,16 +15,18 @@ if TYPE_CHECKING:
 @click.command
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def command(model: str, as_json: bool) -> None:
+@click.pass_obj
+def command(config: Path, model: str, as_json: bool) -> None:
     """Show what is known of a model.
 
     MODEL is a name, a repository at the hub, or the name of a copy: quantized, fine-tuned or in a folder.
     """
     import msgspec
 
-    from freehold.catalogue import load, match
+    from freehold.catalogue import match
+    from freehold.cli.known import known
 
-    catalogue = load()
+    catalogue, _ = known(config)
     found = match(catalogue, model)
     licence = next(each for each in catalogue.licences if each.id == found.model.licence.id)
     if as_json:

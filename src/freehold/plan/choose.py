@@ -17,10 +17,12 @@ from freehold.plan import search as ways
 from freehold.plan import vllm
 from freehold.plan.deployment import Deployment, Place, settings
 from freehold.plan.need import Need
-from freehold.plan.params import count
+from freehold.plan.params import Counts, count
 from freehold.plan.search import Search
+from freehold.policy.law import in_words
 from freehold.types import Refusal, Ruling
 
+_EXPLAINED = 0.9  # of a checkpoint, by the dimensions, before they are trusted
 _CODING = re.compile(r"coder|coding|devstral|codestral|\bcode\b|-code-", re.IGNORECASE)
 
 
@@ -50,13 +52,14 @@ def choose(
     for model in models:
         ruling = rulings.get(model.id, Ruling())
         if reasons := _unsuited(model, need, ruling):
-            refusals.append(Refusal(subject=model.id, reason=reasons[0], steps=tuple(reasons)))
+            hint = ruling.objections[0].hint if ruling.objections else ""
+            refusals.append(Refusal(subject=model.id, reason=reasons[0], hint=hint, steps=tuple(reasons)))
             continue
         counts = count(model)
-        if counts is None:
-            why = model.attention_note or "its layers are of a kind the formulas do not cover"
+        if why := _unknown(model, counts):
             refusals.append(Refusal(subject=model.id, reason=f"memory unknown: {why}"))
             continue
+        assert counts is not None  # noqa: S101  it would be unknown
         search = Search(need, model, counts, version)
         search.cards(spots)
         for place in with_ram:
@@ -89,9 +92,20 @@ def order(plan: Deployment, model: Model, need: Need, newest: str) -> tuple[bool
     return not made_for, not recent, -size_class, newer, ways.tier(plan.scheme, model.checkpoint), plan.month or 0.0
 
 
+def _unknown(model: Model, counts: Counts | None) -> str:
+    """Why the dimensions do not say what it takes; "": they do."""
+    if counts is None:
+        return model.attention_note or "its layers are of a kind the formulas do not cover"
+    copy = counts.embedding if model.tied_embeddings else 0  # some checkpoints store a tied embedding twice
+    stored = model.parameters.checkpoint
+    if stored and not model.file_bytes and counts.total + copy < _EXPLAINED * stored:
+        return f"the dimensions explain {counts.total / 1e9:,.0f} of {stored / 1e9:,.0f} billion stored values"
+    return ""
+
+
 def _unsuited(model: Model, need: Need, ruling: Ruling) -> list[str]:
     """Why this model is out before anything is computed: the law first."""
-    reasons = [" ".join(filter(None, (each.reason, each.clause and f"[{each.clause}]"))) for each in ruling.objections]
+    reasons = [in_words(each) for each in ruling.objections]
     billions = (model.parameters.total or model.parameters.checkpoint or 0) / 1e9
     if need.min_size is not None and billions < need.min_size:
         reasons.append(f"size: {billions:,.1f} billion parameters, at least {need.min_size:g} are asked")

@@ -28,6 +28,9 @@ def assumptions(plan: Deployment, place: Place, need: Need) -> tuple[str, ...]:
     """What was taken for granted, for whoever runs it otherwise."""
     asked = settings(need)
     common = ("every request uses its whole context", "speed: a ceiling without speculation, not a prediction")
+    if place.offer and place.offer.kind == "spot":
+        cut = INTERRUPTIONS
+        common = (*common, f"{cut.a_day:g} interruptions a day, {cut.lost_minutes:g} minutes lost in each")
     if not plan.card:
         return (
             f"llama.cpp on the CPU; {CPU_BANDWIDTH_GB_S:g} GB/s of memory bandwidth, which nobody measured here",

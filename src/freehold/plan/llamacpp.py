@@ -194,7 +194,7 @@ def _cache_steps(plan: Plan, build: Build, model: Model | None) -> Iterator[str]
     if not layers:
         yield (
             f"KV cache: {build.layers} layers x {build.kv_heads} heads x ({build.key_dim} K + {build.value_dim} V "
-            f"values) x 2 bytes = {plan.kv_bytes_per_token:,} bytes a token, at most: the kinds of its layers are not known"
+            f"values) x 2 bytes = {plan.kv_bytes_per_token:,} bytes a token, at most: its layers are not known"
         )
     for group in layers:
         one = replace(group, layers=1)
