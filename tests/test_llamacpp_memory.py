@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from freehold.plan.llamacpp import compute_bytes, fit, kv_bytes_per_token
+from freehold.facts import Attention
+from freehold.plan.llamacpp import compute_bytes, fit, kv_buffers, kv_bytes_per_token
 from freehold.plan.units import GIB, size
 from freehold.types import Build, Gpu, Host, Plan, Refusal
 
@@ -197,3 +198,15 @@ def test_what_a_refusal_recommends_fits(candidate, host, context, parallel):
 )
 def test_sizes_are_shown_in_powers_of_two(count, shown):
     assert size(count) == shown
+
+
+# gemma2 and gemma3 of random weights, window 256, 2 heads of 64: layers that keep all and that slide, context of all,
+# sequences; MiB of all KV buffers as the pinned release printed them
+WINDOWED = [((3, 3), 4096, 1, 6.00 + 1.125), ((1, 5), 4096, 1, 2.00 + 1.875), ((3, 3), 8192, 2, 12.00 + 2.25)]
+
+
+@pytest.mark.parametrize(("layers", "context", "sequences", "mib"), WINDOWED)
+def test_layers_with_a_window_keep_it_and_one_step(layers, context, sequences, mib):
+    whole = Attention(kind="full", layers=layers[0], heads=4, kv_heads=2, head_dim=64)
+    sliding = Attention(kind="sliding", layers=layers[1], heads=4, kv_heads=2, head_dim=64, window=256)
+    assert kv_buffers((whole, sliding), context, sequences=sequences, unified=False) == mib * MIB

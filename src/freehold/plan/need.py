@@ -42,28 +42,28 @@ class Need(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rate_source: str = ""
 
 
-_RANGES = (
-    ("context", 1, 100_000_000, "tokens"),
-    ("users", 1, 1_000_000, "requests at once"),
-    ("speed", 0, 100_000, "tokens a second"),
-    ("min_size", 0, 100_000, "billion parameters"),
-    ("max_size", 0, 100_000, "billion parameters"),
-    ("budget", 0, 1e12, "a month"),
-    ("hours_a_day", 0.1, 24, "hours"),
-    ("requests_a_day", 0, 1e10, "requests"),
-    ("prompt_tokens", 0, 1e8, "tokens"),
-    ("completion_tokens", 1, 1e8, "tokens"),
-    ("rate", 1e-3, 1e8, "tokens a second"),
+_RANGES = (  # field, option, least, most, unit
+    ("context", "context", 1, 100_000_000, "tokens"),
+    ("users", "users", 1, 1_000_000, "requests at once"),
+    ("speed", "speed", 0, 100_000, "tokens a second"),
+    ("min_size", "size", 0, 100_000, "billion parameters"),
+    ("max_size", "size", 0, 100_000, "billion parameters"),
+    ("budget", "budget", 0, 1e12, "a month"),
+    ("hours_a_day", "hours", 0.1, 24, "hours"),
+    ("requests_a_day", "requests", 0, 1e10, "requests"),
+    ("prompt_tokens", "prompt", 0, 1e8, "tokens"),
+    ("completion_tokens", "completion", 1, 1e8, "tokens"),
+    ("rate", "rate", 1e-3, 1e8, "tokens a second"),
 )
 
 
 def check(need: Need) -> Need:
     """The need itself, or BadRequest with the valid range, or with the two parts that contradict each other."""
-    for name, least, most, unit in _RANGES:
+    for name, option, least, most, unit in _RANGES:
         value = getattr(need, name)
         if value is not None and not least <= value <= most:
             span = f"from {least:,} to {most:,.0f} {unit}"
-            raise BadRequest(f"{name} is {value:,}, but must be {span}", hint=f"give --{name.replace('_', '-')} {span}")
+            raise BadRequest(f"{name} is {value:,}, but must be {span}", hint=f"give --{option} {span}")
     if need.min_size is not None and need.max_size is not None and need.min_size > need.max_size:
         raise BadRequest(
             f"min_size {need.min_size:g} and max_size {need.max_size:g} contradict each other",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from freehold.facts import Card
+from freehold.facts import Card, Model
 from freehold.plan.params import Counts
-from freehold.plan.weights import Scheme
+from freehold.plan.weights import SCHEMES, Scheme
+
+CPU_BANDWIDTH_GB_S = 40.0  # assumed of a machine that nobody measured: two channels of DDR4 or DDR5, in part
 
 
 def active_bytes(counts: Counts, scheme: Scheme) -> float:
@@ -22,3 +24,21 @@ def decode_ceiling(bytes_a_token: float, card: Card, cards: int = 1) -> float | 
     Memory bandwidth of all cards together over the bytes that a token reads. What is really reached is less.
     """
     return card.bandwidth_gb_s * 1e9 * cards / bytes_a_token if card.bandwidth_gb_s else None
+
+
+def token_bytes(model: Model, counts: Counts, scheme: str) -> float:
+    """Bytes that llama.cpp reads for a token: of files as they are, the share that is active."""
+    if model.file_bytes:
+        return model.file_bytes * (model.parameters.active or 1) / (model.parameters.total or 1)
+    return active_bytes(counts, SCHEMES[scheme])
+
+
+def mixed_ceiling(bytes_a_token: float, on_cards: float, card: Card | None) -> float | None:
+    """Tokens a second at most, where a share of the layers is read from the cards, one after the other, and the rest
+    from memory; None where the card's bandwidth is unknown."""
+    seconds = bytes_a_token * (1 - on_cards) / (CPU_BANDWIDTH_GB_S * 1e9)
+    if on_cards:
+        if card is None or not card.bandwidth_gb_s:
+            return None
+        seconds += bytes_a_token * on_cards / (card.bandwidth_gb_s * 1e9)
+    return 1 / seconds
