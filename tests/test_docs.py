@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +20,7 @@ from msgspec import Struct
 from freehold import errors
 from freehold.catalogue.own import OwnHost, OwnModel
 from freehold.cli.main import COMMANDS, cli
+from freehold.errors import FreeholdError
 from freehold.facts import Offer, Rate
 from freehold.fleet.config import Config, Endpoint, Machine, Server, load
 from freehold.gateway.admin import Admin
@@ -151,6 +153,26 @@ def test_every_key_of_the_configuration_reference_has_a_comment():
 @pytest.mark.parametrize("path", [CONFIGURATION, ROOT / "freehold.toml"], ids=["reference", "demo"])
 def test_the_configurations_shipped_load(path):
     assert load(path).endpoints
+
+
+GUIDE = re.findall(r"```(toml|console)\n(.+?)```", (ROOT / "docs" / "decide.md").read_text(), re.DOTALL)
+
+
+def test_the_guide_shows_what_its_commands_print(tmp_path, monkeypatch):
+    """Each toml block is the configuration of what follows; `…` stands for anything; columns may be narrower."""
+    monkeypatch.chdir(tmp_path)
+    for kind, text in GUIDE:
+        if kind == "toml":
+            Path("freehold.toml").write_text(text)
+        elif "this machine  " not in text:
+            command, *shown = text.splitlines()
+            result = CliRunner().invoke(cli, shlex.split(command)[2:])
+            error = result.exception if isinstance(result.exception, FreeholdError) else None
+            said = f"{result.output}\nerror: {error}\n hint: {error.hint}" if error else result.output
+            printed = [" ".join(line.split()) for line in said.splitlines()]
+            for line in shown:
+                pattern = ".*".join(re.escape(" ".join(part.split())) for part in line.split("…"))
+                assert any(re.search(pattern, each) for each in printed), f"{command}: {line}\n{said}"
 
 
 def test_the_schema_printed_is_that_of_the_types():

@@ -16,7 +16,7 @@ from freehold.plan.choose import Choice, choose
 from freehold.plan.deployment import Place
 from freehold.plan.need import Need, check
 from freehold.policy.countries import expand
-from freehold.policy.law import Rules, judge_model
+from freehold.policy.law import Rules, judge_model, unnamed_model
 from freehold.types import Refusal, Ruling
 
 
@@ -81,7 +81,11 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
     else:
         allowed, refused = places(catalogue, need, rules, situation.hosts)
         notes += _rates(catalogue, need)
-    rulings = judge(models, catalogue.licences, rules, situation.today)
+    if model is None:
+        rulings = judge(models, catalogue.licences, rules, situation.today)
+    else:  # as at the start of an endpoint that names no model
+        nobody = Ruling(duties=("nobody said under what licence these files are",))
+        rulings = {model.id: unnamed_model() if rules.asks_for_model else nobody}
     return Decision(
         need=need,
         choice=choose(need, models, rulings, allowed, every=every),

@@ -84,4 +84,7 @@ def _model(catalogue: Catalogue, name: str, entry: OwnModel) -> Model:
         raise BadConfig(f"[models.{name}] like: {error}", hint=error.hint) from None
     own = {field: value for field in ("repo", "publisher", "publisher_country") if (value := getattr(entry, field))}
     licence = LicenceOf(id=entry.licence or f"own-{name}") if entry.licence or entry.commercial_use else base.licence
-    return replace(base, id=name, name=entry.name or name, also=(), quantized=(), licence=licence, **own)
+    sources = base.sources | ({"licence": (f"[models.{name}]",)} if licence is not base.licence else {})
+    return replace(
+        base, id=name, name=entry.name or name, also=(), quantized=(), licence=licence, sources=sources, **own
+    )

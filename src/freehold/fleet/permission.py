@@ -13,7 +13,7 @@ from freehold.catalogue import Catalogue, load, match
 from freehold.catalogue.own import merge
 from freehold.catalogue.places import operator
 from freehold.errors import BadConfig, Refused, Unknown
-from freehold.facts import Licence, Model, Provider
+from freehold.facts import Model, Provider
 from freehold.fleet.config import LOOPBACK, Config, Endpoint
 from freehold.fleet.ground import Ground
 from freehold.policy import law
@@ -80,8 +80,8 @@ def _rule(name: str, config: Config, catalogue: Catalogue, today: str) -> Ruling
     if not endpoint.model:
         of_model = law.unnamed_model() if config.policy.asks_for_model else Ruling()
     else:
-        model = _model(name, endpoint.model, catalogue)
-        of_model = law.judge_model(model, _licence(model, catalogue), rules, today)
+        model, licences = _model(name, endpoint.model, catalogue), {each.id: each for each in catalogue.licences}
+        of_model = law.judge_model(model, law.licence_of(model, licences), rules, today)
     return law.join(of_model, law.judge_place(*_place(config, endpoint, catalogue), rules))
 
 
@@ -95,11 +95,6 @@ def _model(name: str, text: str, catalogue: Catalogue) -> Model:
     if not found.exact:
         raise BadConfig(f"{where}: the catalogue has no {text!r}", hint=f"if that is what it is: {found.model.id}")
     return found.model
-
-
-def _licence(model: Model, catalogue: Catalogue) -> Licence:
-    licences = {each.id: each for each in catalogue.licences}
-    return licences.get(model.licence.id, licences["unknown"])
 
 
 def _place(config: Config, endpoint: Endpoint, catalogue: Catalogue) -> tuple[str, Provider | None]:

@@ -35,7 +35,8 @@ def token_bytes(model: Model, counts: Counts, scheme: str) -> float:
 
 def mixed_ceiling(bytes_a_token: float, on_cards: float, card: Card | None) -> float | None:
     """Tokens a second at most, where a share of the layers is read from the cards, one after the other, and the rest
-    from memory; None where the card's bandwidth is unknown."""
+    from memory; None where the card's bandwidth is unknown.
+    """
     seconds = bytes_a_token * (1 - on_cards) / (CPU_BANDWIDTH_GB_S * 1e9)
     if on_cards:
         if card is None or not card.bandwidth_gb_s:

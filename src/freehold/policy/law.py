@@ -6,6 +6,7 @@ What is not known is never taken for allowed. A rule more never takes an objecti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
@@ -67,6 +68,21 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def asks_for_place(self) -> bool:
         return bool(self.residency or self.jurisdiction_not or self.certifications)
+
+
+def licence_of(model: Model, licences: Mapping[str, Licence]) -> Licence:
+    """The terms of a model's licence. Where only its tag at the hub names one, nobody read what it says there."""
+    named = licences.get(model.licence.id, licences["unknown"])
+    if "licence" in model.sources or named.id == "unknown":
+        return named
+    term = Term(
+        kind="unread",
+        says=f"only the tag at the hub says {named.id}: nobody read the licence of this model",
+        clause=f"tag {model.licence.tag or named.id}",
+        source=f"the hub's page of {model.repo}",
+    )
+    use = named.commercial_use if named.commercial_use in ("no", "unknown") else "conditional"
+    return replace(named, commercial_use=use, terms=(*named.terms, term))
 
 
 def judge_model(model: Model, licence: Licence, rules: Rules, today: str = "") -> Ruling:
