@@ -16,7 +16,7 @@ from freehold.plan.choose import Choice, choose
 from freehold.plan.deployment import Place
 from freehold.plan.need import Need, check
 from freehold.policy.countries import expand
-from freehold.policy.law import Rules, judge_model, unnamed_model
+from freehold.policy.law import Rules, judge_model, licence_of, unnamed_model
 from freehold.types import Refusal, Ruling
 
 
@@ -128,7 +128,7 @@ def _changes(catalogue: Catalogue, need: Need, situation: Situation, model: Mode
 def judge(models: Sequence[Model], licences: Sequence[Licence], rules: Rules, today: str) -> dict[str, Ruling]:
     """What policy says of each model, by id."""
     by_id = {each.id: each for each in licences}
-    return {each.id: judge_model(each, by_id.get(each.licence.id) or by_id["unknown"], rules, today) for each in models}
+    return {each.id: judge_model(each, licence_of(each, by_id), rules, today) for each in models}
 
 
 def stricter(rules: Rules, need: Need) -> Rules:

@@ -122,7 +122,7 @@ class Page:
         """One deployment: what it holds, what it obliges to, how it is started, what was assumed."""
         model, place = self.models[plan.model], self.places[plan.place]
         yield f"{plan.model} on {plan.place}"
-        where = " on the fullest card" if plan.card else ""
+        where = " on the fullest card" if plan.engine == "vllm" else ""
         yield f"  memory   {size(plan.weight_bytes)} of weights{where}, {size(plan.pool_bytes)} left for the KV cache"
         tokens, longest = f"{plan.kv_tokens:,} tokens in all", f"{plan.longest:,} for {plan.users} at once"
         yield f"  context  {tokens}; {plan.requests:,} requests of {plan.context:,}; the longest is {longest}"

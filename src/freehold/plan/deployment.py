@@ -13,7 +13,6 @@ from freehold.plan.need import Need
 from freehold.plan.traffic import DAYS_A_MONTH
 from freehold.types import Ruling
 
-CPU_BANDWIDTH_GB_S = 40.0  # assumed of a machine that nobody measured: two channels of DDR4 or DDR5, in part
 FILL = 0.8  # how busy a replica may be: queues grow without end near 1
 INTERRUPTIONS = Interruptions()  # assumed of spot machines
 

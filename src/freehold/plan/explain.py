@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from freehold.facts import Attention, Card, Model
 from freehold.plan import kv, llamacpp, vllm
 from freehold.plan.cost import SETUP_MONTHS
-from freehold.plan.deployment import CPU_BANDWIDTH_GB_S, INTERRUPTIONS, Deployment, Place, machines, settings
+from freehold.plan.deployment import INTERRUPTIONS, Deployment, Place, machines, settings
 from freehold.plan.need import Need
 from freehold.plan.params import count
-from freehold.plan.speed import active_bytes
+from freehold.plan.speed import CPU_BANDWIDTH_GB_S, active_bytes, token_bytes
 from freehold.plan.traffic import DAYS_A_MONTH, HOURS_A_MONTH, number
 from freehold.plan.units import GIB
 from freehold.plan.weights import SCHEMES, split
@@ -20,7 +20,8 @@ _PARTS = "embedding, head, attention, dense and shared layers, experts, norms an
 
 def explain(plan: Deployment, model: Model, place: Place, need: Need) -> tuple[str, ...]:
     """Lines `what: sum = figure unit; words`, in the order in which one rests on another."""
-    lines = _on_cards(plan, model, place, settings(need)) if plan.card else _on_cpu(plan, model, place)
+    vllm_s = plan.engine == "vllm"
+    lines = _vllm(plan, model, place, settings(need)) if vllm_s else _llamacpp(plan, model, place)
     return (*lines, *_speed(plan, model, place), *_money(plan, place, need))
 
 
@@ -31,9 +32,10 @@ def assumptions(plan: Deployment, place: Place, need: Need) -> tuple[str, ...]:
     if place.offer and place.offer.kind == "spot":
         cut = INTERRUPTIONS
         common = (*common, f"{cut.a_day:g} interruptions a day, {cut.lost_minutes:g} minutes lost in each")
-    if not plan.card:
+    if plan.engine == "llamacpp":
+        where = f"on cards and the CPU, {llamacpp.CARD_SHARE:.0%} of each card" if plan.card else "on the CPU"
         return (
-            f"llama.cpp on the CPU; {CPU_BANDWIDTH_GB_S:g} GB/s of memory bandwidth, which nobody measured here",
+            f"llama.cpp {where}; {CPU_BANDWIDTH_GB_S:g} GB/s of memory bandwidth, which nobody measured here",
             "1 GiB of memory is left to the system",
             *common,
         )
@@ -53,19 +55,27 @@ def assumptions(plan: Deployment, place: Place, need: Need) -> tuple[str, ...]:
     )
 
 
-def _on_cards(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) -> Iterator[str]:
+def _vllm(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) -> Iterator[str]:
     card, counts = place.card, count(model)
     assert card is not None  # noqa: S101  a deployment on cards has one
     assert counts is not None  # noqa: S101  it was counted to be planned
     scheme = SCHEMES[plan.scheme]
     held = split(counts, scheme, model, tp=plan.tp, pp=plan.pp, ep=plan.ep)
     parts = [round(getattr(held, field)) for field in held.__struct_fields__]
+    filed = model.file_bytes if plan.scheme == model.checkpoint else 0
+    on_card = held.total if filed else plan.weight_bytes
     yield f"parameters: {counts.text:,} + {counts.mtp:,} + {counts.encoders:,} = {counts.total:,}; text, MTP, encoders"
     ways = f"tensor {plan.tp} x pipeline {plan.pp} x experts {plan.ep}"
     yield (
-        f"weights on the fullest card: {' + '.join(f'{part:,}' for part in parts)} = {plan.weight_bytes:,} bytes; "
+        f"weights on the fullest card: {' + '.join(f'{part:,}' for part in parts)} = {on_card:,} bytes; "
         f"{_PARTS}, MTP; {scheme.name}; split {ways}"
     )
+    if filed:
+        tables, whole = round(held.tables), split(counts, scheme, model, mtp=True, tables=False).total
+        yield (
+            f"weights on the fullest card, by the files: ({on_card:,} - {tables:,}) x {filed:,} / {whole:,} + "
+            f"{tables:,} = {plan.weight_bytes:,} bytes; their size over that by dimensions; tables are made, not read"
+        )
     yield from _cache(plan, model, asked, card)
     yield (
         f"usable: {asked.share():g} x {card.memory_bytes:,} = {plan.usable_bytes:,} bytes; of {card.id}, "
@@ -76,7 +86,7 @@ def _on_cards(plan: Deployment, model: Model, place: Place, asked: vllm.Settings
         f"KV pool: {plan.usable_bytes:,} - {' - '.join(f'{each:,}' for each in taken)} = {plan.pool_bytes:,} bytes; "
         "weights, activations of the profiling run, runtime, CUDA graphs"
     )
-    yield f"KV pool: {plan.pool_bytes:,} / {GIB:,} = {plan.pool_bytes / GIB:.2f} GiB"
+    yield f"KV pool: {plan.pool_bytes:,} / {GIB:,} = {number(plan.pool_bytes / GIB)} GiB"
     blocks = plan.pool_bytes // plan.block_bytes
     yield f"blocks in the pool: {plan.pool_bytes:,} // {plan.block_bytes:,} = {blocks:,} blocks"
     yield (
@@ -84,7 +94,7 @@ def _on_cards(plan: Deployment, model: Model, place: Place, asked: vllm.Settings
         f"{plan.context:,} tokens; ranks with requests of their own, replicas"
     )
     yield (
-        f"tokens in all: {blocks:,} / {plan.request_blocks:,} x {plan.context:,} x {plan.ep} x {plan.replicas} = "
+        f"tokens in all: {blocks:,} x {plan.context:,} // {plan.request_blocks:,} x {plan.ep} x {plan.replicas} = "
         f"{plan.kv_tokens:,} tokens; as vLLM prints its KV cache size since 0.20.1"
     )
 
@@ -137,34 +147,41 @@ def _of_layer(group: Attention, dtype: str, tp: int) -> str:
     )
 
 
-def _on_cpu(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
+def _llamacpp(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
+    rows, used = llamacpp.cells(plan.context * plan.users), plan.users
+    kept = llamacpp.kv_buffers(model.attention, plan.context * used, sequences=used)
+    buffers = 1 + (place.cards if plan.gpu_layers else 0)
     yield f"weights: {plan.weight_bytes:,} = {plan.weight_bytes:,} bytes; {SCHEMES[plan.scheme].name}"
-    kept = llamacpp.kv_buffers(model.attention, plan.context * plan.users, sequences=plan.users)
-    yield f"KV cache: {kept:,} = {kept:,} bytes; {plan.users} requests of {plan.context:,} tokens, f16"
-    ubatch = llamacpp.UBATCH
-    rows = llamacpp.cells(plan.context * plan.users)
+    yield f"KV cache: {kept:,} = {kept:,} bytes; {used} requests of {plan.context:,} tokens, f16"
     yield (
-        f"compute buffer: ({model.vocab_size:,} + {model.hidden_size:,}) x {ubatch} x 4 + {rows:,} x {ubatch} x 2 = "
-        f"{plan.activation_bytes:,} bytes; activations, attention mask; at most"
+        f"compute buffers: {buffers} x (({model.vocab_size:,} + {model.hidden_size:,}) x {llamacpp.UBATCH} x 4 + "
+        f"{rows:,} x {llamacpp.UBATCH} x 2) = {plan.activation_bytes:,} bytes; one a device: activations, attention "
+        "mask; at most"
     )
-    total = plan.weight_bytes + kept + plan.activation_bytes
+    cards = f" + {place.cards} x {llamacpp.CARD_SHARE:g} x {place.card.memory_bytes:,}" if plan.card and place.card else ""
+    yield f"usable: {place.ram_bytes:,}{cards} = {plan.usable_bytes:,} bytes; memory that is free, cards"
     yield (
-        f"needed: ({plan.weight_bytes:,} + {kept:,} + {plan.activation_bytes:,}) / {GIB:,} = {total / GIB:.2f} GiB; "
-        f"{place.ram_bytes / GIB:.2f} GiB may be used"
+        f"left for the KV cache: {plan.usable_bytes:,} - {plan.weight_bytes:,} - {plan.activation_bytes:,} = "
+        f"{plan.pool_bytes:,} bytes; {plan.gpu_layers} of {model.layers} layers on cards, whole ones; at most "
+        f"{plan.requests:,} such requests fit"
     )
+    yield f"tokens in all: {plan.requests:,} x {plan.context:,} = {plan.kv_tokens:,} tokens; of as many requests as fit"
 
 
 def _speed(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
     counts = count(model)
     if plan.ceiling is None or counts is None:
         return
-    read = round(active_bytes(counts, SCHEMES[plan.scheme]))
-    cards = plan.tp * plan.pp * plan.ep
-    bandwidth = place.card.bandwidth_gb_s if place.card else CPU_BANDWIDTH_GB_S
-    yield (
-        f"speed of one request, at most: {bandwidth:g} x 1,000,000,000 x {cards} / {read:,} = {number(plan.ceiling)} "
-        "tokens a second; memory bandwidth over the bytes a token reads"
-    )
+    bandwidth, memory = place.card.bandwidth_gb_s if place.card else None, f"({CPU_BANDWIDTH_GB_S:g} x 1,000,000,000)"
+    figure = f"{number(plan.ceiling)} tokens a second; memory bandwidth over the bytes a token reads"
+    if plan.engine == "vllm":
+        read, cards = round(active_bytes(counts, SCHEMES[plan.scheme])), plan.tp * plan.pp * plan.ep
+        yield f"speed of one request, at most: {bandwidth:g} x 1,000,000,000 x {cards} / {read:,} = {figure}"
+        return
+    read, layers = round(token_bytes(model, counts, plan.scheme)), model.layers
+    parts = [f"{layers - plan.gpu_layers} / {memory}"] if plan.gpu_layers < layers else []
+    parts += [f"{plan.gpu_layers} / ({bandwidth:g} x 1,000,000,000)"] if plan.gpu_layers else []
+    yield f"speed of one request, at most: {layers} / ({read:,} x ({' + '.join(parts)})) = {figure}, layer by layer"
 
 
 def _money(plan: Deployment, place: Place, need: Need) -> Iterator[str]:

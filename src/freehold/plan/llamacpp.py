@@ -19,6 +19,7 @@ from freehold.types import Build, Host, Plan, Refusal
 
 CELLS = 256  # llama.cpp rounds the context of each request up to a multiple of this
 UBATCH = 512  # tokens computed in one step: llama.cpp's default
+CARD_SHARE = 0.95  # of a card's memory that is used, beside a compute buffer
 RESERVE_BYTES = GIB  # for the system, the gateway, and the engine's own code and scratch memory
 
 
@@ -77,12 +78,12 @@ def offload(
 ) -> Offload:
     """As many whole layers, with their KV cache, on the cards as these hold; the others in RAM.
 
-    `cards` are their bytes; 5 % and a compute buffer of each are left free.
+    `cards` are their bytes; of each, CARD_SHARE without a compute buffer is used.
     """
     kept = kv_buffers(model.attention, context * users, sequences=users)
     compute = graph_bytes(model, context * users)
     layer = (weight_bytes + kept) / model.layers
-    on_cards = min(model.layers, sum(max(0, int((0.95 * card - compute) / layer)) for card in cards))
+    on_cards = min(model.layers, sum(max(0, int((CARD_SHARE * card - compute) / layer)) for card in cards))
     return Offload(on_cards, round((model.layers - on_cards) * layer) + compute - ram_bytes)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from freehold.facts import Card, Model
 from freehold.plan import llamacpp, vllm
 from freehold.plan.deployment import (
-    CPU_BANDWIDTH_GB_S,
     Deployment,
     Place,
     busy_replicas,
@@ -19,7 +19,7 @@ from freehold.plan.deployment import (
 from freehold.plan.kv import LINEAR
 from freehold.plan.need import Need
 from freehold.plan.params import Counts
-from freehold.plan.speed import active_bytes, decode_ceiling
+from freehold.plan.speed import active_bytes, decode_ceiling, mixed_ceiling, token_bytes
 from freehold.plan.units import size
 from freehold.plan.weights import SCHEMES, Scheme, held_bytes
 from freehold.types import Refusal, Ruling
@@ -27,6 +27,7 @@ from freehold.types import Refusal, Ruling
 TENSOR = (1, 2, 4, 8)  # cards of one machine that share every layer
 PIPELINE = (2, 4)  # machines that share the layers, for a model that was named and is too large for one
 MOST_CARDS = 256  # of one deployment on rented machines
+MOST_USERS = 1_000_000
 LIGHTER = ("fp8", "nvfp4", "int4-awq")  # made from a checkpoint in 16 bits
 GGUF = ("gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q3_k_m")
 _GROUP = 128  # values that share a scale: a rank's share of a width must be a multiple of it
@@ -71,12 +72,15 @@ class Found(NamedTuple):
 
 
 def spots(places: Iterable[Place], asked: vllm.Settings) -> list[Spot]:
-    """The cards among the places, of each card and size of machine the cheapest; smaller cards first."""
-    best: dict[tuple[str, int, int | None], Spot] = {}
+    """The cards among the places, smaller ones first: the cheapest of each card, machine and way to charge for it.
+
+    A price without a date does not hide one with a date, nor the other way round.
+    """
+    best: dict[tuple[str, int, int | None, int, bool], Spot] = {}
     for place in places:
         if (card := place.card) is None:
             continue
-        key = (card.id, place.cards, place.machines)
+        key = (card.id, place.cards, place.machines, place.offer.cards if place.offer else 0, place.undated)
         kind = vllm.large(card), card.unified, card.vendor
         new = Spot(place, card, int(asked.share() * card.memory_bytes), kind, _capability(card))
         old = best.get(key)
@@ -93,9 +97,13 @@ def _capability(card: Card) -> float:
         return 0.0
 
 
-def _dearness(place: Place) -> tuple[bool, bool, float]:
-    hour = place.hour(1)
-    return hour is None, place.undated, hour or 0.0
+def _dearness(place: Place) -> float:
+    return place.hour(1) or 0.0
+
+
+def largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `high` that fits, where `low` does and what is less than one that fits fits too."""
+    return low + bisect_left(range(low + 1, high + 1), x=True, key=lambda n: not fits(n))
 
 
 class Misses:
@@ -202,18 +210,20 @@ class Search:
         for order, name in enumerate(self._gguf()):
             self.considered += 1
             held = held_bytes(self.counts, name, model, engine_tables=False)
-            fit = llamacpp.offload(
-                model, held, context=need.context, users=need.users, ram_bytes=place.ram_bytes, cards=_cards(place)
-            )
+            fit = self._offload(place, held, need.context, need.users)
             if fit.lack_bytes > 0:
                 self.misses.lacks(fit.lack_bytes, f"{SCHEMES[name].name} in {size(place.ram_bytes)}")
                 continue
-            way = Way(order, name, (place.cards if fit.gpu_layers else 1, 1, 1), self._read(name))
-            ceiling = _mixed_ceiling(way.token_bytes, fit.gpu_layers / model.layers, place)
-            if ceiling < need.speed:
+            way = Way(order, name, (place.cards if fit.gpu_layers else 1, 1, 1), token_bytes(model, self.counts, name))
+            ceiling = mixed_ceiling(way.token_bytes, fit.gpu_layers / model.layers, place.card)
+            if ceiling is not None and ceiling < need.speed:
                 self.misses.fastest = max(self.misses.fastest or 0.0, ceiling)
                 continue
             self._afford(way, place, 1, gpu_layers=fit.gpu_layers)
+
+    def _offload(self, place: Place, held: int, context: int, users: int) -> llamacpp.Offload:
+        cards = _cards(place)
+        return llamacpp.offload(self.model, held, context=context, users=users, ram_bytes=place.ram_bytes, cards=cards)
 
     def refusal(self) -> Refusal:
         """Why there is no deployment, the nearest reason first."""
@@ -259,7 +269,7 @@ class Search:
             ep=ep,
             requests=rank.layout.blocks(rank.pool) // blocks * ep * found.replicas,
             longest=rank.layout.longest(rank.pool, each, step, _limit(self.model)),
-            kv_tokens=int(rank.layout.blocks(rank.pool) / blocks * need.context) * ep * found.replicas,
+            kv_tokens=rank.layout.blocks(rank.pool) * need.context // blocks * ep * found.replicas,
             sequences=asked.at_once(card),
             weight_bytes=rank.weights,
             activation_bytes=rank.activation,
@@ -275,18 +285,24 @@ class Search:
     def _llamacpp(self, found: Found, common: dict[str, Any]) -> Deployment:
         need, model, place, way = self.need, self.model, found.place, found.way
         held = held_bytes(self.counts, way.scheme, model, engine_tables=False)
-        compute = llamacpp.graph_bytes(model, need.context * need.users)
-        usable = place.ram_bytes + sum(_cards(place)) * (found.gpu_layers > 0)
+        cards = _cards(place) if found.gpu_layers else ()
+        compute = llamacpp.graph_bytes(model, need.context * need.users) * (1 + len(cards))
+        usable = place.ram_bytes + sum(int(llamacpp.CARD_SHARE * card) for card in cards)
         pool, one = usable - held - compute, llamacpp.kv_buffers(model.attention, need.context)
+
+        def fits(context: int, users: int) -> bool:
+            return self._offload(place, held, context, users).lack_bytes <= 0
+
+        requests = largest(need.users, MOST_USERS, lambda users: fits(need.context, users))
         return Deployment(
             **common,
             engine="llamacpp",
             card=place.card.id if place.card and found.gpu_layers else "",
             tp=way.split[0],
             gpu_layers=found.gpu_layers,
-            requests=max(need.users, pool // one) if one else need.users,
-            longest=llamacpp.longest(model, pool, need.users, need.context, _limit(model)),
-            kv_tokens=int(pool / one * need.context) if one else 0,
+            requests=requests,
+            longest=largest(need.context, _limit(model), lambda context: fits(context, need.users)),
+            kv_tokens=requests * need.context,
             sequences=need.users,
             weight_bytes=held,
             activation_bytes=compute,
@@ -294,15 +310,8 @@ class Search:
             pool_bytes=pool,
             block_bytes=one,
             request_blocks=1,
-            ceiling=_mixed_ceiling(way.token_bytes, found.gpu_layers / model.layers, place),
+            ceiling=mixed_ceiling(way.token_bytes, found.gpu_layers / model.layers, place.card),
         )
-
-    def _read(self, scheme: str) -> float:
-        """Bytes read for a token; of files as they are, the share that is active."""
-        if self.model.file_bytes:
-            active = (self.model.parameters.active or 1) / (self.model.parameters.total or 1)
-            return self.model.file_bytes * active
-        return active_bytes(self.counts, SCHEMES[scheme])
 
     def _schemes(self) -> list[str]:
         """Finest first: what the publisher ships, then what is made from it."""
@@ -331,15 +340,6 @@ def _cards(place: Place) -> tuple[int, ...]:
 
 def _limit(model: Model) -> int:
     return model.context.extended or model.context.native
-
-
-def _mixed_ceiling(token_bytes: float, on_cards: float, place: Place) -> float:
-    """Tokens a second at most, where a share of the layers is read from the cards and the rest from memory."""
-    bandwidth = place.card.bandwidth_gb_s if place.card else None
-    seconds = token_bytes * (1 - on_cards) / (CPU_BANDWIDTH_GB_S * 1e9)
-    if on_cards and bandwidth:
-        seconds += token_bytes * on_cards / (bandwidth * 1e9)
-    return 1 / seconds if seconds else float("inf")
 
 
 def _divides(model: Model, scheme: Scheme, tp: int) -> bool:
