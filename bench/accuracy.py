@@ -132,10 +132,10 @@ def _by_reason(unanswered: dict[str, str]) -> dict[str, list[str]]:
 
 
 def _vllm(row: Row, known: catalogue.Catalogue) -> Iterator[Answer]:
-    model, pp = _model(row, known), int(row["pp"] or 1)
+    model, pp = _model(row, known), _count(row, "pp")
     if not model.attention:
         raise Unknown("its attention is outside the formulas")
-    tp = int(row["tp"] or (1 if row["gpu_count"] == "1" else _tp(row, model)))
+    tp = _count(row, "tp", 0) or (1 if _number(row, "gpu_count") == 1 else _tp(row, model))
     settings, card = _settings(row), _card(row, known)
     layout = vllm.kv_layout(model, settings, tp=tp, pp=pp)
     step = settings.step_tokens(card or _size_class(row))
@@ -184,8 +184,8 @@ def _tp(row: Row, model: Model) -> int:
 
 def _llamacpp(row: Row, known: catalogue.Catalogue) -> Iterator[Answer]:
     model = _model(row, known)
-    context, sequences = _number(row, "n_ctx"), int(row["n_seq_max"] or 1)
-    ubatch = int(row["n_ubatch"] or 512)
+    context, sequences = _number(row, "n_ctx"), _count(row, "n_seq_max")
+    ubatch = _count(row, "n_ubatch", 512)
     held = [n for n in (_number(row, f"model_buffer_mib_{where}") for where in ("gpu", "host")) if n]
     if held and (size := _number(row, "file_size_gib")):
         yield "llama.cpp: weights from the file", size * 1024, sum(held), sum(held)
@@ -193,7 +193,9 @@ def _llamacpp(row: Row, known: catalogue.Catalogue) -> Iterator[Answer]:
         return
     cells = _number(row, "kv_cells")
     unified = cells is None or sequences == 1 or cells == context
-    per_value = GGML_BYTES[row["kv_type_k"] or "f16"]
+    per_value = GGML_BYTES.get(row["kv_type_k"] or "f16")
+    if per_value is None:
+        raise Unknown(f"a KV cache of {row['kv_type_k']} is not one we know")
     caches = llamacpp.kv_buffers(
         model.attention, int(context), sequences=sequences, ubatch=ubatch, unified=unified, bytes_per_value=per_value
     )
@@ -222,17 +224,20 @@ def _settings(row: Row) -> vllm.Settings:
     dtype = row["kv_cache_dtype"]
     if row["dtype"] == "float32" and dtype in ("", "auto"):
         dtype = "fp32"
+    dtype = KV_DTYPES.get(dtype, "fp8" if dtype.startswith("fp8") else dtype)
+    if dtype not in kv.BYTES:
+        raise Unknown(f"a KV cache of {dtype} is not one we know")
     return vllm.Settings(
         version=_version(row["engine_version"]),
         utilisation=_number(row, "gpu_memory_utilization"),
-        sequences=int(_number(row, "max_num_seqs") or 0) or None,
-        batched_tokens=int(_number(row, "max_num_batched_tokens") or 0) or None,
-        kv_dtype=KV_DTYPES.get(dtype, "fp8" if dtype.startswith("fp8") else dtype),
+        sequences=_count(row, "max_num_seqs", 0) or None,
+        batched_tokens=_count(row, "max_num_batched_tokens", 0) or None,
+        kv_dtype=dtype,
         eager=row["enforce_eager"] == "True",
         speculative=int(drafts[1] or drafts[2]) if drafts else 0,
         draft_layers=1 if drafts else 0,
         prefix_caching=row["prefix_caching"] == "True" or None,
-        block_tokens=int(_number(row, "block_size") or 16) if row["block_size"] != "1" else 16,
+        block_tokens=max(16, _count(row, "block_size", 16)),
     )
 
 
@@ -289,10 +294,16 @@ def _size_class(row: Row) -> Card:
 
 
 def _number(row: Row, column: str) -> float | None:
+    """A positive number; None where it says nothing or no number."""
     try:
-        return float(row[column])
-    except (ValueError, KeyError):
+        value = float(row[column])
+    except (ValueError, KeyError, TypeError):
         return None
+    return value if 0 < value < 1e15 else None
+
+
+def _count(row: Row, column: str, default: int = 1) -> int:
+    return int(_number(row, column) or default)
 
 
 def _numbers(row: Row, *columns: str) -> list[float]:

@@ -13,15 +13,14 @@ from freehold.plan.params import count
 from freehold.plan.speed import CPU_BANDWIDTH_GB_S, active_bytes, token_bytes
 from freehold.plan.traffic import DAYS_A_MONTH, HOURS_A_MONTH, number
 from freehold.plan.units import GIB
-from freehold.plan.weights import SCHEMES, split
+from freehold.plan.weights import SCHEMES, checkpoint_bytes, split
 
 _PARTS = "embedding, head, attention, dense and shared layers, experts, norms and routers, encoders, tables"
 
 
 def explain(plan: Deployment, model: Model, place: Place, need: Need) -> tuple[str, ...]:
     """Lines `what: sum = figure unit; words`, in the order in which one rests on another."""
-    vllm_s = plan.engine == "vllm"
-    lines = _vllm(plan, model, place, settings(need)) if vllm_s else _llamacpp(plan, model, place)
+    lines = _vllm(plan, model, place, settings(need)) if plan.engine == "vllm" else _llamacpp(plan, model, place)
     return (*lines, *_speed(plan, model, place), *_money(plan, place, need))
 
 
@@ -71,7 +70,7 @@ def _vllm(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) ->
         f"{_PARTS}, MTP; {scheme.name}; split {ways}"
     )
     if filed:
-        tables, whole = round(held.tables), split(counts, scheme, model, mtp=True, tables=False).total
+        tables, whole = round(held.tables), checkpoint_bytes(counts, plan.scheme, model)
         yield (
             f"weights on the fullest card, by the files: ({on_card:,} - {tables:,}) x {filed:,} / {whole:,} + "
             f"{tables:,} = {plan.weight_bytes:,} bytes; their size over that by dimensions; tables are made, not read"
@@ -158,7 +157,9 @@ def _llamacpp(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
         f"{rows:,} x {llamacpp.UBATCH} x 2) = {plan.activation_bytes:,} bytes; one a device: activations, attention "
         "mask; at most"
     )
-    cards = f" + {place.cards} x {llamacpp.CARD_SHARE:g} x {place.card.memory_bytes:,}" if plan.card and place.card else ""
+    cards = (
+        f" + {place.cards} x {llamacpp.CARD_SHARE:g} x {place.card.memory_bytes:,}" if plan.card and place.card else ""
+    )
     yield f"usable: {place.ram_bytes:,}{cards} = {plan.usable_bytes:,} bytes; memory that is free, cards"
     yield (
         f"left for the KV cache: {plan.usable_bytes:,} - {plan.weight_bytes:,} - {plan.activation_bytes:,} = "

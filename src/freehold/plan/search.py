@@ -74,7 +74,7 @@ class Found(NamedTuple):
 def spots(places: Iterable[Place], asked: vllm.Settings) -> list[Spot]:
     """The cards among the places, smaller ones first: the cheapest of each card, machine and way to charge for it.
 
-    A price without a date does not hide one with a date, nor the other way round.
+    A price without a date hides none that has one; where it is lower, it is not hidden either.
     """
     best: dict[tuple[str, int, int | None, int, bool], Spot] = {}
     for place in places:
@@ -86,7 +86,9 @@ def spots(places: Iterable[Place], asked: vllm.Settings) -> list[Spot]:
         old = best.get(key)
         if old is None or _dearness(place) < _dearness(old.place):
             best[key] = new
-    return sorted(best.values(), key=lambda spot: spot.usable)
+    dated = {key[:-1]: _dearness(spot.place) for key, spot in best.items() if not key[-1]}
+    kept = [s for key, s in best.items() if not key[-1] or _dearness(s.place) < dated.get(key[:-1], float("inf"))]
+    return sorted(kept, key=lambda spot: spot.usable)
 
 
 def _capability(card: Card) -> float:

@@ -171,8 +171,8 @@ def held_bytes(
 
 
 def checkpoint_bytes(counts: Counts, scheme: str, model: Model) -> int:
-    """All weight files of a checkpoint, MTP layers included: what has to be fetched and stored."""
-    return model.file_bytes or split(counts, SCHEMES[scheme], model, mtp=True, tables=False).total
+    """All weight files of a checkpoint by its dimensions, MTP layers included."""
+    return split(counts, SCHEMES[scheme], model, mtp=True, tables=False).total
 
 
 def _on_rank(part: Part, tp: int) -> float:
