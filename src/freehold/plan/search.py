@@ -72,23 +72,31 @@ class Found(NamedTuple):
 
 
 def spots(places: Iterable[Place], asked: vllm.Settings) -> list[Spot]:
-    """The cards among the places, smaller ones first: the cheapest of each card, machine and way to charge for it.
+    """The cards among the places, smaller ones first: the cheapest of each card and machine.
 
     A price without a date hides none that has one; where it is lower, it is not hidden either.
     """
-    best: dict[tuple[str, int, int | None, int, bool], Spot] = {}
-    for place in places:
+    kept: dict[tuple[str, int, int | None], list[Spot]] = {}
+    for place in sorted(places, key=_believed):
         if (card := place.card) is None:
             continue
-        key = (card.id, place.cards, place.machines, place.offer.cards if place.offer else 0, place.undated)
-        kind = vllm.large(card), card.unified, card.vendor
-        new = Spot(place, card, int(asked.share() * card.memory_bytes), kind, _capability(card))
-        old = best.get(key)
-        if old is None or _dearness(place) < _dearness(old.place):
-            best[key] = new
-    dated = {key[:-1]: _dearness(spot.place) for key, spot in best.items() if not key[-1]}
-    kept = [s for key, s in best.items() if not key[-1] or _dearness(s.place) < dated.get(key[:-1], float("inf"))]
-    return sorted(kept, key=lambda spot: spot.usable)
+        same = kept.setdefault((card.id, place.cards, place.machines), [])
+        if not any(_never_dearer(each.place, place) for each in same):
+            kind = vllm.large(card), card.unified, card.vendor
+            same.append(Spot(place, card, int(asked.share() * card.memory_bytes), kind, _capability(card)))
+    return sorted((spot for same in kept.values() for spot in same), key=lambda spot: spot.usable)
+
+
+def _believed(place: Place) -> tuple[bool, bool, int, float]:
+    return place.offer is None, place.undated, place.offer.cards if place.offer else 0, place.hour(1) or 0.0
+
+
+def _never_dearer(one: Place, other: Place) -> bool:
+    """Whether the first costs no more, however many cards are rented; nothing is dearer than an unknown price."""
+    if one.offer is None or other.offer is None:
+        return other.offer is None
+    times, rest = divmod(other.offer.cards, one.offer.cards)
+    return not rest and (one.hour(1) or 0.0) * times <= (other.hour(1) or 0.0)
 
 
 def _capability(card: Card) -> float:
@@ -97,10 +105,6 @@ def _capability(card: Card) -> float:
         return float(card.compute_capability.split()[0]) if card.vendor == "NVIDIA" else 99.0
     except (ValueError, IndexError):
         return 0.0
-
-
-def _dearness(place: Place) -> float:
-    return place.hour(1) or 0.0
 
 
 def largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
