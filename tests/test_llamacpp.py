@@ -197,8 +197,8 @@ async def test_weights_that_cannot_be_loaded_are_one_clear_line(tmp_path):
     broken.write_bytes(b"GGUF" + bytes(60))
     _, process = await start(tmp_path, broken)
     assert await process.wait() == 1
-    said = (tmp_path / "log").read_text().splitlines()  # another thread of llama.cpp may have the last word
-    assert any(line.startswith(f"llamacpp_server: {broken} could not be loaded") for line in said)
+    said = (tmp_path / "log").read_text()  # another thread of llama.cpp may speak just before, or have the last word
+    assert f"llamacpp_server: {broken} could not be loaded" in said
 
 
 def test_a_llama_server_would_understand_the_same_flags():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import ceil, floor
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,6 +16,7 @@ from freehold.facts import Licence, Model
 from freehold.plan.choose import Choice, choose
 from freehold.plan.deployment import Place
 from freehold.plan.need import Need, check
+from freehold.plan.search import largest
 from freehold.policy.countries import expand
 from freehold.policy.law import Rules, judge_model, licence_of, unnamed_model
 from freehold.types import Refusal, Ruling
@@ -95,34 +97,90 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
     )
 
 
-_BOUNDS = {  # what it is when it is let go, and what to say of the deployments that this makes possible
-    "budget": (
-        None,
-        lambda need, plans: f"a budget of {min(p.month or 0 for p in plans):,.0f} {need.currency} a month",
-    ),
-    "speed": (0.0, lambda _, plans: f"a speed of at most {max(p.ceiling or 0 for p in plans):,.1f} tokens a second"),
-    "context": (1, lambda _, plans: f"a context of at most {max(p.longest for p in plans):,} tokens"),
-    "users": (1, lambda _, plans: f"at most {max(p.requests for p in plans):,} at once"),
-    "min_size": (None, lambda _, plans: f"a smaller model, for example {plans[0].model}"),
-    "max_size": (None, lambda _, plans: f"a larger model, for example {plans[0].model}"),
-    "quantization": ((), lambda _, plans: f"another precision, for example {plans[0].scheme}"),
-    "task": ("", lambda _, plans: f"another task, for example with {plans[0].model}"),
-    "residency": ((), lambda _, plans: f"another residency, for example {plans[0].place}"),
-    "jurisdiction_not": ((), lambda _, plans: f"an operator like that of {plans[0].place}"),
-    "cards": ("", lambda _, plans: f"other cards, for example {plans[0].cards} x {plans[0].card}"),
-    "kinds": ((), lambda _, plans: f"another kind of offer, for example {plans[0].place}"),
-    "use": ("research", lambda _, plans: f"use for research only, for example of {plans[0].model}"),
+_LOOSE = {  # what a bound is when it is let go
+    "budget": None,
+    "speed": 0.0,
+    "context": 1,
+    "users": 1,
+    "min_size": None,
+    "max_size": None,
+    "quantization": (),
+    "task": "",
+    "residency": (),
+    "jurisdiction_not": (),
+    "cards": "",
+    "kinds": (),
+    "use": "research",
 }
+_STEPS = {"budget": 1, "speed": 10, "context": 1, "users": 1}  # of a unit, in which a bound is named
 
 
 def _changes(catalogue: Catalogue, need: Need, situation: Situation, model: Model | None) -> Iterator[Change]:
-    """Bounds of which letting one go is enough. Where there are several, any two of them contradict each other."""
-    for name, (loose, say) in _BOUNDS.items():
-        if getattr(need, name) in (loose, Need.__struct_defaults__[Need.__struct_fields__.index(name)]):
+    """Bounds of which letting one go is enough, and how far it has to go. Of several, any two contradict each other."""
+    for bound, loose in _LOOSE.items():
+        if getattr(need, bound) in (loose, Need.__struct_defaults__[Need.__struct_fields__.index(bound)]):
             continue
-        plans = _decide(catalogue, replace(need, **{name: loose}), situation, model, every=False).choice.plans
-        if plans:
-            yield Change(bound=name, change=say(need, plans))
+        found = _decide(catalogue, replace(need, **{bound: loose}), situation, model, every=False)
+        if not found.choice.plans:
+            continue
+        if bound in _STEPS:
+            said = _nearest(catalogue, found, bound, getattr(need, bound), situation, model)
+        else:
+            said = _instead(catalogue, found, bound, situation, model)
+        yield Change(bound=bound, change=said)
+
+
+def _nearest(  # noqa: PLR0917  one place asks for it
+    catalogue: Catalogue, found: Decision, bound: str, asked: float, situation: Situation, model: Model | None
+) -> str:
+    """The value nearest to what was asked that is enough, exactly as it is printed."""
+    plans, need, step = found.choice.plans, found.need, _STEPS[bound]
+    known = catalogue
+
+    def enough(steps: int) -> bool:
+        nonlocal known
+        tried = _decide(
+            known, replace(need, **{bound: steps / step if step > 1 else steps}), situation, model, every=False
+        )
+        still = {plan.model for plan in tried.choice.plans}
+        if still:  # who fails here fails nearer to what was asked, too
+            known = replace(known, models=tuple(each for each in known.models if each.id in still))
+        return bool(still)
+
+    if bound == "budget":
+        months = [plan.month for plan in plans if plan.month is not None]
+        if not months:
+            return f"no budget: nobody said what {plans[0].place} costs"
+        low, high = floor(asked), ceil(min(months))
+        most = -largest(-high, -low, lambda less: enough(-less))
+        return f"a budget of {most:,} {need.currency} a month"
+    least = getattr(need, bound) * step
+    most = largest(int(least), ceil(asked * step), enough)
+    if bound == "speed":
+        return f"a speed of at most {most / step:,.1f} tokens a second" if most else "no bound on speed"
+    return f"a context of at most {most:,} tokens" if bound == "context" else f"at most {most:,} at once"
+
+
+def _instead(catalogue: Catalogue, found: Decision, bound: str, situation: Situation, model: Model | None) -> str:
+    """What would be possible without a bound that is no number."""
+    plan = found.choice.plans[0]
+    if bound == "residency":
+        named = sorted({code for place in found.places for code in place.country.split(" or ") if code})
+        for country in named:
+            there = _decide(catalogue, replace(found.need, residency=(country,)), situation, model, every=False)
+            if there.choice.plans:
+                return f"residency {country}, for example {there.choice.plans[0].place}"
+        return f"no residency: nobody said where {plan.place} is"
+    return {
+        "min_size": f"a smaller model, for example {plan.model}",
+        "max_size": f"a larger model, for example {plan.model}",
+        "quantization": f"another precision, for example {plan.scheme}",
+        "task": f"another task, for example with {plan.model}",
+        "jurisdiction_not": f"an operator like that of {plan.place}",
+        "cards": f"other cards, for example {plan.cards} x {plan.card}",
+        "kinds": f"another kind of offer, for example {plan.place}",
+        "use": f"use for research only, for example of {plan.model}",
+    }[bound]
 
 
 def judge(models: Sequence[Model], licences: Sequence[Licence], rules: Rules, today: str) -> dict[str, Ruling]:

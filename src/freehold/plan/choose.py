@@ -44,7 +44,7 @@ def choose(
     every: bool = False,
 ) -> Choice:
     """Rank what is allowed and possible. `rulings` by model id are policy's; `places` are those that policy allows."""
-    spots = ways.spots(places, settings(need, version))
+    spots = ways.spots(places, settings(need, version), cheapest=need.budget is not None)
     with_ram = [place for place in places if place.ram_bytes]
     plans: list[Deployment] = []
     refusals: list[Refusal] = []

@@ -71,17 +71,18 @@ class Found(NamedTuple):
     hour: float | None
 
 
-def spots(places: Iterable[Place], asked: vllm.Settings) -> list[Spot]:
+def spots(places: Iterable[Place], asked: vllm.Settings, *, cheapest: bool = False) -> list[Spot]:
     """The cards among the places, smaller ones first: the cheapest of each card and machine.
 
-    A price without a date hides none that has one; where it is lower, it is not hidden either.
+    Where there is a price with a date, one without is not looked at; unless it is lower and the `cheapest` counts.
     """
     kept: dict[tuple[str, int, int | None], list[Spot]] = {}
     for place in sorted(places, key=_believed):
         if (card := place.card) is None:
             continue
         same = kept.setdefault((card.id, place.cards, place.machines), [])
-        if not any(_never_dearer(each.place, place) for each in same):
+        hidden = same and place.undated and not cheapest
+        if not hidden and not any(_never_dearer(each.place, place) for each in same):
             kind = vllm.large(card), card.unified, card.vendor
             same.append(Spot(place, card, int(asked.share() * card.memory_bytes), kind, _capability(card)))
     return sorted((spot for same in kept.values() for spot in same), key=lambda spot: spot.usable)
