@@ -59,7 +59,7 @@ Answer = tuple[str, float, float, float]  # quantity, ours, the printed range
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["memory"])
+    parser.add_argument("what", nargs="?", choices=["memory"], default="memory")
     parser.add_argument("file", nargs="?", type=Path, default=HERE / "data" / "memory_cases.csv")
     parser.add_argument("--list", action="store_true", help="every figure, not only the summary")
     parser.add_argument("--keep", action="store_true", help="write the summary to bench/results/accuracy.json")

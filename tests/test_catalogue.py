@@ -191,6 +191,19 @@ def test_every_model_answers_to_its_own_names(model):
         assert (found.model.id, found.exact) == (model.id, True)
 
 
+@pytest.mark.parametrize("name", ["somebody/Qwen3-8B", "/models/qwen3-8b", "models--somebody--Qwen3-8B/snapshots/1"])
+def test_a_copy_under_the_same_name_is_not_the_model_itself(name):
+    found = catalogue.match(EVERYTHING, name)
+    assert (found.model.id, found.exact) == ("qwen3-8b", False)
+
+
+@pytest.mark.parametrize("name", ["", " ", "/"])
+def test_no_name_is_no_model(name):
+    nameless = msgspec.structs.replace(EVERYTHING, models=(msgspec.structs.replace(MODELS[0], repo=""),))
+    with pytest.raises(Unknown):
+        catalogue.match(nameless, name)
+
+
 QUANTIZED = ("-AWQ", "-GPTQ-Int4", "-FP8", "-FP8-dynamic", "-quantized.w8a8", "-NVFP4", "-GGUF", "-bnb-4bit", "-MXFP4")
 
 

@@ -41,6 +41,9 @@ def written(tmp_path, text):
         ("[policy.accepted.mit]\nby = 'x'\non = 2026-01-01", "why", "docs/freehold.toml"),
         ("[policy.accepted.mrl-0.1]\nby = 'x'", 'unknown key `1` in [policy.accepted."mrl-0"]', "known keys: by"),
         ("[endpoints.a]\nweights = 'x'\ncountry = 'DE'", "country means nothing", ""),
+        ("[endpoints.a]\nweights = 'x'\noperator = ''", "operator means nothing", ""),
+        ("[policy.accepted.mit]\nby = ''\non = 2026-01-01\nwhy = 'read'", "policy.accepted", "docs/freehold.toml"),
+        ("[models.a]\nlike = 'x'\npublisher_country = 'Germny'", "no country 'Germny'", "DE (Germany)"),
         ("[policy]\nisolation = 'maybe'", "isolation", "docs/freehold.toml"),
     ],
 )

@@ -298,6 +298,30 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", [32] * 1_000_000),
+        ("sliding_window_pattern", "L" * 10_000_000),
+        ("mlp_only_layers", [7] * 1_000_000),
+        ("model_type", "llama" * 1_000_000),
+    ],
+)
+def test_what_is_looked_at_for_each_layer_may_not_be_long(key, value):
+    row = {**CONFIGS["llama-3.1-8b"][0], "model_type": "exaone4", "num_hidden_layers": 1024}
+    moe = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2} if key == "mlp_only_layers" else {}
+    with pytest.raises(Malformed, match=key):
+        dimensions({**row, **moe, key: value})
+
+
+def test_a_config_past_the_limit_is_not_read(tmp_path):
+    write(tmp_path, {"model.safetensors": safetensors_bytes()})
+    with (tmp_path / "config.json").open("wb") as config:
+        config.truncate(1 << 40)  # sparse
+    with pytest.raises(Refused, match="too-big"):
+        describe(tmp_path)
+
+
 def never_a_traceback(read) -> None:
     reason, model = "", None
     try:

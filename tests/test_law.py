@@ -11,7 +11,7 @@ from freehold.catalogue import load, model
 from freehold.errors import BadRequest
 from freehold.facts import Licence, LicenceOf, Provider, Term
 from freehold.policy.countries import code, expand
-from freehold.policy.law import Acceptance, Rules, judge_build, judge_model, judge_place
+from freehold.policy.law import Acceptance, Rules, judge_build, judge_model, judge_place, licence_of
 
 CATALOGUE = load()
 LICENCES = {each.id: each for each in CATALOGUE.licences}
@@ -124,6 +124,25 @@ def test_an_unknown_licence_is_refused_for_a_business_until_somebody_has_read_it
     assert '[policy.accepted."unknown"]' in objection.hint
 
 
+@pytest.mark.parametrize("licence", ["apache-2.0", "unknown"])
+def test_what_nobody_read_is_accepted_for_one_model_only(licence):
+    found = next(each for each in CATALOGUE.known if each.licence.id == licence)
+    terms = licence_of(found, LICENCES)
+    for accepted, allowed in (({licence: REVIEWED}, False), ({found.id: REVIEWED}, True)):
+        rules = Rules(unreviewed="refuse", accepted=accepted)
+        ruling = judge_model(found, terms, rules, "2026-11-21")
+        assert ruling.allowed is allowed
+        assert allowed or f'[policy.accepted."{found.id}"]' in ruling.objections[0].hint
+
+
+def test_a_model_that_hears_or_sees_is_multimodal_for_the_eu():
+    scout = model(CATALOGUE, "llama-4-scout-17b-16e")
+    for inputs, objected in ((("text", "audio"), True), (("text", "image"), True), (("text",), False)):
+        other = replace(scout, inputs=inputs, licence=LicenceOf(id=scout.licence.id))
+        ruling = judge_model(other, LICENCES[scout.licence.id], Rules(country="RE"))  # Réunion is in the Union
+        assert ("licence-eu-exclusion" in rules_of(ruling)) is objected
+
+
 def test_a_licence_that_only_says_no_is_refused_too():
     bare = Licence(id="bare", name="Bare", commercial_use="no", url="https://example.org")
     qwen = model(CATALOGUE, "qwen3-8b")
@@ -146,6 +165,10 @@ def test_a_licence_that_only_says_no_is_refused_too():
         ("eurollm-9b-instruct", {"publisher_countries": ("EU",)}, set()),
         ("eurollm-9b-instruct", {"publisher_countries": ("EEA",)}, set()),
         ("eurollm-9b-instruct", {"publisher_countries": ("DE",)}, {"publisher-countries"}),
+        ("eurollm-9b-instruct", {"publisher_countries_not": ("DE",)}, {"publisher-countries-not"}),  # which, nobody said
+        ("smollm3-3b", {"publisher_countries_not": ("FR",)}, {"publisher-countries-not"}),  # at home in US and FR
+        ("smollm3-3b", {"publisher_countries": ("US",)}, {"publisher-countries"}),
+        ("smollm3-3b", {"publisher_countries": ("US", "EU")}, set()),
         ("apertus-8b-2509", {"publisher_countries": ("EEA",)}, {"publisher-countries"}),
     ],
 )
@@ -217,7 +240,11 @@ def test_formats():
 
 def test_countries():
     assert (code("germany"), code("uk"), code(" fr ")) == ("DE", "GB", "FR")
-    assert len(expand(["EU"])) == 28  # the members and its own letters
+    members = expand(["EU"]) - {"EU", "AX", "GF", "GP", "MF", "MQ", "RE", "YT"}  # Åland, and six regions of France
+    assert len(members) == 27
+    assert not members & {"GB", "CH", "NO", "IS", "LI", "PF"}
+    assert expand(["EEA"]) - expand(["EU"]) == {"EEA", "IS", "LI", "NO"}
+    assert "PR" in expand(["US"])
     with pytest.raises(BadRequest) as refused:
         code("Swizerland")
     assert "CH (Switzerland)" in refused.value.hint

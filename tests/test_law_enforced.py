@@ -97,6 +97,11 @@ def refusal(ground=None, machine=None, rules=None, **endpoint):
     return permissions(config, ground)["a"].refusal(ground.now_ns)
 
 
+def test_an_acceptance_may_last_as_long_as_there_are_dates():
+    ada = Acceptance(by="Ada", on=date(2026, 1, 1), why="read", until=date.max)
+    assert refusal(rules={"accepted": {"gemma-terms": ada}}, model="gemma-3-4b") is None
+
+
 def test_an_acceptance_ends_with_its_last_day_while_the_daemon_runs():
     ground = Book()
     ada = Acceptance(by="Ada", on=date(2026, 1, 1), why="read", until=date(2026, 11, 30))
@@ -132,7 +137,7 @@ def test_an_acceptance_ends_with_its_last_day_while_the_daemon_runs():
         ({"jurisdiction_not": ["US"], "country": "DE"}, {"operator": "aws"}, {}, "Amazon.com"),
         ({"jurisdiction_not": ["US"], "country": "DE"}, {"operator": "Scaleway SAS"}, {}, None),
         ({"jurisdiction_not": ["US"], "country": "DE"}, {"operator": "Bob"}, {}, "Bob is under a law that is unknown"),
-        ({"jurisdiction_not": ["US"], "country": "DE"}, {}, FAR, "whoever runs http://gpu.example.org"),
+        ({"jurisdiction_not": ["US"], "country": "DE"}, {}, FAR, "whoever runs `a`"),
         ({"jurisdiction_not": ["US"], "country": "DE"}, {}, {**FAR, "operator": ""}, None),
         ({"jurisdiction_not": ["US"], "country": "DE"}, {}, {**FAR, "operator": "scaleway"}, None),
     ],
@@ -143,7 +148,7 @@ def test_what_is_said_of_machine_and_endpoint(rules, machine, endpoint, says):
     assert says in str(error) if says else error is None
 
 
-@pytest.mark.parametrize(("model", "hint"), [("qwen3-8c", "qwen3-8b"), ("someone/Qwen3-8B-finetune-GGUF", "qwen3-8b")])
+@pytest.mark.parametrize(("model", "hint"), [("qwen3-8c", "qwen3-8b"), ("someone/Qwen3-8B-finetune-GGUF", "qwen3-8b"), ("someone/Qwen3-8B", "qwen3-8b")])
 def test_a_model_must_be_named_by_its_own_name(model, hint):
     with pytest.raises(BadConfig) as refused:
         refusal(model=model)

@@ -91,12 +91,12 @@ MULTIMODAL_LEFT_OUT = {"is_multimodal", "output", "encoder_params_note", "image_
 WHOLE = {
     **{name: name for name in ("id", "name", "family", "publisher", "architecture", "notes", "disagreements")},
     "unknown": "unknown", "hf_repo": "repo", "release_date": "released", "release_date_basis": "released_basis",
-    "official_quantised_variants": "quantized",
+    "official_quantised_variants": "quantized", "publisher_country": "publisher_country",
 }  # fmt: skip
 WHOLE_LEFT_OUT = {
     *("model_type", "text_model_type", "vllm_recipe", "publisher_min_gpu_memory_gb"),
     *("dims", "dims_status", "moe", "attention", "context", "precision", "multimodal", "mtp", "licence", "parameters"),
-    *("sources", "publisher_country", "catalogue_ready"),  # read below
+    *("sources", "catalogue_ready"),  # read below
 }
 SOURCES_LEFT_OUT = {"publisher_min_gpu_memory_gb"}
 CHECKPOINTS = (  # how the words about a checkpoint begin: its scheme
@@ -202,16 +202,12 @@ def _whole(entry: Entry) -> Entry:
     dense = dims.get("num_dense_ffn_layers", 0 if moe else dims["num_hidden_layers"])
     if dims.get("dense_mlp_beside_moe"):
         dense = dims["num_hidden_layers"]
-    country, *others = entry["publisher_country"].split("/")
     model = take(None, WHOLE, WHOLE_LEFT_OUT)
     model |= (
         take("dims", DIMS, DIMS_LEFT_OUT)
         | {"dense_layers": dense}
         | take("multimodal", MULTIMODAL, MULTIMODAL_LEFT_OUT)
     )
-    model["publisher_country"] = country
-    if others:
-        model["notes"] = [*model.get("notes", ()), f"The publisher is at home in {' and '.join([country, *others])}."]
     _take(entry["attention"], {}, {"groups", "kv_cache_derived", "layer_pattern", "note"}, entry["id"])
     model["attention"] = [_group(each, entry["id"]) for each in entry["attention"]["groups"]]
     words = [entry["attention"].get(key, "") for key in ("layer_pattern", "note")]

@@ -134,7 +134,7 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     repo: str  # at the hub: owner/name
     family: str
     publisher: str
-    publisher_country: str  # ISO 3166 two letters, or EU; "" unknown
+    publisher_country: str  # ISO 3166 two letters, or EU; of two homes US/FR; "" unknown
     architecture: str
     released: str = ""  # date
     released_basis: str = ""

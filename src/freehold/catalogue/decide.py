@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from freehold.catalogue import Catalogue, match
 from freehold.catalogue.own import OwnHost
-from freehold.catalogue.places import at_hand, places
+from freehold.catalogue.places import at_hand, judged, places
 from freehold.errors import BadRequest
-from freehold.facts import Licence, Model
+from freehold.facts import Licence, Model, Provider
 from freehold.plan.choose import Choice, choose
 from freehold.plan.deployment import Place
 from freehold.plan.need import Need, check
@@ -46,6 +46,8 @@ class Situation(Struct, frozen=True, kw_only=True):
     rules: Rules = Rules()
     hosts: Mapping[str, OwnHost] = {}
     here: tuple[Place, ...] | None = None  # this machine, where nothing else is asked about
+    country: str = ""  # of it
+    operator: Provider | None = None  # of it; None: the company itself
     today: str = ""
 
 
@@ -76,10 +78,14 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
             notes.append(f"{need.model}: {found.how}; only its dimensions are used, check the copy's own licence")
     refused: list[Refusal] = []
     if situation.here is not None:
-        allowed = list(situation.here)
+        allowed, refused = judged(
+            ((place, (situation.country,), situation.operator) for place in situation.here), rules
+        )
     elif need.cards and not need.kinds:
         allowed = [at_hand(catalogue, need)]
         notes.append(f"{need.cards} read as {allowed[0].name}: what they cost is unknown; --offer rents such cards")
+        if rules.asks_for_place:
+            notes.append("where these cards stand, and who runs them, is yours to show: policy asks for it")
     else:
         allowed, refused = places(catalogue, need, rules, situation.hosts)
         notes += _rates(catalogue, need)

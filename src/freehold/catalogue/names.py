@@ -52,12 +52,16 @@ def find(models: Sequence[Model], name: str) -> Match:
 
     Raises Unknown with the nearest names.
     """
-    wanted = {name.strip().casefold(), _last(name)}
-    for model in models:
-        if not wanted.isdisjoint((model.id.casefold(), model.repo.casefold(), model.name.casefold())):
+    whole, last = name.strip().casefold(), _last(name)
+    own = [(model, {each.casefold() for each in (model.id, model.repo, model.name) if each}) for model in models]
+    for model, names in own:
+        if whole in names:
             return Match(model=model, how="its own name", exact=True)
+    for model, names in own:
+        if last in names:  # of another owner, or of a folder
+            return Match(model=model, how=f"called like {model.id}, perhaps another's copy of it", exact=False)
     for model in models:
-        if not wanted.isdisjoint(each.casefold() for each in (*model.also, *model.quantized)):
+        if not {whole, last}.isdisjoint(each.casefold() for each in (*model.also, *model.quantized)):
             return Match(model=model, how=f"known to have the dimensions of {model.id}", exact=False)
     asked = pieces(name)
     if found := _inside(models, asked) or _abbreviated(models, asked):

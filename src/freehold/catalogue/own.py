@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from freehold.catalogue import Catalogue, model
-from freehold.errors import BadConfig, Unknown
+from freehold.errors import BadConfig, BadRequest, Unknown
 from freehold.facts import Licence, LicenceOf, Model, Offer, Rate
-from freehold.plan.cost import Owned
+from freehold.plan.cost import LARGEST, Owned, exchange, hourly
+from freehold.plan.traffic import within
+from freehold.policy.countries import expand
 
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 
@@ -61,30 +65,61 @@ def merge(
             hint = "name one of the catalogue (freehold models), or say commercial_use"
             raise BadConfig(f"[models.{name}] licence {found.licence.id!r} is not known", hint=hint)
         own.append(found)
-    cards = {each.id for each in catalogue.cards}
-    for name, offer in offers.items():
-        if offer.card not in cards:
-            raise BadConfig(
-                f"[offers.{name}] card {offer.card!r} is not known", hint="one of: " + ", ".join(sorted(cards))
-            )
-    mine = tuple(replace(offer, id=name) for name, offer in offers.items())
+    for rate in rates:
+        with naming("[[rates]]"):
+            exchange(rate.base, rate.quote, (rate,))
     return replace(
         catalogue,
-        models=(*own, *catalogue.models),
+        models=(*own, *(each for each in catalogue.models if each.id not in models)),
         licences=tuple(licences.values()),
-        offers=(*mine, *catalogue.offers),
+        offers=(
+            *(_offer(catalogue, name, offer) for name, offer in offers.items()),
+            *(each for each in catalogue.offers if each.id not in offers),
+        ),
         rates=(*rates, *catalogue.rates),
     )
 
 
-def _model(catalogue: Catalogue, name: str, entry: OwnModel) -> Model:
+@contextmanager
+def naming(table: str) -> Iterator[None]:
+    """What is wrong with an entry, with the table it stands in."""
     try:
+        yield
+    except (BadRequest, Unknown) as error:
+        raise BadConfig(f"{table} {error}", hint=error.hint) from None
+
+
+def _offer(catalogue: Catalogue, name: str, offer: Offer) -> Offer:
+    """Under its name, with a price that can be computed with."""
+    cards = sorted(each.id for each in catalogue.cards)
+    if offer.card not in cards:
+        near = get_close_matches(offer.card, cards, n=4, cutoff=0.3)
+        raise BadConfig(
+            f"[offers.{name}] card {offer.card!r} is not known", hint="nearest: " + ", ".join(near or cards)
+        )
+    with naming(f"[offers.{name}]"):
+        within("cards", offer.cards, 1, 100_000)
+        within("setup", offer.setup, 0, LARGEST, offer.currency)
+        within("billing_s", offer.billing_s, 1, 1e9, "s")
+        expand(offer.countries)
+        hourly(replace(offer, id="it"))
+    return replace(offer, id=name)
+
+
+def _model(catalogue: Catalogue, name: str, entry: OwnModel) -> Model:
+    with naming(f"[models.{name}] like:"):
         base = model(catalogue, entry.like)
-    except Unknown as error:
-        raise BadConfig(f"[models.{name}] like: {error}", hint=error.hint) from None
-    own = {field: value for field in ("repo", "publisher", "publisher_country") if (value := getattr(entry, field))}
+    own = {field: value for field in ("publisher", "publisher_country") if (value := getattr(entry, field))}
     licence = LicenceOf(id=entry.licence or f"own-{name}") if entry.licence or entry.commercial_use else base.licence
     sources = base.sources | ({"licence": (f"[models.{name}]",)} if licence is not base.licence else {})
     return replace(
-        base, id=name, name=entry.name or name, also=(), quantized=(), licence=licence, sources=sources, **own
+        base,
+        id=name,
+        name=entry.name or name,
+        repo=entry.repo,
+        also=(),
+        quantized=(),
+        licence=licence,
+        sources=sources,
+        **own,
     )

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 from msgspec.structs import replace
 
 from freehold.catalogue import Catalogue
-from freehold.catalogue.own import OwnHost
+from freehold.catalogue.own import OwnHost, naming
 from freehold.errors import BadRequest, Unknown
 from freehold.facts import Card, Offer, Provider
 from freehold.plan.cost import exchange, owned_hourly, superseded
 from freehold.plan.deployment import Place
 from freehold.plan.llamacpp import RESERVE_BYTES
 from freehold.plan.need import Need
+from freehold.policy.countries import expand
 from freehold.policy.law import Rules, in_words, judge_place
 from freehold.types import Host, Refusal, Ruling
 
 IN_ONE_MACHINE = 8  # cards, where an offer is by the card and does not say
+Found = tuple[Place, tuple[str, ...], Provider | None]  # countries where it may stand, and who runs it
 _FORMS = {"sxm", "pcie", "nvl", "blackwell", "gb", "nvidia", "amd", "geforce", "instinct", "tesla", "80gb", "rtx"}
 
 
@@ -27,10 +29,15 @@ def places(
     catalogue: Catalogue, need: Need, rules: Rules, hosts: Mapping[str, OwnHost]
 ) -> tuple[list[Place], list[Refusal]]:
     """Every place for this need that policy allows, and why the others are out."""
+    return judged((*_hosts(catalogue, need, hosts), *_offers(catalogue, need)), rules)
+
+
+def judged(found: Iterable[Found], rules: Rules) -> tuple[list[Place], list[Refusal]]:
+    """Those that policy allows in one of their countries at least, and why the others are out."""
     allowed: list[Place] = []
     refused: list[Refusal] = []
-    for place, countries, operator in (*_hosts(catalogue, need, hosts), *_offers(catalogue, need)):
-        rulings = {country: judge_place(country, operator, rules) for country in countries or ("",)}
+    for place, countries, provider in found:
+        rulings = {country: judge_place(country, provider, rules) for country in countries or ("",)}
         good = [country for country, ruling in rulings.items() if ruling.allowed]
         if good:
             country = " or ".join(filter(None, good))
@@ -48,7 +55,8 @@ def at_hand(catalogue: Catalogue, need: Need) -> Place:
 
 def here(catalogue: Catalogue, host: Host, hourly_price: float, need: Need, currency: str) -> list[Place]:
     """This machine: its processor, and its cards. `hourly_price` of 0 says nothing of what it costs."""
-    count = max(1, len(host.gpus))
+    alike = [gpu for gpu in host.gpus if gpu.name == host.gpus[0].name]
+    count = max(1, len(alike))
     offer = Offer(
         id="this machine", provider="own", card="", cards=count, kind="owned", price=hourly_price, currency=currency,
         date="stated", source="[machine] hourly_price",
@@ -56,24 +64,16 @@ def here(catalogue: Catalogue, host: Host, hourly_price: float, need: Need, curr
     rate = exchange(currency, need.currency, catalogue.rates) if offer else 1.0
     ram = max(0, host.available_bytes - RESERVE_BYTES)
     found = [Place(name="this machine", card=None, cards=1, machines=1, offer=offer, rate=rate, ram_bytes=ram)]
-    if host.gpus:
-        gpu = host.gpus[0]
+    if alike:
+        gpu = min(alike, key=lambda each: each.memory_bytes)
         known = _by_words(catalogue.cards, gpu.name)
         base = known[0] if known else Card(
             id=gpu.name, vendor="NVIDIA", memory_gb=gpu.memory_bytes // 10**9, memory_bytes=0, memory_source=""
         )  # fmt: skip
         card = replace(base, memory_bytes=gpu.memory_bytes, memory_source="the driver")
-        found.append(
-            Place(
-                name="this machine's cards",
-                card=card,
-                ram_bytes=ram,
-                cards=len(host.gpus),
-                machines=1,
-                offer=offer,
-                rate=rate,
-            )
-        )
+        ram = 0 if card.unified else ram  # then it is the same memory
+        name = "this machine's cards"
+        found.append(Place(name=name, card=card, ram_bytes=ram, cards=count, machines=1, offer=offer, rate=rate))
     return found
 
 
@@ -101,9 +101,16 @@ def _by_words(cards: Iterable[Card], name: str) -> list[Card]:
     return [card for count, card in fits if count == most]
 
 
-def _hosts(catalogue: Catalogue, need: Need, hosts: Mapping[str, OwnHost]):  # noqa: ANN202
+def _hosts(catalogue: Catalogue, need: Need, hosts: Mapping[str, OwnHost]) -> Iterator[Found]:
+    wanted = read_cards(catalogue.cards, need.cards)[1] if need.cards else catalogue.cards
     for name, host in hosts.items():
-        _, cards = read_cards(catalogue.cards, host.card)
+        with naming(f"[hosts.{name}]"):
+            count, cards = read_cards(catalogue.cards, host.card)
+            if count > 1:
+                raise BadRequest(f"card {host.card!r} has a number", hint=f"say cards = {count}")
+            expand(filter(None, [host.country]))
+        if cards[0] not in wanted or (need.kinds and "owned" not in need.kinds):
+            continue
         price = owned_hourly(host.owned) if host.owned else host.hourly_price
         currency = host.owned.currency if host.owned else host.currency
         offer = None
@@ -113,13 +120,11 @@ def _hosts(catalogue: Catalogue, need: Need, hosts: Mapping[str, OwnHost]):  # n
                 currency=currency, date=(host.owned.date if host.owned else "") or "stated", source=f"[hosts.{name}]",
             )  # fmt: skip
         rate = exchange(currency, need.currency, catalogue.rates) if offer else 1.0
-        place = Place(
-            name=name, card=cards[0], cards=host.cards, machines=host.machines, offer=offer, rate=rate
-        )  # fmt: skip
+        place = Place(name=name, card=cards[0], cards=host.cards, machines=host.machines, offer=offer, rate=rate)
         yield place, (host.country,), operator(catalogue, host.operator)
 
 
-def _offers(catalogue: Catalogue, need: Need):  # noqa: ANN202
+def _offers(catalogue: Catalogue, need: Need) -> Iterator[Found]:
     cards = {card.id: card for card in catalogue.cards}
     providers = {each.id: each for each in catalogue.providers}
     wanted, count = None, 0

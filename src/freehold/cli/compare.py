@@ -38,7 +38,7 @@ def command(
         whole = {"need": {"users": users, "context": context, "currency": currency}, "models": found}
         click.echo(msgspec.json.format(msgspec.json.encode(whole), indent=2).decode())
         return
-    from freehold.cli.tables import markdown, table
+    from freehold.cli.tables import markdown, printable, table
 
     heads, rows = ["", *(each["name"] for each in found)], _rows(found, need.users, need.context, currency)
     bullet = "- " if as_md else "  "
@@ -48,7 +48,7 @@ def command(
         said += [*(f"unknown: {what}" for what in each["unknown"]), *([each["matched"]] if each["matched"] else [])]
         if said:
             name = f"**{each['name']}**\n" if as_md else each["name"]
-            click.echo("\n".join(["", name, *(bullet + one for one in said)]))
+            click.echo(printable("\n".join(["", name, *(bullet + one for one in said)])))
     rates = exchanged(catalogue.rates, {currency, *(offer.currency for offer in catalogue.offers)})
     notes = [
         "GB are powers of ten, GiB powers of two; a month is 730 hours; prices without a date are left out",

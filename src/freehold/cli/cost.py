@@ -66,15 +66,15 @@ def command(config: Path, /, *, explain: bool, as_json: bool, as_md: bool, **giv
 
         click.echo(msgspec.json.format(msgspec.json.encode(_data(answer, explain=explain)), indent=2).decode())
         return
-    from freehold.cli.tables import markdown, table
+    from freehold.cli.tables import markdown, printable, table
 
     click.echo((markdown if as_md else table)(*_table(answer)))
     bullet = "- " if as_md else ""
-    click.echo("\n" + "\n".join(bullet + each for each in (*_against(answer), *_notes(answer))))
+    click.echo(printable("\n" + "\n".join(bullet + each for each in (*_against(answer), *_notes(answer)))))
     for row in answer.rows if explain else ():
         steps = (*row.cost.steps, *(row.even.steps if row.even else ()), *row.cost.remarks)
         name = f"**{row.offer.id}**\n" if as_md else row.offer.id
-        click.echo("\n" + "\n".join([name, *((bullet or "  ") + step for step in steps)]))
+        click.echo(printable("\n" + "\n".join([name, *((bullet or "  ") + step for step in steps)])))
 
 
 def _table(answer: Bill) -> tuple[list[str], list[list[str]]]:

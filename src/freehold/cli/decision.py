@@ -7,6 +7,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import msgspec
@@ -58,7 +59,8 @@ class Page:
         parts += ["\n".join(self._detail(plan, full=full)) for plan in (plans if full else plans[:1])]
         if choice.refusals:
             parts.append(head.format(f"Models that are out: {len(choice.refusals)}"))
-            parts.append(draw(("MODELS", "REASON"), _grouped(choice.refusals)))
+            grouped = _grouped(choice.refusals)
+            parts.append(markdown(("REASON", "MODELS"), grouped) if paper else _listed(grouped))
         if refused := self.decision.places_refused:
             counted = Counter(_cut(each.reason) for each in refused)
             parts.append(head.format(f"Places that are out: {len(refused)}"))
@@ -161,10 +163,16 @@ def _grouped(refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
     """One row a reason; of what somebody merely did not ask for, one row in all."""
     rows: dict[str, list[str]] = {}
     for each in refusals:
-        found = _UNASKED.match(each.reason)
+        found = _UNASKED.match(each.reason) if len(refusals) > 1 else None
         reason = each.reason if len(refusals) == 1 else _cut(each.reason)
         rows.setdefault(f"{found[1]}: {found[2]}" if found else reason, []).append(each.subject)
-    return [(", ".join(models), reason) for reason, models in rows.items()]
+    return [(reason, ", ".join(models)) for reason, models in rows.items()]
+
+
+def _listed(rows: Sequence[tuple[str, str]]) -> str:
+    """Each reason, and under it the models: their names would make a table too wide."""
+    folded = ("\n".join(wrap(models, 116, initial_indent="    ", subsequent_indent="    ")) for _, models in rows)
+    return "\n".join(f"{reason}\n{models}" for (reason, _), models in zip(rows, folded, strict=True))
 
 
 def _cut(text: str) -> str:
@@ -172,27 +180,50 @@ def _cut(text: str) -> str:
 
 
 def write(path: Path, name: str, page: Page, weights: Path | None) -> str:
-    """Append the first deployment to freehold.toml as an endpoint. Raises BadConfig when there is one of that name."""
+    """Append the first deployment to freehold.toml as an endpoint. Raises BadConfig when there is one of that name.
+
+    `weights` are the files that were planned for. A file that would become invalid stays as it was.
+    """
     from freehold.fleet.config import load
 
-    plan = page.decision.choice.plans[0]
-    text = path.read_text() if path.exists() else ""
-    if name in tomllib.loads(text).get("endpoints", {}):
+    plan, before = page.decision.choice.plans[0], path.read_text() if path.exists() else None
+    if name in tomllib.loads(before or "").get("endpoints", {}):
         raise BadConfig(f"{path} has an endpoint {name!r} already", hint="choose another name, or take that one out")
-    model = page.models[plan.model]
-    lines = [f"[endpoints.{name}]  # written by freehold plan"]
-    if weights is None:
-        lines.append(f'model = "{plan.model}"')
-    if plan.engine == "llamacpp":
-        file = weights or f"models/{plan.model}-{plan.scheme.removeprefix('gguf-')}.gguf"
-        lines += [f'weights = "{file}"', f"context = {plan.context}", f"parallel = {plan.users}"]
-    else:
-        lines.append(f"# start it on {plan.place}: {flags(plan, model, page.need.kv_dtype)}")
-        lines += ['engine = "external"', 'url = "http://127.0.0.1:8000"', f'served_model = "{model.repo or model.id}"']
-    path.write_text(f"{text}\n" * bool(text) + "\n".join(lines) + "\n")
+    table = f"endpoints.{name if re.fullmatch('[A-Za-z0-9_-]+', name) else _quoted(name)}"
+    text = "\n".join([f"[{table}]  # written by freehold plan", *_endpoint(page, plan, path.parent, weights)]) + "\n"
+    path.write_text(f"{before}\n{text}" if before else text)
     try:
         load(path)
     except BadConfig:
-        path.write_text(text)
+        if before is None:
+            path.unlink()
+        else:
+            path.write_text(before)
         raise
-    return f"written to {path}: [endpoints.{name}]; freehold up {name} starts it"
+    then = f"freehold up {name} starts it"
+    if plan.engine != "llamacpp":
+        then = f"start the engine, then: freehold up {name}"
+    return f"written to {path}: [{table}]; {then}"
+
+
+def _endpoint(page: Page, plan: Deployment, folder: Path, weights: Path | None) -> Iterator[str]:
+    """Its lines; `folder` is what paths in the file are seen from."""
+    model = page.models[plan.model]
+    if weights is None:
+        yield f"model = {_quoted(plan.model)}"
+    if plan.engine == "llamacpp":
+        file = f"models/{plan.model}-{plan.scheme.removeprefix('gguf-')}.gguf"
+        if weights and weights.suffix == ".gguf":
+            file = weights.resolve().as_posix()
+            file = file.removeprefix(f"{folder.resolve().as_posix()}/")
+        yield f"weights = {_quoted(file)}"
+        yield from (f"context = {plan.context}", f"parallel = {plan.users}")
+    else:
+        yield f"# start it on {plan.place}: {flags(plan, model, page.need.kv_dtype)}"
+        yield from ('engine = "external"', 'url = "http://127.0.0.1:8000"')
+        yield f"served_model = {_quoted(model.repo or model.id)}"
+
+
+def _quoted(text: str) -> str:
+    """A TOML string: JSON's, with nothing but ASCII escaped."""
+    return msgspec.json.encode(text).decode()

@@ -59,7 +59,7 @@ def command(  # noqa: PLR0917  click passes them by name
             (
                 not family or family.casefold() in model.family.casefold(),
                 not publisher or publisher.casefold() in model.publisher.casefold(),
-                not countries or model.publisher_country in {each.upper() for each in countries},
+                not countries or not {each.upper() for each in countries}.isdisjoint(model.publisher_country.split("/")),
                 not licence or licence.casefold() in model.licence.id,
                 not commercial or uses[model.id] == commercial,
                 min_size is None or (size is not None and size >= min_size * 1e9),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from freehold.plan.need import Need
 
 _SHOWN = 12  # deployments, unless more are asked for
+_FLAGS = {"kinds": "--offer", "min_size": "--size", "max_size": "--size"}  # where they are not called as the field
 _READABLE = 5.0  # tokens a second below which nobody waits for an answer: asked of this machine where nothing is said
 
 
@@ -89,8 +90,10 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
 
     explain, as_json, as_markdown = (flags.pop(key) for key in ("explain", "as_json", "as_markdown"))
     endpoint = flags.pop("write")
+    if here and (flags["cards"] or flags["kinds"]):
+        raise click.UsageError("--here and --cards or --offer contradict each other: leave one of them out")
     catalogue, config = known(config_path)
-    need, read = _need(config.need if config else Need(), model, flags)
+    need, read = _need(config.need if config else Need(), catalogue, model, flags)
     need, situation = _situation(config, catalogue, need, here=here)
     decision = decide(catalogue, need, situation, model=read, every=every)
     page = Page(decision, catalogue, read)
@@ -98,7 +101,7 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
     if not decision.choice.plans:
         raise _nothing(decision)
     if endpoint:
-        click.echo(write(config_path, endpoint, page, Path(model) if read and model else None))
+        click.echo(write(config_path, endpoint, page, Path(model) if read and model else None), err=as_json)
 
 
 def _nothing(decision: Decision) -> FreeholdError:
@@ -108,16 +111,24 @@ def _nothing(decision: Decision) -> FreeholdError:
     refusals = decision.choice.refusals
     if len(refusals) == 1 and refusals[0].hint:
         return Refused(f"policy refuses {refusals[0].subject}: {refusals[0].reason}", hint=refusals[0].hint)
-    bounds = " and ".join(each.bound.replace("_", " ") for each in decision.changes[:2])
+    bounds = " and ".join(_FLAGS.get(each.bound, f"--{each.bound.replace('_', '-')}") for each in decision.changes[:2])
     said = f"{bounds} contradict each other" if len(decision.changes) > 1 else bounds and f"{bounds} is too strict"
+    if not said and len(refusals) == 1:
+        said = refusals[0].reason
     ways = "; or ".join(each.change for each in decision.changes)
     hint = f"one of these is enough: {ways}" if ways else "no single bound is to blame: see the reasons"
     return DoesNotFit(f"nothing meets this need{said and ': '}{said}", hint=hint)
 
 
-def _need(stated: Need, model: str | None, flags: dict[str, Any]) -> tuple[Need, Model | None]:
-    """What was said on the command line, over [need]; and the model, where it is files."""
+def _need(stated: Need, catalogue: Catalogue, model: str | None, flags: dict[str, Any]) -> tuple[Need, Model | None]:
+    """What was said on the command line, over [need]; and the model, where it is files.
+
+    Where nobody said how long a context, one model's own limit is long enough.
+    """
     from msgspec.structs import replace
+
+    from freehold.catalogue import match
+    from freehold.plan.need import Need
 
     size, no_cloud_act = flags.pop("size"), flags.pop("no_cloud_act")
     said = {key: value for key, value in flags.items() if value not in (None, (), [])}
@@ -125,13 +136,17 @@ def _need(stated: Need, model: str | None, flags: dict[str, Any]) -> tuple[Need,
         said |= _sizes(size)
     if no_cloud_act:
         said["jurisdiction_not"] = (*said.get("jurisdiction_not", ()), "US")
-    if model and Path(model).exists():
-        return replace(stated, model="", **said), _read(Path(model))
-    return replace(stated, **said, **({"model": model} if model else {})), None
+    read = _read(Path(model)) if model and Path(model).exists() else None
+    need = replace(stated, **said, **({"model": "" if read else model} if model else {}))
+    one = read or (match(catalogue, need.model).model if need.model else None)
+    if one and "context" not in said and stated.context == Need().context:
+        limit = one.context.extended or one.context.native
+        need = replace(need, context=min(need.context, limit))
+    return need, read
 
 
 def _sizes(text: str) -> dict[str, float]:
-    found = re.fullmatch(r"([\d.]+)(?:\s*-\s*([\d.]+))?[bB]?", text)
+    found = re.fullmatch(r"(\d+\.?\d*)(?:\s*-\s*(\d+\.?\d*))?[bB]?", text)
     if not found:
         raise click.BadParameter("write --size 70 or --size 60-80")
     low = float(found[1])
@@ -167,7 +182,8 @@ def _situation(config: Config | None, catalogue: Catalogue, need: Need, *, here:
 
     rules, hosts = (config.policy, config.hosts) if config else (Rules(), {})
     today = datetime.now(UTC).date().isoformat()
-    elsewhere = need.cards or need.kinds or need.residency or need.jurisdiction_not or need.budget or need.users > 1
+    elsewhere = need.cards or need.kinds or need.residency or need.jurisdiction_not
+    elsewhere = elsewhere or need.budget is not None or need.users > 1
     if not here and (elsewhere or hosts):
         return need, Situation(rules=rules, hosts=hosts, today=today)
     from freehold.catalogue import places
@@ -175,6 +191,9 @@ def _situation(config: Config | None, catalogue: Catalogue, need: Need, *, here:
 
     price, currency = (config.machine.hourly_price, config.machine.currency) if config else (0.0, need.currency)
     found = places.here(catalogue, probe(), price, need, currency)
-    if not need.speed:
+    if not need.speed and all(place.card is None or place.card.bandwidth_gb_s for place in found):
         need = replace(need, speed=_READABLE)
-    return need, Situation(rules=rules, here=tuple(found), today=today)
+    country, runs = (config.machine.country, config.machine.operator) if config else ("", "")
+    return need, Situation(
+        rules=rules, here=tuple(found), country=country, operator=places.operator(catalogue, runs), today=today
+    )

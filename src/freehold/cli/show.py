@@ -25,6 +25,7 @@ def command(config: Path, model: str, as_json: bool) -> None:
 
     from freehold.catalogue import match
     from freehold.cli.known import known
+    from freehold.cli.tables import printable
 
     catalogue, _ = known(config)
     found = match(catalogue, model)
@@ -33,7 +34,7 @@ def command(config: Path, model: str, as_json: bool) -> None:
         whole = {"matched": found.how, "model": found.model, "licence": licence, "kv_cache": _kv(found.model)}
         click.echo(msgspec.json.format(msgspec.json.encode(whole), indent=2).decode())
         return
-    click.echo("\n".join(_lines(found, licence)))
+    click.echo(printable("\n".join(_lines(found, licence))))
 
 
 def _lines(found: Match, licence: Licence) -> list[str]:
@@ -137,6 +138,4 @@ def _kv_words(model: Model) -> list[str]:
 
 
 def _field(name: str, *texts: str) -> list[str]:
-    from freehold.cli.tables import printable
-
-    return [f"{'' if i else name:15}{printable(text)}" for i, text in enumerate(texts)]
+    return [f"{'' if i else name:15}{text}" for i, text in enumerate(texts)]

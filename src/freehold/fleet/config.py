@@ -130,6 +130,8 @@ def load(path: Path) -> Config:
     _refuse_unknown_keys(raw, path)
     try:
         config = msgspec.convert(raw, Config)
+    except BadRequest as error:  # a figure out of its range, in [hosts.X.owned]
+        raise BadConfig(f"{path}: [hosts]: {error}", hint=error.hint) from None
     except msgspec.ValidationError as error:
         raise BadConfig(f"{path}: {error}", hint="docs/freehold.toml shows every key with its meaning") from None
     _check_server(config.server, path)
@@ -154,11 +156,11 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
     if endpoint.engine == "external":
         if not _usable(endpoint.url):
             raise BadConfig(f"{where}: engine = 'external' needs url", hint='url = "http://host:port" or "unix:/path"')
-        stray = [k for k in ("weights", "binary") if getattr(endpoint, k)]
+        stray = [k for k in ("weights", "binary") if getattr(endpoint, k) is not None]
     else:
         if not endpoint.weights:
             raise BadConfig(f"{where}: needs weights", hint='weights = "path/to/model.gguf"')
-        stray = [k for k in ("url", "served_model", "api_key_file", "country", "operator") if getattr(endpoint, k)]
+        stray = [k for k in ("url", "served_model", "api_key_file", "country", "operator") if getattr(endpoint, k) is not None]
     if stray:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
     absolute = {k: normpath(base / v) for k in ("weights", "api_key_file", "binary") if (v := getattr(endpoint, k))}
@@ -196,6 +198,11 @@ def _check_rules(config: Config, path: Path) -> None:
     homes = {"[policy]": rules.country, "[machine]": config.machine.country}
     homes |= {f"[endpoints.{name}]": endpoint.country for name, endpoint in config.endpoints.items()}
     named |= {f"{table} country": (country,) for table, country in homes.items() if country}
+    named |= {
+        f"[models.{name}] publisher_country": own.publisher_country.split("/")
+        for name, own in config.models.items()
+        if own.publisher_country
+    }
     for where, countries in named.items():
         try:
             expand(countries)

@@ -20,6 +20,7 @@ from freehold.policy import law
 from freehold.types import Ruling
 
 _NEVER_NS = 1 << 63
+_LAST_DAY = date.max - timedelta(days=1)  # the day after must be one
 
 
 class Permission:
@@ -31,7 +32,7 @@ class Permission:
         self._ends_ns = _NEVER_NS
         self._told = False
         if self._ruling.until:
-            after = date.fromisoformat(self._ruling.until) + timedelta(days=1)
+            after = min(date.fromisoformat(self._ruling.until), _LAST_DAY) + timedelta(days=1)
             self._ends_ns = int(datetime.combine(after, time(), UTC).timestamp()) * 10**9
             self._after = rule(after.isoformat())
 
@@ -82,7 +83,7 @@ def _rule(name: str, config: Config, catalogue: Catalogue, today: str) -> Ruling
     else:
         model, licences = _model(name, endpoint.model, catalogue), {each.id: each for each in catalogue.licences}
         of_model = law.judge_model(model, law.licence_of(model, licences), rules, today)
-    return law.join(of_model, law.judge_place(*_place(config, endpoint, catalogue), rules))
+    return law.join(of_model, law.judge_place(*_place(name, config, catalogue), rules))
 
 
 def _model(name: str, text: str, catalogue: Catalogue) -> Model:
@@ -97,13 +98,14 @@ def _model(name: str, text: str, catalogue: Catalogue) -> Model:
     return found.model
 
 
-def _place(config: Config, endpoint: Endpoint, catalogue: Catalogue) -> tuple[str, Provider | None]:
+def _place(name: str, config: Config, catalogue: Catalogue) -> tuple[str, Provider | None]:
     """Where the engine's machine stands, and who runs it. Of another machine than this, only what was said."""
+    endpoint = config.endpoints[name]
     here = endpoint.engine != "external" or _is_here(endpoint.url or "")
     country = endpoint.country or (config.machine.country if here else "")
     run_by = config.machine.operator if here and endpoint.operator is None else endpoint.operator
     if run_by is None:
-        return country, Provider(id="", name=f"whoever runs {endpoint.url}")
+        return country, Provider(id="", name=f"whoever runs `{name}`")  # its url is not for callers
     return country, operator(catalogue, run_by)
 
 

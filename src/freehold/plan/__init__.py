@@ -1,1 +1,4 @@
-"""What it takes to serve a model: pure arithmetic, every number with its steps. Memory so far."""
+"""What it takes to serve a model: pure arithmetic, every number with its steps.
+
+Memory, cost, and the choice among all that is possible.
+"""

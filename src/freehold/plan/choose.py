@@ -44,7 +44,7 @@ def choose(
     every: bool = False,
 ) -> Choice:
     """Rank what is allowed and possible. `rulings` by model id are policy's; `places` are those that policy allows."""
-    spots = ways.spots(places, settings(need, version), cheapest=need.budget is not None)
+    spots = ways.spots(places, need, settings(need, version))
     with_ram = [place for place in places if place.ram_bytes]
     plans: list[Deployment] = []
     refusals: list[Refusal] = []
@@ -78,18 +78,19 @@ def choose(
 
 ORDER = (
     "models made for the task, then those of the last twelve months, then the larger size class (half a doubling of "
-    "parameters), then the newer, then the finer precision, then the least cost; no score is used"
+    "parameters), then the newer, then the finer precision, then the dated price, then the least cost; no score is used"
 )
 
 
-def order(plan: Deployment, model: Model, need: Need, newest: str) -> tuple[bool, bool, int, int, int, float]:
+def order(plan: Deployment, model: Model, need: Need, newest: str) -> tuple[bool, bool, int, int, int, bool, float]:
     """What ORDER says. `newest` is the date of the newest model compared."""
     made_for = need.task == "coding" and bool(_CODING.search(model.name))
     year_ago = f"{int(newest[:4]) - 1}{newest[4:]}" if newest else ""
     recent = model.released > year_ago
     size_class = round(2 * log2(model.parameters.total or model.parameters.checkpoint or 1))
     newer = -int(model.released.replace("-", "") or 0)
-    return not made_for, not recent, -size_class, newer, ways.tier(plan.scheme, model.checkpoint), plan.month or 0.0
+    finer = ways.tier(plan.scheme, model.checkpoint)
+    return not made_for, not recent, -size_class, newer, finer, plan.undated, plan.month or 0.0
 
 
 def _unknown(model: Model, counts: Counts | None) -> str:

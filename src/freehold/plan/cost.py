@@ -98,7 +98,7 @@ def _hour_steps(offer: Offer, cards: int, want: str, rates: Sequence[Rate], mont
     )
 
 
-class Owned(Struct, frozen=True, kw_only=True):
+class Owned(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A machine that is bought. Money in `currency`; power is the cards and the host at full load."""
 
     capex: float
@@ -276,7 +276,8 @@ def cost(offer: Offer, wanted: Wanted, *, on_demand: Offer | None = None, explai
             )
         other = 0.0
         if on_demand is not None and cut.fallback:
-            other = hourly(on_demand, wanted.cards, exchange(on_demand.currency, wanted.currency, wanted.rates))
+            other_rate = exchange(on_demand.currency, wanted.currency, wanted.rates)
+            other = hourly(on_demand, wanted.cards, other_rate, wanted.setup_months)
             said = (*said, *remarks(on_demand))
         steps += _spot_steps(hour, other, cut, wanted.currency) if explain else ()
         hour = spot_hourly(hour, other, cut)

@@ -10,7 +10,7 @@ from freehold.facts import Card, Offer
 from freehold.plan import vllm
 from freehold.plan.cost import Interruptions, hourly
 from freehold.plan.need import Need
-from freehold.plan.traffic import DAYS_A_MONTH
+from freehold.plan.traffic import DAYS_A_MONTH, HOURS_A_MONTH
 from freehold.types import Ruling
 
 FILL = 0.8  # how busy a replica may be: queues grow without end near 1
@@ -44,6 +44,11 @@ class Place(Struct, frozen=True, kw_only=True):
             return None
         price = hourly(self.offer, machines(self.offer, cards, replicas) * self.offer.cards, self.rate)
         return price / INTERRUPTIONS.useful if self.offer.kind == "spot" else price
+
+    def paid_hours(self, need: Need) -> float:
+        """Of a month. What is rented by the hour is given back for the rest of the day; what is bought is not."""
+        by_the_hour = self.offer is not None and self.offer.kind in ("on-demand", "spot") and self.offer.per == "hour"
+        return hours_a_month(need) if by_the_hour else HOURS_A_MONTH
 
     def replicas(self, cards: int, most: int) -> int:
         """How many of so many cards it has room for; small ones share a machine, large ones take whole ones."""

@@ -198,8 +198,8 @@ def _money(plan: Deployment, place: Place, need: Need) -> Iterator[str]:
         f"{offer.source or 'no source'}, {offer.date or 'undated'}"
     )
     yield (
-        f"a month: {number(plan.hour)} x {number(need.hours_a_day)} x {number(DAYS_A_MONTH)} = {number(plan.month)} "
-        f"{plan.currency}; hours a day, days"
+        f"a month: {number(plan.hour)} x {number(place.paid_hours(need))} = {number(plan.month)} {plan.currency}; "
+        "hours that are paid"
     )
     if plan.per_million is None or not need.rate:
         return

@@ -92,14 +92,6 @@ def graph_bytes(model: Model, context: int) -> int:
     return (model.vocab_size + model.hidden_size) * UBATCH * 4 + cells(context) * UBATCH * 2
 
 
-def longest(model: Model, pool_bytes: int, users: int, least: int, limit: int) -> int:
-    """The longest context of `users` requests that the pool holds, in doublings of `least` up to `limit`."""
-    found = least
-    while found * 2 <= limit and kv_buffers(model.attention, found * 2 * users, sequences=users) <= pool_bytes:
-        found *= 2
-    return found
-
-
 def compute_bytes(build: Build, ubatch: int = UBATCH, context: int = 0) -> int:
     """At most this many bytes for llama.cpp's compute buffer with flash attention: f32 activations, f16 attention mask.
 

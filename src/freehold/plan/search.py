@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import ceil, floor
 from typing import Any, NamedTuple
 
 from freehold.facts import Card, Model
@@ -12,7 +13,6 @@ from freehold.plan.deployment import (
     Deployment,
     Place,
     busy_replicas,
-    hours_a_month,
     per_million,
     settings,
 )
@@ -71,33 +71,34 @@ class Found(NamedTuple):
     hour: float | None
 
 
-def spots(places: Iterable[Place], asked: vllm.Settings, *, cheapest: bool = False) -> list[Spot]:
+def spots(places: Sequence[Place], need: Need, asked: vllm.Settings) -> list[Spot]:
     """The cards among the places, smaller ones first: the cheapest of each card and machine.
 
-    Where there is a price with a date, one without is not looked at; unless it is lower and the `cheapest` counts.
+    Where there is a price with a date, one without is not looked at; unless it is lower and there is a budget.
     """
     kept: dict[tuple[str, int, int | None], list[Spot]] = {}
-    for place in sorted(places, key=_believed):
+    paid = {place.name: (place.hour(1) or 0.0) * place.paid_hours(need) for place in places if place.card}
+    for place in sorted(places, key=lambda each: _believed(each, paid)):
         if (card := place.card) is None:
             continue
         same = kept.setdefault((card.id, place.cards, place.machines), [])
-        hidden = same and place.undated and not cheapest
-        if not hidden and not any(_never_dearer(each.place, place) for each in same):
+        hidden = same and place.undated and need.budget is None
+        if not hidden and not any(_never_dearer(each.place, place, paid) for each in same):
             kind = vllm.large(card), card.unified, card.vendor
             same.append(Spot(place, card, int(asked.share() * card.memory_bytes), kind, _capability(card)))
     return sorted((spot for same in kept.values() for spot in same), key=lambda spot: spot.usable)
 
 
-def _believed(place: Place) -> tuple[bool, bool, int, float]:
-    return place.offer is None, place.undated, place.offer.cards if place.offer else 0, place.hour(1) or 0.0
+def _believed(place: Place, paid: Mapping[str, float]) -> tuple[bool, bool, int, float]:
+    return place.offer is None, place.undated, place.offer.cards if place.offer else 0, paid.get(place.name, 0.0)
 
 
-def _never_dearer(one: Place, other: Place) -> bool:
+def _never_dearer(one: Place, other: Place, paid: Mapping[str, float]) -> bool:
     """Whether the first costs no more, however many cards are rented; nothing is dearer than an unknown price."""
     if one.offer is None or other.offer is None:
         return other.offer is None
     times, rest = divmod(other.offer.cards, one.offer.cards)
-    return not rest and (one.hour(1) or 0.0) * times <= (other.hour(1) or 0.0)
+    return not rest and paid[one.name] * times <= paid[other.name]
 
 
 def _capability(card: Card) -> float:
@@ -121,25 +122,39 @@ class Misses:
         self.fastest: float | None = None  # of those too slow
         self.cheapest: float | None = None  # of those too dear
         self.unpriced = False  # under a budget, a place of which nobody said what it costs
+        self.unrated = ""  # under a speed floor, a card of which nobody said how fast its memory is
         self.most = 0  # requests, where there were too few cards
 
     def lacks(self, lack: int, where: str) -> None:
         if self.short is None or lack < self.short[0]:
             self.short = lack, where
 
+    def slow(self, ceiling: float | None, least: float, card: Card | None) -> bool:
+        """Whether it is too slow, or nobody knows."""
+        if least and ceiling is None and card is not None:
+            self.unrated = card.id
+        elif ceiling is not None and ceiling < least:
+            self.fastest = max(self.fastest or 0.0, ceiling)
+        else:
+            return False
+        return True
+
     def reasons(self, need: Need) -> Iterator[str]:
         """The nearest to letting it in first: cost, speed, users, memory, and that there is no place at all."""
         if self.cheapest is not None:
-            yield f"budget: the cheapest that fits costs {self.cheapest:,.0f} {need.currency} a month"
+            yield f"budget: the cheapest that fits costs {ceil(self.cheapest):,} {need.currency} a month"
         if self.unpriced:
             yield "budget: nobody said what the machines cost"
         if self.fastest is not None:
-            yield f"speed: at most {self.fastest:,.1f} tokens a second of one request, {need.speed:g} are asked"
+            fastest = floor(self.fastest * 10) / 10
+            yield f"speed: at most {fastest:,.1f} tokens a second of one request, {need.speed:g} are asked"
+        if self.unrated:
+            yield f"speed: nobody said how fast the memory of {self.unrated} is"
         if self.most:
             yield f"users: {need.users:,} at once are asked, the cards hold {self.most:,} of {need.context:,} tokens"
         if self.short:
             yield f"memory: {self.short[1]} lacks {size(self.short[0])} for requests of {need.context:,} tokens"
-        if not (self.cheapest or self.unpriced or self.fastest or self.most or self.short):
+        if not (self.cheapest or self.unpriced or self.fastest or self.unrated or self.most or self.short):
             yield "place: no machine is left that can run it in a precision that is allowed"
 
 
@@ -152,7 +167,7 @@ class Search:
         self.found: list[Found] = []
         self.misses = Misses()
         self.considered = 0
-        self._hours, self._busy = hours_a_month(need), busy_replicas(need)
+        self._busy = busy_replicas(need)
 
     def cards(self, places: Sequence[Spot]) -> None:
         """vLLM on every card, in every precision and split."""
@@ -187,8 +202,7 @@ class Search:
                 self.misses.lacks(lack, f"{SCHEMES[way.scheme].name} on {cards} x {card.id}")
 
     def _keep(self, way: Way, place: Place, requests: int, ceiling: float | None) -> None:
-        if ceiling is not None and ceiling < self.need.speed:
-            self.misses.fastest = max(self.misses.fastest or 0.0, ceiling)
+        if self.misses.slow(ceiling, self.need.speed, place.card):
             return
         replicas, room = max(-(-self.need.users // requests), self._busy), place.replicas(way.cards, MOST_CARDS)
         if replicas > room:
@@ -199,7 +213,7 @@ class Search:
     def _afford(self, way: Way, place: Place, replicas: int, gpu_layers: int) -> None:
         budget, cards = self.need.budget, way.cards if gpu_layers else 0
         hour = place.hour(max(1, cards), replicas)
-        month = hour * self._hours if hour is not None else 0.0
+        month = hour * place.paid_hours(self.need) if hour is not None else 0.0
         if budget is not None and (hour is None or month > budget):
             if hour is None:
                 self.misses.unpriced = True
@@ -223,8 +237,7 @@ class Search:
                 continue
             way = Way(order, name, (place.cards if fit.gpu_layers else 1, 1, 1), token_bytes(model, self.counts, name))
             ceiling = mixed_ceiling(way.token_bytes, fit.gpu_layers / model.layers, place.card)
-            if ceiling is not None and ceiling < need.speed:
-                self.misses.fastest = max(self.misses.fastest or 0.0, ceiling)
+            if self.misses.slow(ceiling, need.speed, place.card):
                 continue
             self._afford(way, place, 1, gpu_layers=fit.gpu_layers)
 

@@ -7,9 +7,14 @@ from collections.abc import Iterable
 
 from freehold.errors import BadRequest
 
-# The members since 1 February 2020, when the United Kingdom had left; as of November 2026.
-_EU = "AT BE BG CY CZ DE DK EE ES FI FR GR HR HU IE IT LT LU LV MT NL PL PT RO SE SI SK"
-GROUPS = {"EU": frozenset(_EU.split()), "EEA": frozenset(f"{_EU} EU IS LI NO".split())}
+# The members since 1 February 2020, when the United Kingdom had left, as of November 2026; and what belongs to them
+# under letters of its own: Åland, and the outermost regions of France (TFEU, articles 349 and 355).
+_EU = "AT BE BG CY CZ DE DK EE ES FI FR GR HR HU IE IT LT LU LV MT NL PL PT RO SE SI SK AX GF GP MF MQ RE YT"
+GROUPS = {
+    "EU": frozenset(_EU.split()),
+    "EEA": frozenset(f"{_EU} EU IS LI NO".split()),
+    "US": frozenset("AS GU MP PR UM VI".split()),  # its territories: its law is theirs
+}
 _ALIASES = {"UK": "GB", "USA": "US", "EL": "GR", "great britain": "GB", "england": "GB", "the netherlands": "NL"}
 
 _NAMES = """AD Andorra, AE United Arab Emirates, AF Afghanistan, AG Antigua and Barbuda, AI Anguilla, AL Albania,

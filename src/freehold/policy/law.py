@@ -27,9 +27,9 @@ _OTHERWISE = "another model; or an agreement with the publisher, as an own [mode
 class Acceptance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Somebody read a licence and takes its terms on: `[policy.accepted.LICENCE]`."""
 
-    by: str
+    by: Annotated[str, Meta(min_length=1)]
     on: date
-    why: str
+    why: Annotated[str, Meta(min_length=1)]
     until: date | None = None  # its last day
 
     def holds(self, today: str) -> bool:
@@ -71,9 +71,14 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def licence_of(model: Model, licences: Mapping[str, Licence]) -> Licence:
-    """The terms of a model's licence. Where only its tag at the hub names one, nobody read what it says there."""
+    """The terms of a model's licence. Where only its tag at the hub names one, nobody read what it says there.
+
+    Such a licence has the model's id, as one that is unknown has: to accept it answers for this model and no other.
+    """
     named = licences.get(model.licence.id, licences["unknown"])
-    if "licence" in model.sources or named.id == "unknown":
+    if named.id == "unknown":
+        return replace(named, id=model.id)
+    if "licence" in model.sources:
         return named
     term = Term(
         kind="unread",
@@ -82,7 +87,7 @@ def licence_of(model: Model, licences: Mapping[str, Licence]) -> Licence:
         source=f"the hub's page of {model.repo}",
     )
     use = named.commercial_use if named.commercial_use in ("no", "unknown") else "conditional"
-    return replace(named, commercial_use=use, terms=(*named.terms, term))
+    return replace(named, id=model.id, commercial_use=use, terms=(*named.terms, term))
 
 
 def judge_model(model: Model, licence: Licence, rules: Rules, today: str = "") -> Ruling:
@@ -204,7 +209,7 @@ def _duty(term: Term) -> str:
 def _eu(term: Term, model: Model, licence: Licence, rules: Rules) -> Objection | str | None:
     """The rights kept from companies in the EU: by the model's own flag, else where it reads more than text."""
     flag = model.licence.eu_companies
-    if flag is True or (flag is None and "image" not in model.inputs):
+    if flag is True or (flag is None and set(model.inputs) <= {"text"}):
         return None
     without = f"{licence.name} gives companies in the EU no right to {model.name}"
     if rules.country:
@@ -281,8 +286,8 @@ def _publisher(model: Model, rules: Rules) -> list[Objection]:
         found.append(_publisher_objection("publishers", f"{model.publisher} is not among the publishers allowed"))
     if named_in(rules.publishers_not):
         found.append(_publisher_objection("publishers_not", f"{model.publisher} is a publisher that is not allowed"))
-    homes = frozenset(model.publisher_country.replace("/", " ").split())
-    where = " and ".join(named(each) for each in sorted(homes)) or "a country that nobody named"
+    countries = [code(each) for each in model.publisher_country.split("/") if each]
+    homes, where = expand(countries), " and ".join(map(named, countries)) or "a country that nobody named"
     if rules.publisher_countries and not (homes and homes <= expand(rules.publisher_countries)):
         reason = f"{model.publisher} is from {where}, which is not among the countries allowed"
         found.append(_publisher_objection("publisher_countries", reason))
@@ -306,9 +311,9 @@ def _residency(country: str, rules: Rules) -> list[Objection]:
     allowed = ", ".join(rules.residency)
     if country and expand([country]) <= expand(rules.residency):
         return []
-    where = f"stands in {named(code(country))}" if country else "stands nobody said where"
+    where = f"the machine stands in {named(code(country))}" if country else "nobody said where the machine stands"
     hint = "a machine in one of these countries" if country else "say it: country"
-    reason = f"the machine {where}, and policy.residency asks for {allowed}"
+    reason = f"{where}, and policy.residency asks for {allowed}"
     return [Objection(rule="residency", reason=reason, clause=f"policy.residency: {allowed}", hint=hint)]
 
 

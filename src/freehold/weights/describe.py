@@ -20,7 +20,7 @@ from freehold.weights.files import File, list_files, root_of, split_of
 from freehold.weights.layers import Facts, Unfamiliar
 from freehold.weights.metadata import dimensions_of, facts_of
 from freehold.weights.precision import Precision, precision_of, precision_of_file
-from freehold.weights.reading import Malformed, parse_json, quoted
+from freehold.weights.reading import MAX_JSON_BYTES, Malformed, parse_json, quoted
 
 _ENCODERS = (
     "vision",
@@ -141,7 +141,7 @@ def _describe_safetensors(name: str, files: Sequence[File]) -> Checkpoint:
         name=name,
         format="safetensors",
         architecture=architecture,
-        precision=method if isinstance(method, str) else _most_bytes(bytes_by_dtype),
+        precision=quoted(method, 40) if isinstance(method, str) else _most_bytes(bytes_by_dtype),
         weight_bytes=bytes_by_dtype.total(),
         layers=model.layers if model else facts.size("num_hidden_layers"),
         kv_heads=facts.size("num_key_value_heads", heads),
@@ -161,8 +161,10 @@ def _object(files: Sequence[File], name: str) -> dict[str, Any] | None:
     file = next((file for file in files if file.name == name), None)
     if file is None:
         return None
+    if file.size_bytes > MAX_JSON_BYTES:
+        raise Malformed("too-big", f"{name} has {file.size_bytes:,} bytes; at most {MAX_JSON_BYTES:,} are read")
     with file.open() as stream:
-        content = parse_json(stream.read())
+        content = parse_json(stream.read(MAX_JSON_BYTES))
     if not isinstance(content, dict):
         raise Malformed("bad-config", f"{name} is not an object")
     return content

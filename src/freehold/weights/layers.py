@@ -11,6 +11,7 @@ from freehold.weights.reading import Malformed, quoted
 
 MAX_SIZE = 1 << 40  # no width, vocabulary or context is larger; keeps nonsense out of the arithmetic
 MAX_LAYERS = 1024
+MAX_LENGTH = 4 * MAX_LAYERS  # of a list or text: it is looked at once for each layer
 _KINDS = {
     "full_attention": "full", "attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked",
     "linear_attention": "linear", "mamba": "linear", "indexed_attention": "full",
@@ -37,7 +38,10 @@ class Facts:
         self.prefix = prefix
 
     def get(self, key: str) -> Any:
-        return self.values.get(self.prefix + key)
+        value = self.values.get(self.prefix + key)
+        if isinstance(value, str | list) and len(value) > MAX_LENGTH:
+            raise Malformed("missing-fact", f"{self.prefix + key} has {len(value):,} parts, no model so many")
+        return value
 
     def text(self, key: str) -> str:
         if not isinstance(value := self.get(key), str) or not value.isprintable():

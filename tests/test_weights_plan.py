@@ -1,0 +1,205 @@
+"""Bytes of weights: every scheme by hand for a tiny model, and what must hold for all models."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from freehold import catalogue
+from freehold.facts import Attention, Context, LicenceOf, Model, Moe, Mtp, Parameters
+from freehold.plan.params import count
+from freehold.plan.weights import SCHEMES, checkpoint_bytes, held_bytes, split
+
+EVERYTHING = catalogue.load()
+COUNTED = [model for model in EVERYTHING.models if model.ready and count(model)]
+FULL = Attention(kind="full", layers=2, heads=8, kv_heads=4, head_dim=64, qk_norm="per_head_dim")
+TINY = Model(
+    id="tiny", name="Tiny", repo="", family="none", publisher="", publisher_country="", architecture="",
+    layers=2, hidden_size=512, intermediate_size=1024, dense_layers=2, vocab_size=1024, attention=(FULL,),
+    context=Context(native=4096), parameters=Parameters(method="formula"), licence=LicenceOf(id="apache-2.0"),
+)  # fmt: skip
+ATTENTION = 2 * (512 * 512 + 2 * 512 * 256 + 512 * 512)  # queries, keys and values, output
+KV = 2 * 2 * 512 * 256
+DENSE = 2 * 3 * 512 * 1024
+NORMS = 2 * 2 * 64 + 512 + 2 * 2 * 512  # of queries and keys, the last one, two in each layer
+TABLE = 1024 * 512
+ROTARY = 64 * 4096 * 2
+MOE = Moe(layers=2, experts=16, experts_per_token=2, intermediate_size=256)
+EXPERTS, ROUTER = 2 * 16 * 3 * 512 * 256, 2 * 16 * 512
+
+
+def held(model: Model, scheme: str, **more) -> int:
+    return held_bytes(count(model), scheme, model, **more)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bytes_a_parameter"),
+    [
+        ("bf16", 2),
+        ("fp16", 2),
+        ("fp8", 1),
+        ("fp8-block", 1 + 4 / 128**2),
+        ("int8", 1),
+        ("int4-awq", 0.5 + 20 / 8 / 128),
+        ("int4-gptq", 0.5 + 2 / 128),
+        ("int4-g32", 0.5 + 2 / 32),
+        ("nvfp4", 0.5 + 1 / 16),
+        ("mxfp4", 0.5 + 1 / 32),
+    ],
+)
+def test_quantized_layers_and_what_stays(scheme, bytes_a_parameter):
+    quantized = (ATTENTION + DENSE) * bytes_a_parameter
+    assert held(TINY, scheme) == round(quantized + 2 * (2 * TABLE + NORMS) + ROTARY)
+
+
+def test_float32_is_float32_throughout():
+    assert held(TINY, "fp32") == 4 * (ATTENTION + DENSE + 2 * TABLE + NORMS) + ROTARY
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits", "better", "head"),
+    [
+        ("gguf-f16", 16, 16, 16),
+        ("gguf-q8_0", 8.5, 8.5, 8.5),
+        ("gguf-q6_k", 6.5625, 6.5625, 6.5625),
+        ("gguf-q5_k_m", 5.5, 6.5625, 6.5625),
+        ("gguf-q4_k_m", 4.5, 6.5625, 6.5625),
+        ("gguf-q3_k_m", 3.4375, 5.5, 6.5625),
+    ],
+)
+def test_gguf_mixtures(scheme, bits, better, head):
+    """A sixth of feed-forward and a twentieth of attention in the better type; norms in float32; no engine's tables."""
+    attention, dense = (bits + (better - bits) / share for share in (20, 6))
+    quantized = ATTENTION * attention + DENSE * dense + TABLE * (bits + head)
+    assert held(TINY, scheme, engine_tables=False) == round(quantized / 8 + 4 * NORMS)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expert", "other"),
+    [
+        ("int4-experts", 0.5 + 2 / 32, 2),
+        ("mxfp4-experts", 0.5 + 1 / 32, 2),
+        ("nvfp4-experts", 0.5 + 1 / 16, 2),
+        ("fp4-experts", 0.5 + 1 / 32, 1 + 4 / 128**2),
+    ],
+)
+def test_experts_alone_are_quantized(scheme, expert, other):
+    model = replace(TINY, moe=MOE, dense_layers=0)
+    rest = 2 * (2 * TABLE + NORMS + ROUTER) + ROTARY
+    assert held(model, scheme) == round(EXPERTS * expert + ATTENTION * other + rest)
+
+
+def test_cards_share_matrices_but_not_norms():
+    each = 2 * ((ATTENTION + DENSE + 2 * TABLE) / 4 + NORMS) + ROTARY
+    assert held(TINY, "bf16", tp=4) == each
+    few = replace(TINY, attention=(replace(FULL, kv_heads=1),))  # one head of keys and values, on every card
+    kv = KV // 4
+    assert held(few, "bf16", tp=4) == 2 * ((ATTENTION - KV + DENSE + 2 * TABLE) / 4 + kv + NORMS) + ROTARY
+
+
+def test_a_pipeline_shares_layers_and_the_fullest_has_one_end():
+    layers = ATTENTION + DENSE + NORMS  # the last norm is counted like the others
+    assert held(TINY, "bf16", pp=2) == pytest.approx(2 * (layers / 2 + TABLE) + ROTARY, abs=2)
+
+
+def test_experts_can_be_shared_without_the_rest():
+    model = replace(TINY, moe=MOE, dense_layers=0)
+    assert held(model, "bf16", ep=8) == 2 * (EXPERTS // 8 + ATTENTION + 2 * TABLE + NORMS + ROUTER) + ROTARY
+
+
+def test_mxfp4_widths_are_padded():
+    """gpt-oss: 2880 to 3072 and to 2880 on one card; on four a width of 720 becomes 768."""
+    model = catalogue.model(EVERYTHING, "gpt-oss-20b")
+    counts, scheme = count(model), SCHEMES["mxfp4-experts"]
+    grown = [split(counts, scheme, model, tp=tp).experts * tp / (counts.experts.matrices * 17 / 32) for tp in (1, 4)]
+    assert grown == pytest.approx([3072 / 2880, 3072 / 2880 * 768 / 720])
+
+
+def test_mla_keeps_copies_of_what_works_on_latents():
+    latent = Attention(
+        kind="mla", layers=2, heads=8, q_lora_rank=128, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16,
+        v_head_dim=32,
+    )  # fmt: skip
+    model = replace(TINY, attention=(latent,))
+    copies, rotary = 2 * 64 * 8 * (32 + 32), 16 * 4096 * 2
+    assert split(count(model), SCHEMES["bf16"], model).tables == 2 * copies + rotary
+    assert split(count(model), SCHEMES["bf16"], model, tp=2).tables == copies + rotary
+    assert split(count(model), SCHEMES["bf16"], model, tables=False).tables == 0
+    down = 2 * (512 * (64 + 16) + 512 * 128)  # the projections to the latents are on every card whole
+    whole = split(count(model), SCHEMES["bf16"], model).attention
+    assert split(count(model), SCHEMES["bf16"], model, tp=8).attention == (whole - 2 * down) / 8 + 2 * down
+    assert split(count(model), SCHEMES["nvfp4"], model).attention == whole, "publishers spare latent attention"
+
+
+def test_the_layers_that_predict_further_are_loaded_only_to_speculate():
+    model = replace(TINY, mtp=Mtp(layers=1, style="qwen3_5", ffn="dense"))
+    counts = count(model)
+    assert counts.mtp == ATTENTION // 2 + DENSE // 2 + 2 * 64 + 2 * 512 + 2 * 512**2 + 3 * 512
+    assert held(model, "bf16") == held(TINY, "bf16")
+    assert held(model, "bf16", mtp=True) == held(TINY, "bf16") + 2 * counts.mtp
+    assert checkpoint_bytes(counts, "bf16", model) == held(model, "bf16", mtp=True) - ROTARY
+
+
+def test_the_vocabulary_is_padded_for_every_card():
+    odd = replace(TINY, vocab_size=1000)
+    for tp, rows in ((1, 1024), (2, 1024), (4, 1024), (8, 1024)):
+        assert split(count(odd), SCHEMES["bf16"], odd, tp=tp).embedding == pytest.approx(rows * 512 * 2 / tp)
+    assert split(count(odd), SCHEMES["bf16"], replace(odd, vocab_size=1025)).embedding > 1024 * 512 * 2
+
+
+def test_tied_embeddings_have_no_head():
+    tied = replace(TINY, tied_embeddings=True)
+    assert held(tied, "bf16") == held(TINY, "bf16") - 2 * TABLE
+
+
+def test_files_are_taken_at_their_size():
+    by_dimensions = checkpoint_bytes(count(TINY), "bf16", TINY)
+    files = replace(TINY, file_bytes=by_dimensions * 11 // 10)
+    assert held(files, "bf16") == pytest.approx(files.file_bytes + ROTARY, abs=1)
+    assert held(files, "fp8") == held(TINY, "fp8"), "what is made from them is counted"
+    gguf = replace(TINY, file_bytes=123_456, checkpoint="gguf-q4_k_m")
+    assert held(gguf, "gguf-q4_k_m") == 123_456
+
+
+# -- what must hold for all --------------------------------------------------------------------------------------------
+
+models = st.sampled_from(COUNTED)
+schemes = st.sampled_from(sorted(SCHEMES))
+
+
+@given(models, schemes, st.sampled_from([1, 2, 4]))
+def test_more_cards_never_put_more_on_one(model, scheme, tp):
+    assert held(model, scheme, tp=2 * tp) <= held(model, scheme, tp=tp)
+    assert held(model, scheme, tp=8, pp=2) <= held(model, scheme, tp=8)
+
+
+@given(models, st.sampled_from([1, 2, 8]))
+def test_a_coarser_precision_is_never_larger(model, tp):
+    """Of the schemes that leave the same parts alone."""
+    rows = [
+        ("fp32", "bf16", "fp8-block", "fp8"),
+        ("bf16", "int8"),
+        ("bf16", "int4-g32", "int4-awq", "int4-gptq"),  # of models with linear layers not the attention
+        ("bf16", "nvfp4-experts"),
+        ("gguf-f16", "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-iq4_xs", "gguf-q3_k_m", "gguf-q2_k"),
+    ]
+    for row in rows:
+        sizes = [held(model, scheme, tp=tp) for scheme in row]
+        assert sizes == sorted(sizes, reverse=True), row
+
+
+@given(models, schemes)
+def test_the_parts_are_positive_and_add_up(model, scheme):
+    found = split(count(model), SCHEMES[scheme], model, mtp=True)
+    parts = [getattr(found, field) for field in found.__struct_fields__]
+    assert min(parts) >= 0
+    assert found.total == round(sum(parts))
+
+
+@given(models)
+def test_no_precision_is_below_its_bits(model):
+    counts = count(model)
+    for scheme, bits in (("bf16", 16), ("fp8", 8), ("int4-awq", 4), ("nvfp4", 4), ("gguf-q4_k_m", 4), ("gguf-q2_k", 2)):
+        assert held(model, scheme) >= counts.text * bits / 8
