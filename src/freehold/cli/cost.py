@@ -146,6 +146,7 @@ def _capacity(even: BreakEven) -> str:
 def _notes(answer: Bill) -> list[str]:
     """Rates of exchange with their day, prices not to be believed as they are, and what was assumed."""
     from freehold.cli.known import exchanged
+    from freehold.plan.cost import SETUP_MONTHS
 
     rows, wanted, speed, cut = answer.rows, answer.wanted, answer.wanted.speed, answer.wanted.interruptions
     kinds, currencies = {row.cost.kind for row in rows}, {wanted.currency, *(row.offer.currency for row in rows)}
@@ -169,7 +170,7 @@ def _notes(answer: Bill) -> list[str]:
             f"spot is a useful hour: {cut.a_day:g} interruptions a day lose {cut.lost_minutes:g} minutes each, "
             f"{cut.fallback:.0%} of the hours are on demand"
         ): "spot" in kinds,
-        f"what is paid once is spread over {wanted.setup_months:g} months": any(row.offer.setup for row in rows),
+        f"what is paid once is spread over {SETUP_MONTHS:g} months": any(row.offer.setup for row in rows),
         "owned: stated by you; idle it draws 30 % of its power; what it sends is part of --hosting": "owned" in kinds,
     }
     return exchanged(wanted.rates, currencies) + [note for note, true in notes.items() if true]

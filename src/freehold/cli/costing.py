@@ -93,10 +93,10 @@ def _fallback(offer: Offer, offers: Iterable[Offer], wanted: Wanted) -> Offer | 
 def _owned(owned: Owned, wanted: Wanted) -> tuple[Offer, Cost]:
     """What it sends is part of its hosting. Its power follows the load where that is known."""
     wanted = replace(wanted, egress_month=0.0)
-    (found,) = money.compare([owned], wanted)
+    found = money.owned_cost(owned, wanted)
     if found.utilisation is not None:
         owned = replace(owned, utilisation=min(1.0, found.utilisation))
-        (found,) = money.compare([owned], wanted)
+        found = money.owned_cost(owned, wanted)
     return money.owned_offer(owned), found
 
 

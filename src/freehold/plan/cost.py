@@ -17,7 +17,7 @@ from freehold.errors import BadRequest
 from freehold.facts import ApiPrice, Offer, Rate
 from freehold.plan.traffic import HOURS_A_MONTH, Load, Service, Sleep, Speed, always_on, number, to_zero, within
 
-SETUP_MONTHS = 12.0  # over which what is paid once is spread, unless said otherwise
+SETUP_MONTHS = 12.0  # over which what is paid once is spread
 LARGEST = 1e12
 
 
@@ -39,23 +39,18 @@ def _exchange(have: str, want: str, rates: Iterable[Rate]) -> tuple[float, str]:
     raise BadRequest(f"no rate between {have} and {want} is known", hint=hint)
 
 
-def hourly(offer: Offer, cards: int = 1, rate: float = 1.0, setup_months: float = SETUP_MONTHS) -> float:
+def hourly(offer: Offer, cards: int = 1, rate: float = 1.0) -> float:
     """Money an hour for at least `cards` cards, times `rate`. Machines are bought whole: ceil(cards / offer.cards)."""
-    if not (cards >= 1 and 0 <= offer.price < LARGEST and 0 < rate < LARGEST and setup_months > 0):
-        _refuse(offer, cards, rate, setup_months)
+    if not (cards >= 1 and 0 <= offer.price < LARGEST and 0 < rate < LARGEST):  # it is asked some thousand times
+        within("cards", cards, 1, 1e6)
+        within(f"price of {offer.id}", offer.price, 0, LARGEST, offer.currency)
+        within("rate", rate, 1e-6, 1e6)
     price = offer.price
     if offer.per == "month":
         price /= HOURS_A_MONTH
     if offer.setup:
-        price += offer.setup / (setup_months * HOURS_A_MONTH)
+        price += offer.setup / (SETUP_MONTHS * HOURS_A_MONTH)
     return -(-cards // offer.cards) * price * rate
-
-
-def _refuse(offer: Offer, cards: int, rate: float, setup_months: float) -> None:
-    within("cards", cards, 1, 1e6)
-    within(f"price of {offer.id}", offer.price, 0, LARGEST, offer.currency)
-    within("rate", rate, 1e-6, 1e6)
-    within("setup_months", setup_months, 1, 120, "months")
 
 
 def remarks(offer: Offer) -> tuple[str, ...]:
@@ -77,16 +72,15 @@ def _what(offer: Offer) -> tuple[object, ...]:
     return offer.provider, offer.card, offer.cards, offer.kind, offer.countries, offer.currency
 
 
-def _hour_steps(offer: Offer, cards: int, want: str, rates: Sequence[Rate], months: float) -> tuple[str, ...]:
+def _hour_steps(offer: Offer, cards: int, want: str, rates: Sequence[Rate]) -> tuple[str, ...]:
     rate, named = _exchange(offer.currency, want, rates)
     machines, source = -(-cards // offer.cards), f"{offer.source or 'no source'}, {offer.date or 'undated'}"
     base, parts = offer.price, number(offer.price)
     if offer.per == "month":
         base, parts = base / HOURS_A_MONTH, f"{number(offer.price)} a month / {number(HOURS_A_MONTH)} h"
     if offer.setup:
-        spread = offer.setup / (months * HOURS_A_MONTH)
-        parts += f" + {number(offer.setup)} setup / {number(months)} months / {number(HOURS_A_MONTH)} h"
-        base += spread
+        parts += f" + {number(offer.setup)} setup / {number(SETUP_MONTHS)} months / {number(HOURS_A_MONTH)} h"
+        base += offer.setup / (SETUP_MONTHS * HOURS_A_MONTH)
     total = f"{machines} machine{'s' if machines > 1 else ''} of {offer.cards}: {machines} x ({parts})"
     lines = (f"{total} = {number(machines * base)} {offer.currency} an hour; {offer.id}, {source}",)
     if not named:
@@ -217,11 +211,9 @@ def _spot_steps(spot: float, on_demand: float, cut: Interruptions, currency: str
     )
 
 
-def egress(gb_a_month: float, price_a_gb: float, free_gb: float = 0.0) -> float:
+def egress(gb_a_month: float, price_a_gb: float) -> float:
     """Money a month for what leaves the provider's network. GB are powers of ten."""
-    within("gb_a_month", gb_a_month, 0, 1e12, "GB")
-    within("price_a_gb", price_a_gb, 0, 1e3, "a GB")
-    return max(0.0, gb_a_month - within("free_gb", free_gb, 0, 1e12, "GB")) * price_a_gb
+    return within("gb_a_month", gb_a_month, 0, 1e12, "GB") * within("price_a_gb", price_a_gb, 0, 1e3, "a GB")
 
 
 class Cost(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -253,7 +245,6 @@ class Wanted(Struct, frozen=True, kw_only=True):
     speed: Speed | None = None
     sleep: Sleep | None = None  # None: always on; its billing_s gives way to the offer's
     fill: float = 0.8
-    setup_months: float = SETUP_MONTHS
     interruptions: Interruptions = field(default_factory=Interruptions)
     egress_month: float = 0.0  # in `currency`, from `egress`
 
@@ -265,8 +256,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
 def cost(offer: Offer, wanted: Wanted, *, on_demand: Offer | None = None, explain: bool = True) -> Cost:
     """What `wanted` costs on one offer. For spot, `on_demand` is what is taken when there is none."""
     rate = exchange(offer.currency, wanted.currency, wanted.rates)
-    hour = hourly(offer, wanted.cards, rate, wanted.setup_months)
-    steps = _hour_steps(offer, wanted.cards, wanted.currency, wanted.rates, wanted.setup_months) if explain else ()
+    hour = hourly(offer, wanted.cards, rate)
+    steps = _hour_steps(offer, wanted.cards, wanted.currency, wanted.rates) if explain else ()
     said = remarks(offer)
     if offer.kind == "spot":
         cut = wanted.interruptions
@@ -276,8 +267,7 @@ def cost(offer: Offer, wanted: Wanted, *, on_demand: Offer | None = None, explai
             )
         other = 0.0
         if on_demand is not None and cut.fallback:
-            other_rate = exchange(on_demand.currency, wanted.currency, wanted.rates)
-            other = hourly(on_demand, wanted.cards, other_rate, wanted.setup_months)
+            other = hourly(on_demand, wanted.cards, exchange(on_demand.currency, wanted.currency, wanted.rates))
             said = (*said, *remarks(on_demand))
         steps += _spot_steps(hour, other, cut, wanted.currency) if explain else ()
         hour = spot_hourly(hour, other, cut)
@@ -344,19 +334,10 @@ def _with_load(found: Cost, service: Service | None, wanted: Wanted, *, explain:
     )
 
 
-def compare(options: Iterable[Offer | Owned], wanted: Wanted) -> tuple[Cost, ...]:
-    """Ways of paying side by side, the cheapest month first. Spot falls back on the cheapest on-demand for its card."""
-    pairs = [(owned_offer(o), o) if isinstance(o, Owned) else (o, None) for o in options]
-
-    def price(offer: Offer) -> float:
-        return hourly(offer, wanted.cards, exchange(offer.currency, wanted.currency, wanted.rates))
-
-    rows = []
-    for offer, owned in pairs:
-        others = [other for other, _ in pairs if other.kind == "on-demand" and other.card == offer.card]
-        row = cost(offer, wanted, on_demand=min(others, key=price, default=None))
-        rows.append(replace(row, steps=(*_owned_steps(owned), *row.steps)) if owned else row)
-    return tuple(sorted(rows, key=lambda row: row.month))
+def owned_cost(owned: Owned, wanted: Wanted) -> Cost:
+    """What `wanted` costs on a machine that is bought."""
+    found = cost(owned_offer(owned), wanted)
+    return replace(found, steps=(*_owned_steps(owned), *found.steps))
 
 
 class BreakEven(Struct, frozen=True, kw_only=True):

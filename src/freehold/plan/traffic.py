@@ -66,26 +66,11 @@ class Load(Struct, frozen=True, kw_only=True):
         return self.prompt_tokens / (self.prompt_tokens + self.completion_tokens)
 
 
-def load_of_month(
-    prompt_tokens: float, completion_tokens: float, *, requests: float, hours: tuple[float, ...] = FLAT
-) -> Load:
-    """A load given as tokens and requests a month, alike on all days."""
-    within("requests", requests, 1, 1e12, "a month")
-    return Load(
-        requests_a_day=requests / DAYS_A_MONTH,
-        prompt_tokens=prompt_tokens / requests,
-        completion_tokens=completion_tokens / requests,
-        hours=hours,
-    )
-
-
 class Speed(Struct, frozen=True, kw_only=True):
     """Tokens a second that one replica sustains for all its requests together, and who measured it."""
 
     completion: float
-    prompt: float | None = (
-        None  # None: `completion` was measured with prompts like the load's, so they take no more time
-    )
+    prompt: float | None = None  # None: `completion` was measured with prompts like the load's: they take no more
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -102,7 +87,6 @@ class Service(Struct, frozen=True, kw_only=True):
     """What a load takes at a speed. Hours are machine-hours of a month."""
 
     replicas: int  # at the peak hour
-    request_s: float  # a replica's time for one request
     busy_h: float
     on_h: float
     starts: float = 0.0  # a month
@@ -132,7 +116,7 @@ def always_on(load: Load, speed: Speed, *, fill: float = 0.8, explain: bool = Fa
     within("replicas at the peak hour", replicas, 1, 1e6)
     busy, on = load.requests_a_day * load.days_a_month * seconds / 3600, replicas * HOURS_A_MONTH
     if not explain:
-        return Service(replicas=replicas, request_s=seconds, busy_h=busy, on_h=on)
+        return Service(replicas=replicas, busy_h=busy, on_h=on)
     read = f"{number(load.prompt_tokens)} prompt tokens / {number(speed.prompt)} a second + " if speed.prompt else ""
     steps = (
         (
@@ -149,7 +133,7 @@ def always_on(load: Load, speed: Speed, *, fill: float = 0.8, explain: bool = Fa
         ),
         f"on in a month: {replicas} x {number(HOURS_A_MONTH)} h = {number(on)} h",
     )
-    return Service(replicas=replicas, request_s=seconds, busy_h=busy, on_h=on, steps=steps)
+    return Service(replicas=replicas, busy_h=busy, on_h=on, steps=steps)
 
 
 class Sleep(Struct, frozen=True, kw_only=True):
@@ -218,7 +202,6 @@ def to_zero(load: Load, speed: Speed, sleep: Sleep, *, fill: float = 0.8) -> Ser
     )
     return Service(
         replicas=max(1, *needed),
-        request_s=seconds,
         busy_h=load.requests_a_day * days * seconds / 3600,
         on_h=on_s * days / 3600,
         starts=starts * days,
