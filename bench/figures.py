@@ -35,8 +35,10 @@ def keep(name: str, found: dict) -> None:
 
 def tables() -> str:
     """The figures that were kept, as README shows them."""
-    cold, faults, cli = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("cold_start", "faults", "cli"))
-    return "\n".join((*_cold(cold, **cold["found"]), "", *_faults(faults), "", *_cli(cli)))
+    names = ("cold_start", "faults", "cli", "plan", "accuracy")
+    cold, faults, cli, plan, accuracy = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
+    parts = (_cold(cold, **cold["found"]), _faults(faults), _cli(cli), _plan(plan, **plan["found"]), _accuracy(accuracy))
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def _about(result: dict) -> str:
@@ -73,6 +75,27 @@ def _faults(result: dict) -> list[str]:
 def _cli(result: dict) -> list[str]:
     rows = [f"Command line ({_about(result)}):\n", "| command | CPU, median | waited, median |\n|---|---|---|"]
     return rows + [f"| `{of}` | {ms['cpu_ms']} ms | {ms['waited_ms']} ms |" for of, ms in result["found"].items()]
+
+
+def _plan(result: dict, **found) -> list[str]:
+    return [
+        f"Decision: {found['models']} models, {found['offers']} offers, {found['combinations']:,} combinations "
+        f"({_about(result)}):\n",
+        "| | median |\n|---|---|",
+        f"| reading the catalogue | {found['load_ms']} ms |",
+        f"| choosing among everything | {found['choose_ms']} ms |",
+        f"| `freehold plan` from a cold start, CPU | {found['plan_cpu_ms']} ms |",
+    ]
+
+
+def _accuracy(result: dict) -> list[str]:
+    found = result["found"]
+    said = f"{found['rows'] - found['unanswered']} of {found['rows']} rows say enough to be answered"
+    rows = [
+        f"Memory, error in % ({_about(result)}); {said}:\n",
+        "| | cases | median | mean | 90 % below | within 1 % | largest |\n|---|---|---|---|---|---|---|",
+    ]
+    return rows + [f"| {of} | {' | '.join(map(str, row.values()))} |" for of, row in found["errors_pct"].items()]
 
 
 if __name__ == "__main__":

@@ -243,8 +243,8 @@ def rented(price: float, cards: int = 1, **more) -> Place:
 )
 def test_small_replicas_share_a_machine_and_large_ones_take_whole_ones(per_machine, number, cards, room):
     place = Place(name="own", card=CARDS["H100-SXM"], cards=per_machine, machines=number)
-    assert place.replicas(cards, 256) == room
-    assert replace(place, machines=None).replicas(cards, 256) == 256 // cards
+    assert place.replicas(cards) == room
+    assert replace(place, machines=None).replicas(cards) == 256 // cards
 
 
 @pytest.mark.parametrize(
@@ -281,6 +281,7 @@ def test_of_the_same_card_only_what_could_be_cheapest_is_looked_at():
 # -- reasons -----------------------------------------------------------------------------------------------------------
 
 ONE = [Place(name="one", card=CARDS["H100-SXM"], cards=1, machines=1)]
+EIGHT = [replace(ONE[0], cards=8)]
 UNRATED = [replace(ONE[0], card=Card(id="X1", vendor="AMD", memory_gb=85, memory_bytes=79 * GIB, memory_source=""))]
 
 
@@ -292,6 +293,9 @@ UNRATED = [replace(ONE[0], card=Card(id="X1", vendor="AMD", memory_gb=85, memory
         (Need(speed=900.0), ONE, "llama-3.1-8b", r"speed: at most [\d.,]+ tokens a second of one request, 900 are"),
         (Need(speed=1.0), UNRATED, "llama-3.1-8b", "speed: nobody said how fast the memory of X1 is"),
         (Need(users=500), ONE, "llama-3.1-8b", "users: 500 at once are asked, the cards hold [1-9]"),
+        (Need(users=9000, context=64), EIGHT, "qwen3-0.6b", "users: 9,000 at once are asked, the cards hold 8,192 of"),
+        (Need(requests_a_day=1e9, rate=100.0), EIGHT, "qwen3-0.6b", "load: it keeps 72,338 replicas busy, .* for 8"),
+        (Need(requests_a_day=1e6, rate=100.0), [LAPTOP], "qwen3-0.6b", "load: it keeps 73 replicas busy, .* for 1"),
         (Need(), ONE, "deepseek-r1", r"memory: .* on 1 x H100-SXM lacks [\d.,]+ GiB for requests of 8,192 tokens"),
         (Need(), [LAPTOP], "llama-3.3-70b", "memory: GGUF Q3_K_M in 20.00 GiB lacks .* GiB"),
         (Need(), [], "llama-3.1-8b", "place: no machine is left"),

@@ -16,6 +16,7 @@ from freehold.catalogue.own import OwnHost
 from freehold.catalogue.places import here, operator, read_cards
 from freehold.errors import BadRequest, Unknown
 from freehold.plan.cost import Owned
+from freehold.plan.deployment import settings as started
 from freehold.plan.need import Need
 from freehold.plan.units import GIB
 from freehold.policy.law import Acceptance, Rules
@@ -230,6 +231,20 @@ def test_this_machine_is_judged_like_any_other():
     assert served(decided(need, rules=barred, country="DE", **at))
     theirs = decided(need, rules=barred, country="DE", operator=operator(FEW, "aws"), **at)
     assert "under the law of US" in theirs.places_refused[0].reason
+
+
+def test_a_load_that_is_too_much_is_the_bound_that_is_named():
+    need = Need(model="llama-3.1-8b", requests_a_day=1e9, rate=100.0)
+    (change,) = decided(need).changes
+    assert change.bound == "requests_a_day"
+    most = float(re.fullmatch(r"at most ([\d,]+) requests a day", change.change)[1].replace(",", ""))
+    assert decided(replace(need, requests_a_day=most)).choice.plans
+    assert not decided(replace(need, requests_a_day=most + 1)).choice.plans
+
+
+@pytest.mark.parametrize(("users", "sequences"), [(1, 8), (8, 8), (9, 16), (40, 40), (5000, 1024)])
+def test_an_engine_is_started_with_room_for_the_users(users, sequences):
+    assert started(Need(users=users)).sequences == sequences
 
 
 def test_of_cards_at_hand_the_law_is_left_to_who_has_them():

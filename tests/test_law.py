@@ -165,7 +165,7 @@ def test_a_licence_that_only_says_no_is_refused_too():
         ("eurollm-9b-instruct", {"publisher_countries": ("EU",)}, set()),
         ("eurollm-9b-instruct", {"publisher_countries": ("EEA",)}, set()),
         ("eurollm-9b-instruct", {"publisher_countries": ("DE",)}, {"publisher-countries"}),
-        ("eurollm-9b-instruct", {"publisher_countries_not": ("DE",)}, {"publisher-countries-not"}),  # which, nobody said
+        ("eurollm-9b-instruct", {"publisher_countries_not": ("DE",)}, {"publisher-countries-not"}),  # it may be
         ("smollm3-3b", {"publisher_countries_not": ("FR",)}, {"publisher-countries-not"}),  # at home in US and FR
         ("smollm3-3b", {"publisher_countries": ("US",)}, {"publisher-countries"}),
         ("smollm3-3b", {"publisher_countries": ("US", "EU")}, set()),

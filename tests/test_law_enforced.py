@@ -148,8 +148,8 @@ def test_what_is_said_of_machine_and_endpoint(rules, machine, endpoint, says):
     assert says in str(error) if says else error is None
 
 
-@pytest.mark.parametrize(("model", "hint"), [("qwen3-8c", "qwen3-8b"), ("someone/Qwen3-8B-finetune-GGUF", "qwen3-8b"), ("someone/Qwen3-8B", "qwen3-8b")])
-def test_a_model_must_be_named_by_its_own_name(model, hint):
+@pytest.mark.parametrize("name", ["qwen3-8c", "someone/Qwen3-8B-finetune-GGUF", "someone/Qwen3-8B"])
+def test_a_model_must_be_named_by_its_own_name(name):
     with pytest.raises(BadConfig) as refused:
-        refusal(model=model)
-    assert hint in refused.value.hint
+        refusal(model=name)
+    assert "qwen3-8b" in refused.value.hint

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from freehold.facts import Attention
-from freehold.plan.llamacpp import compute_bytes, fit, kv_buffers, kv_bytes_per_token
+from freehold.facts import Attention, Context, LicenceOf, Model, Parameters
+from freehold.plan.llamacpp import Offload, compute_bytes, fit, kv_buffers, kv_bytes_per_token, offload
 from freehold.plan.units import GIB, size
 from freehold.types import Build, Gpu, Host, Plan, Refusal
 
@@ -61,8 +61,7 @@ LOGGED = [(128256, 8192, 512, 266.5), (151936, 2048, 512, 300.75), (201088, 2880
 
 @pytest.mark.parametrize(("vocabulary", "hidden", "ubatch", "mib"), LOGGED)
 def test_compute_buffer_of_earlier_releases(vocabulary, hidden, ubatch, mib):
-    least = build((1, hidden, 1, 64, vocabulary, 4096))
-    assert mib * MIB <= compute_bytes(least, ubatch) <= 1.025 * mib * MIB
+    assert mib * MIB <= compute_bytes(vocabulary, hidden, 0, ubatch) <= 1.025 * mib * MIB
 
 
 # Public figures: bytes a token in f16
@@ -198,6 +197,31 @@ def test_what_a_refusal_recommends_fits(candidate, host, context, parallel):
 )
 def test_sizes_are_shown_in_powers_of_two(count, shown):
     assert size(count) == shown
+
+
+def test_layers_go_to_the_cards_while_these_hold_them():
+    """Two requests of 1,000 tokens: 1,024 cells each. Four layers of 256 MiB and 2 KiB a token; by hand."""
+    weights, kept = GIB, 2 * 1024 * 4 * 2 * 128 * 2
+    layer = (weights + kept) / 4
+    group = Attention(kind="full", layers=4, heads=4, kv_heads=2, head_dim=64)
+    model = Model(
+        id="", name="", repo="", family="", publisher="", publisher_country="", architecture="", layers=4,
+        hidden_size=256, vocab_size=8192, attention=(group,), context=Context(native=4096),
+        parameters=Parameters(method="none"), licence=LicenceOf(id=""),
+    )  # fmt: skip
+    compute = (8192 + 256) * 512 * 4 + 1024 * 512 * 2
+    asked = {"context": 1000, "users": 2, "ram_bytes": GIB}
+    none = offload(model, weights, **asked)
+    assert none == Offload(0, weights + kept + compute - GIB, compute, GIB)
+    card = int((layer + compute) / 0.95) + 1
+    one = offload(model, weights, **asked, card_bytes=card, cards=1)
+    assert one == Offload(1, round(3 * layer) + compute - GIB, 2 * compute, GIB + int(0.95 * card))
+    assert offload(model, weights, **asked, card_bytes=card - 2, cards=1) == none
+    assert offload(model, weights, **asked, card_bytes=card, cards=3).gpu_layers == 3
+    assert offload(model, weights, **asked, card_bytes=card, cards=9).gpu_layers == 4
+    sliding = replace(model, attention=(replace(group, kind="sliding", window=100),))
+    each = kv_buffers(sliding.attention, 1000)
+    assert offload(sliding, weights, **asked).lack_bytes == weights + 2 * each + compute - GIB, "windows of their own"
 
 
 # gemma2 and gemma3 of random weights, window 256, 2 heads of 64: layers that keep all and that slide, context of all,

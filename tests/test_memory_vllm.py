@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from freehold import catalogue
-from freehold.facts import Attention, Card
+from freehold.facts import Attention, Card, Moe
 from freehold.plan import kv, vllm
 from freehold.plan.params import count
 from freehold.plan.units import GIB
@@ -219,3 +219,41 @@ def test_defaults_depend_on_the_card(memory_gib, name, step_tokens, sequences):
         id=name, vendor="NVIDIA", memory_gb=0, memory_bytes=memory_gib * GIB, memory_source="", unified=name == "GB10"
     )
     assert (vllm.Settings().step_tokens(card), vllm.Settings().at_once(card)) == (step_tokens, sequences)
+
+
+@pytest.mark.parametrize(("version", "share"), [((0, 21, 9), 0.9), ((0, 22, 0), 0.92), ((0, 26, 0), 0.92)])
+def test_the_share_of_a_card_depends_on_the_version(version, share):
+    assert vllm.Settings(version=version).share() == share
+    assert vllm.Settings(version=version, utilisation=0.5).share() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("sequences", "sizes"), [(1, 2), (8, 5), (64, 19), (124, 34), (130, 35), (256, 51), (1024, 51)]
+)
+def test_graphs_are_captured_for_so_many_batch_sizes(sequences, sizes):
+    """1, 2, 4, then every 8 below 256, then every 16 up to 512; at most twice the sequences."""
+    asked, card = vllm.Settings(sequences=sequences), CARDS["H100-SXM"]
+    assert vllm.graph_bytes(asked, card, tp=1) == round(0.8 * GIB * sizes / 51)
+    assert vllm.graph_bytes(asked, card, tp=2) == round(1.2 * GIB * sizes / 51)
+    assert vllm.graph_bytes(asked, CARDS["MI300X"], tp=2) == round(0.14 * GIB * sizes)
+    for off in (replace(asked, eager=True), replace(asked, version=(0, 20, 9))):
+        assert vllm.graph_bytes(off, card, tp=1) == 0
+
+
+@pytest.mark.parametrize(("tp", "ep", "width"), [(1, 1, 256), (4, 1, 64), (1, 8, 256)])
+def test_activations_by_hand(tp, ep, width):
+    moe = Moe(layers=2, experts=16, experts_per_token=2, intermediate_size=256)
+    model = replace(
+        catalogue.model(EVERYTHING, "llama-3.1-8b"), hidden_size=384, intermediate_size=1024, vocab_size=1000, moe=moe
+    )
+    few, card = vllm.Settings(sequences=8), CARDS["H100-SXM"]
+    many = replace(few, sequences=4096)
+    prefill, sampler = 2 * 8192 * (2 * 1024 / tp + 2.5 * 384), 15 * 4096 * 1000 + 2 * 384 * 8192
+    fused = 2 * 8192 * 2 * (max(2 * width, 384) + width)
+    split = {"tp": tp, "ep": ep}
+    assert vllm.activation_bytes(model, "bf16", few, card, **split) == prefill + fused
+    assert vllm.activation_bytes(model, "bf16", many, card, **split) == max(prefill, sampler) + fused
+    assert vllm.activation_bytes(model, "nvfp4", few, card, **split) == prefill
+    assert vllm.activation_bytes(model, "nvfp4", few, CARDS["MI300X"], **split) == prefill + fused
+    before = replace(many, version=(0, 16, 9))
+    assert vllm.activation_bytes(replace(model, moe=None), "bf16", before, card) == 38.5 * 4096 * 1000 + 2 * 384 * 8192

@@ -96,6 +96,14 @@ def test_show_says_how_a_copy_was_recognised():
     assert whole["kv_cache"]["bytes_per_token"] == 64 * 8 * 128 * 2 * 2
 
 
+@pytest.mark.parametrize("command", [("show",), ("compare", "qwen3-8b")])
+def test_a_name_gives_the_terminal_no_orders(command):
+    words = [*command, "some\x1b[2Jbody/Qwen3-32B-GGUF"]
+    shown = CliRunner().invoke(cli, words, catch_exceptions=False, color=True).output
+    assert "read as qwen3-32b" in shown
+    assert "\x1b" not in shown
+
+
 def test_a_name_that_is_not_there_is_answered_with_the_nearest(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["freehold", "show", "qwen3-33b"])
     with pytest.raises(SystemExit) as left:

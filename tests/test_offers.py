@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from freehold.facts import ApiPrice, Card, Offer, Provider, Rate
-from freehold.plan.cost import exchange, hourly, remarks
+from freehold.plan.cost import exchange, hourly, remarks, superseded
 
 ROOT = Path(__file__).resolve().parents[1] / "catalogue"
 GIB = 1 << 30
@@ -116,3 +116,11 @@ def test_rates_and_closed_prices_are_dated_and_sourced():
     assert all(price.date and price.source and 0 < price.prompt < price.completion < 1_000 for price in prices)
     assert RATES
     assert all(rate.date and rate.source and 0.5 < rate.rate < 2 for rate in RATES)
+
+
+def test_a_newer_price_takes_the_place_of_the_same_thing_only():
+    old = Offer(id="old", provider="x", card="L4", kind="on-demand", price=1, date="2026-01-01")
+    newer = msgspec.structs.replace(old, id="newer", date="2026-02-01")
+    others = [msgspec.structs.replace(newer, id=key, **{key: to}) for key, to in (("per", "month"), ("kind", "spot"))]
+    assert superseded([old, *others]) == set()
+    assert superseded([old, newer, *others, msgspec.structs.replace(newer, id="undated", date="")]) == {"old"}

@@ -153,6 +153,7 @@ def test_money_of_an_own_rate(tmp_path):
         (OFFER + 'colour = "red"\n', r"unknown key `colour` in \[offers.friend-h100\]"),
         (HOST.replace("L40S", "L41S"), r"\[hosts.rack\] no card is called 'L41S'"),
         (HOST.replace("L40S", "2xL40S"), r"\[hosts.rack\] card '2xL40S' has a number"),
+        (HOST.replace("rack", "nebius-h200-sxm-spot"), r"sxm-spot\] is the name of an offer, too"),
         (HOST.replace("DE", "Germny"), r"\[hosts.rack\] no country 'Germny'"),
         (HOST.replace("cards = 4", "cards = 0"), r"hosts.*cards|cards.*hosts|>= 1"),
         (HOST.replace("60_000", "-1"), r"\[hosts\]: capex is -1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -94,7 +95,7 @@ def test_one_h100_for_coding(plan):
     assert {(each["card"], each["cards"]) for each in plans} == {("H100-SXM", 1)}
     assert len(plans) + len(answer.json["choice"]["refusals"]) == 117
     assert "1xH100 read as 1 x H100-SXM at hand" in answer.json["notes"][0]
-    assert all("month" not in each or each["month"] is None for each in plans), "nobody said what it costs"
+    assert all(each["month"] is None for each in plans), "nobody said what it costs"
 
 
 def test_a_laptop_without_any_word(plan):
@@ -166,7 +167,7 @@ def test_the_table_the_paper_and_the_json_agree(plan):
         assert each["place"] in cells
         assert f"{each['requests']:,}" in cells
         assert f"{each['longest']:,}" in cells
-        assert f"{each['month']:,.0f} EUR{'*' if each.get('undated') else ''}" in cells
+        assert f"{each['month']:,.0f} EUR{'*' if each['undated'] else ''}" in cells
         assert f"| {each['model']} | " in paper.shown
     assert whole["order"] in table.shown
     assert paper.shown.startswith("## ")
@@ -175,11 +176,18 @@ def test_the_table_the_paper_and_the_json_agree(plan):
     assert all(name in table.shown and name in paper.shown for name in every)
 
 
+def test_for_programs_every_plan_has_every_key(plan):
+    rented = plan("--users", "2", "--json").json["choice"]["plans"]
+    own = plan("--json").json["choice"]["plans"]
+    assert len({frozenset(each) for each in (*rented, *own)}) == 1
+    assert (own[0]["card"], own[0]["month"], own[0]["tp"], own[0]["undated"]) == ("", None, 1, False)
+
+
 def test_every_way_to_serve_a_model(plan):
     few = plan("llama-3.1-8b", "--cards", "8xH100", "--json").json["choice"]["plans"]
     many = plan("llama-3.1-8b", "--cards", "8xH100", "--json", "--every").json["choice"]["plans"]
     assert len(few) == 1
-    assert {(each["scheme"], each.get("tp", 1)) for each in many} >= {("bf16", 1), ("bf16", 8), ("fp8", 2)}
+    assert {(each["scheme"], each["tp"]) for each in many} >= {("bf16", 1), ("bf16", 8), ("fp8", 2)}
     assert few[0] == many[0]
 
 
@@ -311,6 +319,9 @@ def test_the_house_rules_hold_for_this_machine_too(plan):
         (("--size", "big"), "60-80"),
         (("--size", "."), "60-80"),
         (("--context", "much"), "32K"),
+        (("--context", "9" * 5000), "32K"),
+        (("--cards", f"{'9' * 5000}xH100"), "H100"),
+        (("n" * 5000,), "freehold models"),
         (("--users", "0"), "from 1 to 1,000,000"),
         (("--users", "-4"), "from 1 to 1,000,000"),
         (("--context", "0"), "from 1 to 100,000,000"),
@@ -334,3 +345,29 @@ def test_a_configuration_that_was_named_must_be_there(tmp_path, monkeypatch):
     result = CliRunner().invoke(cli, ["-c", "absent.toml", "plan"])
     assert result.exception.exit_code == 2
     assert "absent.toml" in str(result.exception)
+
+
+HOSTILE = 'evil\x1b[31m"\n[policy]\nunreviewed = "show"\n$(touch gone)'
+
+
+def test_a_hostile_name_reaches_neither_the_terminal_nor_the_file_nor_a_shell(plan, tmp_path):
+    header = {"model.embed_tokens.weight": facts("BF16", (100, 64), (0, 12_800))}
+    write(tmp_path / HOSTILE, {"config.json": CONFIG, "model.safetensors": safetensors_bytes(header, b"\0" * 12_800)})
+    answer = plan(HOSTILE, "--cards", "1xH100", "--context", "512", "--write", "safe")
+    assert answer.code == 0
+    assert "\x1b" not in answer.shown
+    text = (tmp_path / "freehold.toml").read_text()
+    assert "\n[policy]" not in text
+    assert "\x1b" not in text
+    config = load(tmp_path / "freehold.toml")
+    assert list(config.endpoints) == ["safe"]
+    start = next(line for line in text.splitlines() if line.startswith("# start it"))
+    assert "'evil" in start, "quoted for a shell"
+    odd = os.fsdecode(b"odd\xff")
+    (tmp_path / HOSTILE).rename(tmp_path / odd)
+    answer = plan(odd, "--cards", "1xH100", "--context", "512", "--json", "--explain")
+    assert answer.json["choice"]["plans"][0]["model"] == "odd"
+    (tmp_path / f"{odd}.gguf").write_bytes(DEMO.read_bytes())
+    answer = plan(f"{odd}.gguf", "--context", "512", "--write", "odd")
+    assert (answer.code, "name in UTF-8" in answer.error) == (2, True)
+    assert list(load(tmp_path / "freehold.toml").endpoints) == ["safe"]

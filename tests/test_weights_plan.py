@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from freehold import catalogue
-from freehold.facts import Attention, Context, LicenceOf, Model, Moe, Mtp, Parameters
+from freehold.facts import Attention, Card, Context, LicenceOf, Model, Moe, Mtp, Parameters
 from freehold.plan.params import count
+from freehold.plan.speed import active_bytes, decode_ceiling
 from freehold.plan.weights import SCHEMES, checkpoint_bytes, held_bytes, split
 
 EVERYTHING = catalogue.load()
@@ -19,6 +20,10 @@ TINY = Model(
     id="tiny", name="Tiny", repo="", family="none", publisher="", publisher_country="", architecture="",
     layers=2, hidden_size=512, intermediate_size=1024, dense_layers=2, vocab_size=1024, attention=(FULL,),
     context=Context(native=4096), parameters=Parameters(method="formula"), licence=LicenceOf(id="apache-2.0"),
+)  # fmt: skip
+LATENT = Attention(
+    kind="mla", layers=2, heads=8, q_lora_rank=128, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16,
+    v_head_dim=32,
 )  # fmt: skip
 ATTENTION = 2 * (512 * 512 + 2 * 512 * 256 + 512 * 512)  # queries, keys and values, output
 KV = 2 * 2 * 512 * 256
@@ -114,15 +119,13 @@ def test_mxfp4_widths_are_padded():
     model = catalogue.model(EVERYTHING, "gpt-oss-20b")
     counts, scheme = count(model), SCHEMES["mxfp4-experts"]
     grown = [split(counts, scheme, model, tp=tp).experts * tp / (counts.experts.matrices * 17 / 32) for tp in (1, 4)]
+    whole = split(counts, scheme, model, ep=4).experts * 4 / (counts.experts.matrices * 17 / 32)
+    assert whole == pytest.approx(3072 / 2880), "experts that are shared keep their width"
     assert grown == pytest.approx([3072 / 2880, 3072 / 2880 * 768 / 720])
 
 
 def test_mla_keeps_copies_of_what_works_on_latents():
-    latent = Attention(
-        kind="mla", layers=2, heads=8, q_lora_rank=128, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16,
-        v_head_dim=32,
-    )  # fmt: skip
-    model = replace(TINY, attention=(latent,))
+    model = replace(TINY, attention=(LATENT,))
     copies, rotary = 2 * 64 * 8 * (32 + 32), 16 * 4096 * 2
     assert split(count(model), SCHEMES["bf16"], model).tables == 2 * copies + rotary
     assert split(count(model), SCHEMES["bf16"], model, tp=2).tables == copies + rotary
@@ -152,6 +155,34 @@ def test_the_vocabulary_is_padded_for_every_card():
 def test_tied_embeddings_have_no_head():
     tied = replace(TINY, tied_embeddings=True)
     assert held(tied, "bf16") == held(TINY, "bf16") - 2 * TABLE
+    head = held(TINY, "gguf-q4_k_m") - TABLE * 4.5 / 8  # what is both is kept as the head is
+    assert held(tied, "gguf-q4_k_m") == pytest.approx(head, abs=1)
+
+
+# Sizes of published GGUF files in GB; token embeddings are a third of the smallest
+@pytest.mark.parametrize(
+    ("name", "file_gb"),
+    [("llama-3.2-1b", 0.81), ("llama-3.2-3b", 2.02), ("qwen3-4b", 2.50)],
+)
+def test_small_models_in_four_bits(name, file_gb):
+    model = catalogue.model(EVERYTHING, name)
+    assert held(model, "gguf-q4_k_m", engine_tables=False) == pytest.approx(file_gb * 1e9, rel=0.013)
+
+
+def test_a_token_reads_what_is_active_and_waits_for_what_comes_after():
+    card = Card(id="X", vendor="NVIDIA", memory_gb=1, memory_bytes=1, memory_source="", bandwidth_gb_s=1000.0)
+    assert decode_ceiling(2e9, card) == 500
+    assert decode_ceiling(2e9, card, tp=4) == 2000
+    model = replace(TINY, moe=MOE, dense_layers=0)
+    counts, chosen = count(model), EXPERTS / 16 * 2
+    assert active_bytes(model, counts, SCHEMES["bf16"]) == 2 * (ATTENTION + chosen + TABLE)
+    assert active_bytes(model, counts, SCHEMES["bf16"], ep=8) == 2 * (ATTENTION + chosen / 2 + TABLE), "both at once"
+    assert active_bytes(TINY, count(TINY), SCHEMES["nvfp4"]) == (ATTENTION + DENSE) * 9 / 16 + 2 * TABLE
+    tied = replace(TINY, tied_embeddings=True)
+    assert active_bytes(tied, count(tied), SCHEMES["fp8"]) == ATTENTION + DENSE + 2 * TABLE
+    latent = replace(TINY, attention=(LATENT,))
+    spared = active_bytes(latent, count(latent), SCHEMES["nvfp4"]) - active_bytes(latent, count(latent), SCHEMES["fp8"])
+    assert spared == count(latent).attention[0].matrices - DENSE * 7 / 16, "latent attention stays in 16 bits"
 
 
 def test_files_are_taken_at_their_size():
@@ -193,9 +224,8 @@ def test_a_coarser_precision_is_never_larger(model, tp):
 @given(models, schemes)
 def test_the_parts_are_positive_and_add_up(model, scheme):
     found = split(count(model), SCHEMES[scheme], model, mtp=True)
-    parts = [getattr(found, field) for field in found.__struct_fields__]
-    assert min(parts) >= 0
-    assert found.total == round(sum(parts))
+    assert min(found.parts) >= 0
+    assert found.total == sum(found.parts) == pytest.approx(sum(getattr(found, f) for f in found.__struct_fields__))
 
 
 @given(models)

@@ -98,6 +98,7 @@ WHOLE_LEFT_OUT = {
     *("dims", "dims_status", "moe", "attention", "context", "precision", "multimodal", "mtp", "licence", "parameters"),
     *("sources", "catalogue_ready"),  # read below
 }
+ONLY_A_TAG = re.compile(r"(PyPI )?llmfit\b[^;]*")  # a scrape of the hub's tags
 SOURCES_LEFT_OUT = {"publisher_min_gpu_memory_gb"}
 CHECKPOINTS = (  # how the words about a checkpoint begin: its scheme
     ("none", "bf16"),
@@ -223,6 +224,7 @@ def _whole(entry: Entry) -> Entry:
     model["parameters"] = take("parameters", PARAMETERS, PARAMETERS_LEFT_OUT)
     model |= _checkpoint(entry)
     model["sources"] = _sources(entry, licence)
+    model["licence"]["read"] = not all(ONLY_A_TAG.fullmatch(each) for each in model["sources"]["licence"])
     model["ready"] = bool(model["attention"]) and entry.get("catalogue_ready", True)
     return model
 
@@ -277,6 +279,7 @@ def _counted(entry: Entry) -> Entry:
     tolerance = {"tolerance_checkpoint_pct": each} if (each := entry.pop("tolerance_pct", None)) else {}
     entry |= {
         "sources": {"dims": [source]},
+        "licence": entry["licence"] | {"read": False},
         "dense_layers": entry.get("dense_layers", 0 if "moe" in entry else entry["layers"]),
     }
     bare = msgspec.convert(entry | {"parameters": {"method": "formula"}}, Model, strict=True)

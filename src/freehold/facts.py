@@ -121,6 +121,7 @@ class LicenceOf(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What licence one model is under, and who says so. Its terms are the Licence of that id."""
 
     id: str
+    read: bool = True  # by somebody, in the publisher's words; False: only the tag at the hub names it
     tag: str = ""  # as scraped from the hub
     conditions: tuple[str, ...] = ()  # particular to this model
     eu_companies: bool | None = None  # False: a company in the EU gets no right to run the weights

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import ceil, floor
 
 from msgspec import Struct
@@ -58,10 +59,13 @@ def decide(
 
     `model` is one that was read from files. Raises BadRequest and Unknown for needs that make no sense.
     """
+
+    def ask(need: Need, only: str = "") -> Decision:
+        models = tuple(each for each in catalogue.models if only in ("", each.id))
+        return _decide(replace(catalogue, models=models), need, situation, model, every=False)
+
     found = _decide(catalogue, need, situation, model, every=every)
-    if found.choice.plans:
-        return found
-    return replace(found, changes=tuple(_changes(catalogue, need, situation, model)))
+    return found if found.choice.plans else replace(found, changes=tuple(_changes(need, ask)))
 
 
 def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model | None, *, every: bool) -> Decision:
@@ -78,9 +82,8 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
             notes.append(f"{need.model}: {found.how}; only its dimensions are used, check the copy's own licence")
     refused: list[Refusal] = []
     if situation.here is not None:
-        allowed, refused = judged(
-            ((place, (situation.country,), situation.operator) for place in situation.here), rules
-        )
+        country, runs = (situation.country,), situation.operator
+        allowed, refused = judged(((place, country, runs) for place in situation.here), rules)
     elif need.cards and not need.kinds:
         allowed = [at_hand(catalogue, need)]
         notes.append(f"{need.cards} read as {allowed[0].name}: what they cost is unknown; --offer rents such cards")
@@ -104,76 +107,56 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
 
 
 _LOOSE = {  # what a bound is when it is let go
-    "budget": None,
-    "speed": 0.0,
-    "context": 1,
-    "users": 1,
-    "min_size": None,
-    "max_size": None,
-    "quantization": (),
-    "task": "",
-    "residency": (),
-    "jurisdiction_not": (),
-    "cards": "",
-    "kinds": (),
+    "budget": None, "speed": 0.0, "context": 1, "users": 1, "requests_a_day": 1.0, "min_size": None, "max_size": None,
+    "quantization": (), "task": "", "residency": (), "jurisdiction_not": (), "cards": "", "kinds": (),
     "use": "research",
-}
-_STEPS = {"budget": 1, "speed": 10, "context": 1, "users": 1}  # of a unit, in which a bound is named
+}  # fmt: skip
+_STEPS = {"budget": 1, "speed": 10, "context": 1, "users": 1, "requests_a_day": 1}  # of a unit, in which it is named
 
 
-def _changes(catalogue: Catalogue, need: Need, situation: Situation, model: Model | None) -> Iterator[Change]:
+def _changes(need: Need, ask: Callable[..., Decision]) -> Iterator[Change]:
     """Bounds of which letting one go is enough, and how far it has to go. Of several, any two contradict each other."""
     for bound, loose in _LOOSE.items():
         if getattr(need, bound) in (loose, Need.__struct_defaults__[Need.__struct_fields__.index(bound)]):
             continue
-        found = _decide(catalogue, replace(need, **{bound: loose}), situation, model, every=False)
-        if not found.choice.plans:
-            continue
-        if bound in _STEPS:
-            said = _nearest(catalogue, found, bound, getattr(need, bound), situation, model)
-        else:
-            said = _instead(catalogue, found, bound, situation, model)
-        yield Change(bound=bound, change=said)
+        found = ask(replace(need, **{bound: loose}))
+        if found.choice.plans:
+            said = _nearest(found, bound, getattr(need, bound), ask) if bound in _STEPS else _instead(found, bound, ask)
+            yield Change(bound=bound, change=said)
 
 
-def _nearest(  # noqa: PLR0917  one place asks for it
-    catalogue: Catalogue, found: Decision, bound: str, asked: float, situation: Situation, model: Model | None
-) -> str:
+def _nearest(found: Decision, bound: str, asked: float, ask: Callable[..., Decision]) -> str:
     """The value nearest to what was asked that is enough, exactly as it is printed."""
     plans, need, step = found.choice.plans, found.need, _STEPS[bound]
-    known = catalogue
+    months = [plan.month for plan in plans if plan.month is not None]
+    if bound == "budget" and not months:
+        return f"no budget: nobody said what {plans[0].place} costs"
 
-    def enough(steps: int) -> bool:
-        nonlocal known
-        tried = _decide(
-            known, replace(need, **{bound: steps / step if step > 1 else steps}), situation, model, every=False
-        )
-        still = {plan.model for plan in tried.choice.plans}
-        if still:  # who fails here fails nearer to what was asked, too
-            known = replace(known, models=tuple(each for each in known.models if each.id in still))
-        return bool(still)
+    def enough(name: str, steps: int) -> bool:
+        tried = replace(need, **{bound: abs(steps) / step if step > 1 else abs(steps)})
+        return bool(ask(tried, name).choice.plans)
 
+    most, end = int((getattr(need, bound) or 0) * step), ceil(asked * step)
+    if bound == "budget":  # the less, the nearer
+        most, end = -ceil(min(months)), -floor(asked)
+    for name in {plan.model: None for plan in plans}:  # one at a time: most are no better than the best before
+        if most < end and enough(name, most + 1):
+            most = largest(most + 1, end, partial(enough, name))
     if bound == "budget":
-        months = [plan.month for plan in plans if plan.month is not None]
-        if not months:
-            return f"no budget: nobody said what {plans[0].place} costs"
-        low, high = floor(asked), ceil(min(months))
-        most = -largest(-high, -low, lambda less: enough(-less))
-        return f"a budget of {most:,} {need.currency} a month"
-    least = getattr(need, bound) * step
-    most = largest(int(least), ceil(asked * step), enough)
+        return f"a budget of {-most:,} {need.currency} a month"
     if bound == "speed":
         return f"a speed of at most {most / step:,.1f} tokens a second" if most else "no bound on speed"
-    return f"a context of at most {most:,} tokens" if bound == "context" else f"at most {most:,} at once"
+    words = {"context": "a context of at most {:,} tokens", "users": "at most {:,} at once"}
+    return words.get(bound, "at most {:,} requests a day").format(most)
 
 
-def _instead(catalogue: Catalogue, found: Decision, bound: str, situation: Situation, model: Model | None) -> str:
+def _instead(found: Decision, bound: str, ask: Callable[..., Decision]) -> str:
     """What would be possible without a bound that is no number."""
     plan = found.choice.plans[0]
     if bound == "residency":
         named = sorted({code for place in found.places for code in place.country.split(" or ") if code})
         for country in named:
-            there = _decide(catalogue, replace(found.need, residency=(country,)), situation, model, every=False)
+            there = ask(replace(found.need, residency=(country,)))
             if there.choice.plans:
                 return f"residency {country}, for example {there.choice.plans[0].place}"
         return f"no residency: nobody said where {plan.place} is"

@@ -13,7 +13,7 @@ from freehold.catalogue.own import OwnHost, naming
 from freehold.errors import BadRequest, Unknown
 from freehold.facts import Card, Offer, Provider
 from freehold.plan.cost import exchange, owned_hourly, superseded
-from freehold.plan.deployment import Place
+from freehold.plan.deployment import MOST_CARDS, Place
 from freehold.plan.llamacpp import RESERVE_BYTES
 from freehold.plan.need import Need
 from freehold.policy.countries import expand
@@ -79,7 +79,7 @@ def here(catalogue: Catalogue, host: Host, hourly_price: float, need: Need, curr
 
 def read_cards(cards: Sequence[Card], text: str) -> tuple[int, list[Card]]:
     """`2xH100`: how many, and the cards that are called so, the first being the one that is meant."""
-    found = re.fullmatch(r"\s*(?:(\d+)\s*[xX*]\s*)?(\S.*?)\s*", text)
+    found = re.fullmatch(r"(?:(\d{1,9})\s*[xX*]\s*)?(\S.*)", text.strip())
     if not found:
         raise BadRequest(f"cards {text!r} cannot be read", hint="write them as 2xH100")
     count, name = int(found[1] or 1), found[2]
@@ -103,8 +103,11 @@ def _by_words(cards: Iterable[Card], name: str) -> list[Card]:
 
 def _hosts(catalogue: Catalogue, need: Need, hosts: Mapping[str, OwnHost]) -> Iterator[Found]:
     wanted = read_cards(catalogue.cards, need.cards)[1] if need.cards else catalogue.cards
+    offered = {offer.id for offer in catalogue.offers}
     for name, host in hosts.items():
         with naming(f"[hosts.{name}]"):
+            if name in offered:
+                raise BadRequest("is the name of an offer, too", hint="give the machines a name of their own")
             count, cards = read_cards(catalogue.cards, host.card)
             if count > 1:
                 raise BadRequest(f"card {host.card!r} has a number", hint=f"say cards = {count}")
@@ -138,12 +141,10 @@ def _offers(catalogue: Catalogue, need: Need) -> Iterator[Found]:
         if offer.kind not in need.kinds if need.kinds else offer.kind == "spot":
             continue
         one = offer.cards if offer.kind == "dedicated" or offer.cards > 1 else IN_ONE_MACHINE
-        machines = None
-        if count:
-            one, machines = min(one, count), -(-count // one)
+        one, most = (min(one, count), count) if count else (one, MOST_CARDS)
         rate = exchange(offer.currency, need.currency, catalogue.rates)
         provider = providers.get(offer.provider) or Provider(id=offer.provider, name=offer.provider)
-        place = Place(name=offer.id, card=cards[offer.card], cards=one, machines=machines, offer=offer, rate=rate)
+        place = Place(name=offer.id, card=cards[offer.card], cards=one, most=most, offer=offer, rate=rate)
         yield place, offer.countries, provider
 
 

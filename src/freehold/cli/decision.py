@@ -7,6 +7,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from textwrap import wrap
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 
 from freehold.catalogue import Catalogue
 from freehold.catalogue.decide import Decision
-from freehold.cli.tables import markdown, table
+from freehold.cli.tables import markdown, printable, table
 from freehold.errors import BadConfig
 from freehold.facts import Model
 from freehold.plan.choose import ORDER
@@ -25,16 +26,8 @@ from freehold.plan.weights import SCHEMES
 from freehold.types import Refusal
 
 _HEADS = (
-    "MODEL",
-    "PRECISION",
-    "CARDS",
-    "WHERE",
-    "COUNTRY",
-    "AT ONCE",
-    "LONGEST",
-    "TOKENS/S <=",
-    "A MONTH",
-    "A MILLION",
+    *("MODEL", "PRECISION", "CARDS", "WHERE", "COUNTRY"),
+    *("AT ONCE", "LONGEST", "TOKENS/S <=", "A MONTH", "A MILLION"),
 )
 _UNASKED = re.compile(r"(size|context): .*?, (.*)")
 _CUT = 170  # characters of a reason in a table; --json has all of it
@@ -65,7 +58,7 @@ class Page:
             counted = Counter(_cut(each.reason) for each in refused)
             parts.append(head.format(f"Places that are out: {len(refused)}"))
             parts.append(draw(("PLACES", "REASON"), [(str(n), reason) for reason, n in counted.most_common()]))
-        return "\n\n".join(parts)
+        return printable("\n\n".join(parts))
 
     def json(self, *, full: bool) -> str:
         """Everything, for programs; `full`: with the steps of every figure."""
@@ -143,13 +136,9 @@ def flags(plan: Deployment, model: Model, kv_dtype: str) -> str:
     """The engine's own command line for this deployment."""
     if plan.engine == "llamacpp":
         layers = f" -ngl {plan.gpu_layers}" if plan.gpu_layers else ""
-        return f"llama-server -m {model.id}.gguf -c {plan.context * plan.users} -np {plan.users}{layers}"
-    words = [
-        "vllm serve",
-        model.repo or model.id,
-        f"--max-model-len {plan.context}",
-        f"--max-num-seqs {plan.sequences}",
-    ]
+        return f"llama-server -m {quote(f'{model.id}.gguf')} -c {plan.context * plan.users} -np {plan.users}{layers}"
+    words = ["vllm serve", quote(model.repo or model.id)]
+    words += [f"--max-model-len {plan.context}", f"--max-num-seqs {plan.sequences}"]
     words += [f"--tensor-parallel-size {plan.tp}"] if plan.tp > 1 else []
     words += [f"--pipeline-parallel-size {plan.pp}"] if plan.pp > 1 else []
     words += [f"--data-parallel-size {plan.ep} --enable-expert-parallel"] if plan.ep > 1 else []
@@ -219,11 +208,15 @@ def _endpoint(page: Page, plan: Deployment, folder: Path, weights: Path | None) 
         yield f"weights = {_quoted(file)}"
         yield from (f"context = {plan.context}", f"parallel = {plan.users}")
     else:
-        yield f"# start it on {plan.place}: {flags(plan, model, page.need.kv_dtype)}"
+        start = f"start it on {plan.place}: {flags(plan, model, page.need.kv_dtype)}"
+        yield f"# {printable(' '.join(start.split()))}"
         yield from ('engine = "external"', 'url = "http://127.0.0.1:8000"')
         yield f"served_model = {_quoted(model.repo or model.id)}"
 
 
 def _quoted(text: str) -> str:
-    """A TOML string: JSON's, with nothing but ASCII escaped."""
-    return msgspec.json.encode(text).decode()
+    """A TOML string: JSON's, with nothing but ASCII escaped. Raises BadConfig for a path that is no text."""
+    try:
+        return msgspec.json.encode(text).decode()
+    except UnicodeEncodeError:
+        raise BadConfig(f"{text!r} cannot stand in freehold.toml", hint="give the file a name in UTF-8") from None

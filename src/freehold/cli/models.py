@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from freehold.catalogue import Catalogue
     from freehold.facts import Model
 
 _SORTS = {
@@ -48,10 +51,8 @@ def command(  # noqa: PLR0917  click passes them by name
     from freehold.cli.known import known as what_is_known
 
     catalogue, _ = what_is_known(config)
-    allowed = {each.id: each.commercial_use for each in catalogue.licences}
     everything = (*catalogue.models, *(catalogue.known if known else ()))
-    # where only a tag at the hub names the licence, nobody read it
-    uses = {each.id: allowed[each.licence.id] if "licence" in each.sources else "unknown" for each in everything}
+    uses = commercial_uses(everything, catalogue)
 
     def wanted(model: Model) -> bool:
         size, used = total(model), active(model)
@@ -59,7 +60,7 @@ def command(  # noqa: PLR0917  click passes them by name
             (
                 not family or family.casefold() in model.family.casefold(),
                 not publisher or publisher.casefold() in model.publisher.casefold(),
-                not countries or not {each.upper() for each in countries}.isdisjoint(model.publisher_country.split("/")),
+                not countries or {each.upper() for each in countries} & {*model.publisher_country.split("/")},
                 not licence or licence.casefold() in model.licence.id,
                 not commercial or uses[model.id] == commercial,
                 min_size is None or (size is not None and size >= min_size * 1e9),
@@ -82,6 +83,12 @@ def active(model: Model) -> int | None:
     """Parameters one token touches: counted, else published; all, without experts."""
     stated = model.parameters.active or model.parameters.published_active
     return stated or (None if model.moe else total(model))
+
+
+def commercial_uses(models: Iterable[Model], catalogue: Catalogue) -> dict[str, str]:
+    """By id, as their licences say; unknown where only a tag at the hub names the licence: nobody read it."""
+    allowed = {each.id: each.commercial_use for each in catalogue.licences}
+    return {each.id: allowed[each.licence.id] if each.licence.read else "unknown" for each in models}
 
 
 def billions(count: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from freehold.plan.need import Need
 
 _SHOWN = 12  # deployments, unless more are asked for
-_FLAGS = {"kinds": "--offer", "min_size": "--size", "max_size": "--size"}  # where they are not called as the field
+_FLAGS = {  # where they are not called as the field
+    "kinds": "--offer", "min_size": "--size", "max_size": "--size", "requests_a_day": "--requests",
+}  # fmt: skip
 _READABLE = 5.0  # tokens a second below which nobody waits for an answer: asked of this machine where nothing is said
 
 
@@ -25,7 +28,7 @@ def tokens(_: click.Context, parameter: click.Parameter, value: str | None) -> i
     """`32K` or 32768. Thousands are 1,024 here, as context lengths are."""
     if value is None:
         return None
-    found = re.fullmatch(r"(\d+)\s*([kKmM]?)", value.replace(",", "").replace("_", ""))
+    found = re.fullmatch(r"(\d{1,12})\s*([kKmM]?)", value.replace(",", "").replace("_", ""))
     if not found:
         raise click.BadParameter("a number of tokens, for example 32K or 32768", param=parameter)
     return int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()]
@@ -136,7 +139,7 @@ def _need(stated: Need, catalogue: Catalogue, model: str | None, flags: dict[str
         said |= _sizes(size)
     if no_cloud_act:
         said["jurisdiction_not"] = (*said.get("jurisdiction_not", ()), "US")
-    read = _read(Path(model)) if model and Path(model).exists() else None
+    read = _read(Path(model)) if model and os.path.exists(model) else None  # noqa: PTH110  False for any odd name
     need = replace(stated, **said, **({"model": "" if read else model} if model else {}))
     one = read or (match(catalogue, need.model).model if need.model else None)
     if one and "context" not in said and stated.context == Need().context:
@@ -159,6 +162,7 @@ def _read(path: Path) -> Model:
     """A model from its files; an architecture that is not known is said to be so."""
     from msgspec.structs import replace
 
+    from freehold.cli.tables import printable
     from freehold.errors import Unknown
     from freehold.weights import describe
 
@@ -168,7 +172,8 @@ def _read(path: Path) -> Model:
             f"{path}: {build.model_note}",
             hint="freehold verify says whether the files are sound; sizes need its layers",
         )
-    return replace(build.model, file_bytes=build.weight_bytes)
+    name = " ".join(printable(build.model.id).split())  # a file may be called anything
+    return replace(build.model, id=name, name=name, file_bytes=build.weight_bytes)
 
 
 def _situation(config: Config | None, catalogue: Catalogue, need: Need, *, here: bool) -> tuple[Need, Situation]:

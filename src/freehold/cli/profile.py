@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from freehold.catalogue import Catalogue, match
 from freehold.catalogue.decide import judge
 from freehold.catalogue.places import places
-from freehold.cli.models import active, total
+from freehold.cli.models import active, commercial_uses, total
 from freehold.errors import BadRequest
 from freehold.facts import Attention, Model
 from freehold.fleet.config import Config
@@ -71,11 +71,9 @@ def _architecture(model: Model) -> str:
 
 def _law(model: Model, catalogue: Catalogue, rules: Rules) -> dict[str, Any]:
     ruling = judge([model], catalogue.licences, rules, datetime.now(UTC).date().isoformat())[model.id]
-    allowed = {each.id: each.commercial_use for each in catalogue.licences}
     return {
         "licence": model.licence.id,
-        # where only a tag at the hub names the licence, nobody read it
-        "commercial_use": allowed.get(model.licence.id, "unknown") if "licence" in model.sources else "unknown",
+        "commercial_use": commercial_uses([model], catalogue)[model.id],
         "objections": [in_words(each) for each in ruling.objections],
         "duties": ruling.duties,
         "accepted": ruling.accepted,

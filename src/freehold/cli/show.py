@@ -75,7 +75,7 @@ def _lines(found: Match, licence: Licence) -> list[str]:
 def _licence(model: Model, licence: Licence) -> list[str]:
     """Each term in plain words, then its clause and where it was read."""
     told = [f"{licence.name}   commercial use: {licence.commercial_use}", licence.url]
-    if "licence" not in model.sources:
+    if not model.licence.read:
         told.append(f"by its tag at the hub ({model.licence.tag or 'none'}): nobody read what comes with the weights")
     lines = _field("licence", *filter(None, told))
     for term in licence.terms:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msgspec.structs import replace
-
 from freehold.cli.known import nearest
 from freehold.errors import BadRequest, Unknown
 from freehold.facts import ApiPrice, Card, Rate
@@ -105,10 +103,7 @@ def wanted(given: Mapping[str, Any], rates: tuple[Rate, ...], cards: int, mix: L
     if given["usd_rate"] is not None:
         stated = Rate(base="EUR", quote="USD", rate=within("--usd-rate", given["usd_rate"], 0.01, 100), date=STATED)
         rates = (stated, *(each for each in rates if {each.base, each.quote} != {"EUR", "USD"}))
-    sleep = Sleep()
-    idle_s, start_s = given["idle"], given["start"]
-    sleep = replace(sleep, idle_s=sleep.idle_s if idle_s is None else idle_s)
-    sleep = replace(sleep, start_s=sleep.start_s if start_s is None else start_s)
+    sleep = Sleep(**{f"{flag}_s": given[flag] for flag in ("idle", "start") if given[flag] is not None})
     return Wanted(
         cards=cards,
         currency=given["currency"],

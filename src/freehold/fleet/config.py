@@ -31,6 +31,7 @@ Money = Annotated[float, Meta(ge=0, le=1e6)]
 Count = Annotated[int, Meta(ge=1)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_STARTED, _EXTERNAL = ("weights", "binary"), ("url", "served_model", "api_key_file", "country", "operator")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -156,12 +157,10 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
     if endpoint.engine == "external":
         if not _usable(endpoint.url):
             raise BadConfig(f"{where}: engine = 'external' needs url", hint='url = "http://host:port" or "unix:/path"')
-        stray = [k for k in ("weights", "binary") if getattr(endpoint, k) is not None]
-    else:
-        if not endpoint.weights:
-            raise BadConfig(f"{where}: needs weights", hint='weights = "path/to/model.gguf"')
-        stray = [k for k in ("url", "served_model", "api_key_file", "country", "operator") if getattr(endpoint, k) is not None]
-    if stray:
+    elif not endpoint.weights:
+        raise BadConfig(f"{where}: needs weights", hint='weights = "path/to/model.gguf"')
+    others = _STARTED if endpoint.engine == "external" else _EXTERNAL
+    if stray := [key for key in others if getattr(endpoint, key) is not None]:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
     absolute = {k: normpath(base / v) for k in ("weights", "api_key_file", "binary") if (v := getattr(endpoint, k))}
     return msgspec.structs.replace(endpoint, **absolute)

@@ -69,7 +69,7 @@ def superseded(offers: Iterable[Offer]) -> set[str]:
 
 
 def _what(offer: Offer) -> tuple[object, ...]:
-    return offer.provider, offer.card, offer.cards, offer.kind, offer.countries, offer.currency
+    return offer.provider, offer.card, offer.cards, offer.kind, offer.per, offer.countries, offer.currency
 
 
 def _hour_steps(offer: Offer, cards: int, want: str, rates: Sequence[Rate]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from freehold.plan.traffic import DAYS_A_MONTH, HOURS_A_MONTH
 from freehold.types import Ruling
 
 FILL = 0.8  # how busy a replica may be: queues grow without end near 1
+MOST_CARDS = 256  # of one deployment on rented machines
 INTERRUPTIONS = Interruptions()  # assumed of spot machines
 
 
@@ -24,6 +25,7 @@ class Place(Struct, frozen=True, kw_only=True):
     card: Card | None  # None: none that is used
     cards: int = 8  # in one machine
     machines: int | None = None  # None: as many as are needed, joined by a network
+    most: int = MOST_CARDS  # of them in all, where machines are as many as are needed
     offer: Offer | None = None  # None: nobody said what it costs
     rate: float = 1.0  # the need's currency for one unit of the offer's
     ram_bytes: int = 0  # free for llama.cpp; 0: it does not run there
@@ -50,10 +52,10 @@ class Place(Struct, frozen=True, kw_only=True):
         by_the_hour = self.offer is not None and self.offer.kind in ("on-demand", "spot") and self.offer.per == "hour"
         return hours_a_month(need) if by_the_hour else HOURS_A_MONTH
 
-    def replicas(self, cards: int, most: int) -> int:
+    def replicas(self, cards: int) -> int:
         """How many of so many cards it has room for; small ones share a machine, large ones take whole ones."""
         if self.machines is None:
-            return most // cards
+            return self.most // cards
         if cards <= self.cards:
             return self.machines * (self.cards // cards)
         return self.machines // -(-cards // self.cards)
@@ -66,7 +68,7 @@ def machines(offer: Offer, cards: int, replicas: int = 1) -> int:
     return replicas * -(-cards // offer.cards)
 
 
-class Deployment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Deployment(Struct, frozen=True, kw_only=True):
     """One way to serve a model: what runs where, what it holds, what it costs. Memory is that of the fullest card."""
 
     model: str

@@ -39,17 +39,15 @@ def assumptions(plan: Deployment, place: Place, need: Need) -> tuple[str, ...]:
             *common,
         )
     version = ".".join(map(str, asked.version))
-    link = place.card.link_gb_s if place.card else None
+    link, whole = place.card.link_gb_s if place.card else None, plan.tp * plan.pp * plan.ep
+    guessed = place.offer and place.machines is None and place.offer.cards < place.cards
     shared = f"joined by a link of {link:g} GB/s" if link else "joined by PCIe alone, or nobody said how"
     return (
         f"vLLM {version}, {asked.share():.0%} of the card, {plan.sequences} sequences, {asked.kv_dtype} KV cache",
         "nothing else uses the card; no speculation, no prefix shared between requests",
         *([f"{plan.tp} cards in one machine, {shared}"] if plan.tp > 1 else []),
-        *(
-            [f"{place.cards} cards in one machine: the offer does not say"]
-            if place.machines is None and plan.tp > 1
-            else []
-        ),
+        *([f"{place.cards} cards in one machine: the offer does not say"] if plan.tp > 1 and guessed else []),
+        *([f"{whole} cards in several machines, joined by a fast network"] if whole > place.cards else []),
         *common,
     )
 
@@ -60,13 +58,12 @@ def _vllm(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) ->
     assert counts is not None  # noqa: S101  it was counted to be planned
     scheme = SCHEMES[plan.scheme]
     held = split(counts, scheme, model, tp=plan.tp, pp=plan.pp, ep=plan.ep)
-    parts = [round(getattr(held, field)) for field in held.__struct_fields__]
     filed = model.file_bytes if plan.scheme == model.checkpoint else 0
     on_card = held.total if filed else plan.weight_bytes
     yield f"parameters: {counts.text:,} + {counts.mtp:,} + {counts.encoders:,} = {counts.total:,}; text, MTP, encoders"
     ways = f"tensor {plan.tp} x pipeline {plan.pp} x experts {plan.ep}"
     yield (
-        f"weights on the fullest card: {' + '.join(f'{part:,}' for part in parts)} = {on_card:,} bytes; "
+        f"weights on the fullest card: {' + '.join(f'{part:,}' for part in held.parts)} = {on_card:,} bytes; "
         f"{_PARTS}, MTP; {scheme.name}; split {ways}"
     )
     if filed:
@@ -102,16 +99,15 @@ def _cache(plan: Deployment, model: Model, asked: vllm.Settings, card: Card) -> 
     layout = vllm.kv_layout(model, asked, tp=plan.tp, pp=plan.pp)
     for group in model.attention:
         yield _of_layer(group, asked.kv_dtype, plan.tp)
-    if len(layout.groups) == 1:
+    if not layout.page_bytes:
         sizes = [(-(-g.layers // plan.pp), kv.bytes_per_token(g, asked.kv_dtype, plan.tp)) for g in model.attention]
         layers = " + ".join(f"{n} x {each:,}" for n, each in sizes if each)
         yield f"a block: {layout.block_tokens} x ({layers}) = {plan.block_bytes:,} bytes; tokens, all layers"
     else:
-        page = max(kv.bytes_per_token(group, asked.kv_dtype, plan.tp) for group in model.attention)
-        size = plan.block_bytes // (layout.block_tokens * page)
+        layers = plan.block_bytes // layout.page_bytes
         yield (
-            f"a block: {layout.block_tokens} x {page:,} x {size} = {plan.block_bytes:,} bytes; tokens of a page, "
-            "bytes of the widest layer, layers in a group"
+            f"a block: {layout.page_bytes:,} x {layers} = {plan.block_bytes:,} bytes; a page of {layout.block_tokens} "
+            "tokens of the widest layer, layers in a group"
         )
     step = asked.step_tokens(card)
     each = [(n, layout.blocks_in_group(g, page, plan.context, step), g.kind) for g, n, page in layout.groups]
@@ -147,20 +143,24 @@ def _of_layer(group: Attention, dtype: str, tp: int) -> str:
 
 
 def _llamacpp(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
-    rows, used = llamacpp.cells(plan.context * plan.users), plan.users
-    kept = llamacpp.kv_buffers(model.attention, plan.context * used, sequences=used)
-    buffers = 1 + (place.cards if plan.gpu_layers else 0)
+    rows, buffers = llamacpp.cells(plan.context), 1 + (place.cards if plan.gpu_layers else 0)
+    wide = llamacpp.widest(model.vocab_size, model.hidden_size)
     yield f"weights: {plan.weight_bytes:,} = {plan.weight_bytes:,} bytes; {SCHEMES[plan.scheme].name}"
-    yield f"KV cache: {kept:,} = {kept:,} bytes; {used} requests of {plan.context:,} tokens, f16"
     yield (
-        f"compute buffers: {buffers} x (({model.vocab_size:,} + {model.hidden_size:,}) x {llamacpp.UBATCH} x 4 + "
+        f"KV cache: {plan.users:,} x {plan.block_bytes:,} = {plan.users * plan.block_bytes:,} bytes; requests of "
+        f"{plan.context:,} tokens, f16"
+    )
+    yield (
+        f"compute buffers: {buffers} x (({wide:,} + {model.hidden_size:,}) x {llamacpp.UBATCH} x 4 + "
         f"{rows:,} x {llamacpp.UBATCH} x 2) = {plan.activation_bytes:,} bytes; one a device: activations, attention "
         "mask; at most"
     )
-    cards = (
-        f" + {place.cards} x {llamacpp.CARD_SHARE:g} x {place.card.memory_bytes:,}" if plan.card and place.card else ""
+    each = int(llamacpp.CARD_SHARE * place.card.memory_bytes) if place.card else 0
+    cards = f" + {place.cards} x {each:,}" if plan.card else ""
+    yield (
+        f"usable: {place.ram_bytes:,}{cards} = {plan.usable_bytes:,} bytes; memory that is free, "
+        f"{llamacpp.CARD_SHARE:.0%} of each card"
     )
-    yield f"usable: {place.ram_bytes:,}{cards} = {plan.usable_bytes:,} bytes; memory that is free, cards"
     yield (
         f"left for the KV cache: {plan.usable_bytes:,} - {plan.weight_bytes:,} - {plan.activation_bytes:,} = "
         f"{plan.pool_bytes:,} bytes; {plan.gpu_layers} of {model.layers} layers on cards, whole ones; at most "
@@ -176,8 +176,8 @@ def _speed(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
     bandwidth, memory = place.card.bandwidth_gb_s if place.card else None, f"({CPU_BANDWIDTH_GB_S:g} x 1,000,000,000)"
     figure = f"{number(plan.ceiling)} tokens a second; memory bandwidth over the bytes a token reads"
     if plan.engine == "vllm":
-        read, cards = round(active_bytes(counts, SCHEMES[plan.scheme])), plan.tp * plan.pp * plan.ep
-        yield f"speed of one request, at most: {bandwidth:g} x 1,000,000,000 x {cards} / {read:,} = {figure}"
+        read = round(active_bytes(model, counts, SCHEMES[plan.scheme], plan.ep))
+        yield f"speed of one request, at most: {bandwidth:g} x 1,000,000,000 x {plan.tp} / {read:,} = {figure}"
         return
     read, layers = round(token_bytes(model, counts, plan.scheme)), model.layers
     parts = [f"{layers - plan.gpu_layers} / {memory}"] if plan.gpu_layers < layers else []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from freehold.facts import Attention, Model
 
@@ -82,6 +83,7 @@ class Layout(Struct, frozen=True, kw_only=True):
     block_tokens: int  # of the layers whose cache grows with every token
     block_bytes: int  # of one block: a page of each layer of a group
     groups: tuple[tuple[Attention, int, int], ...]  # kind, how many groups of it, tokens in one of its pages
+    page_bytes: int = 0  # of one layer, where there are several groups
     speculative: int = 0
     align: bool = False  # prefix caching keeps a second state of linear layers
 
@@ -141,21 +143,20 @@ def layout(
     per_token = [bytes_per_token(g, dtype, tp) for g, _ in kinds]
     states = [state_bytes(g, tp, speculative) for g, _ in kinds]
     if any(states) and any(per_token):
-        step = 16 * max(per_token)
-        block_tokens = 16 * _ceil(max(states), step)
+        block_tokens = 16 * _ceil(max(states), 16 * max(per_token))
     if not any(states) and not any(g.kind in WINDOWED for g, _ in kinds):
         # all layers keep all tokens: one group, whatever their sizes
         block = block_tokens * sum(n * size for (_, n), size in zip(kinds, per_token, strict=True))
-        whole = next(g for g, _ in kinds)
-        return Layout(block_tokens=block_tokens, block_bytes=block, groups=((whole, 1, block_tokens),))
+        return Layout(block_tokens=block_tokens, block_bytes=block, groups=((kinds[0][0], 1, block_tokens),))
     page = block_tokens * max(per_token) if any(per_token) else max(states)
     size = group_size([n for _, n in kinds])
-    groups = tuple(
-        (g, _ceil(n, size), page // each if each else 0) for (g, n), each in zip(kinds, per_token, strict=True)
-    )
+    tokens = (page // each if each else 0 for each in per_token)
+    groups = tuple((g, _ceil(n, size), held) for (g, n), held in zip(kinds, tokens, strict=True))
+    block = page * size
     return Layout(
         block_tokens=block_tokens,
-        block_bytes=page * size,
+        block_bytes=block,
+        page_bytes=page,
         groups=groups,
         speculative=speculative,
         align=align,
@@ -169,8 +170,6 @@ def group_size(layers: Sequence[int]) -> int:
 
 
 def _whole(group: Attention) -> Attention:
-    from msgspec.structs import replace  # noqa: PLC0415
-
     return replace(group, kind="full", window=0) if group.kind in WINDOWED else group
 
 

@@ -71,28 +71,31 @@ class Offload(Struct, frozen=True):
 
     gpu_layers: int
     lack_bytes: int
+    compute_bytes: int  # of memory, and of each card that is used
+    usable_bytes: int  # of memory, and of the cards that are used
 
 
 def offload(
-    model: Model, weight_bytes: int, *, context: int, users: int, ram_bytes: int, cards: Sequence[int] = ()
+    model: Model, weight_bytes: int, *, context: int, users: int, ram_bytes: int, card_bytes: int = 0, cards: int = 0
 ) -> Offload:
-    """As many whole layers, with their KV cache, on the cards as these hold; the others in RAM.
+    """As many whole layers, with their KV cache, on the `cards` as these hold; the others in RAM.
 
-    `cards` are their bytes; of each, CARD_SHARE without a compute buffer is used.
+    Every request has cells of its own. Of each card CARD_SHARE without a compute buffer is used.
     """
-    kept = kv_buffers(model.attention, context * users, sequences=users)
-    compute = graph_bytes(model, context * users)
+    kept = kv_buffers(model.attention, context) * users
+    compute = compute_bytes(model.vocab_size, model.hidden_size, context)
     layer = (weight_bytes + kept) / model.layers
-    on_cards = min(model.layers, sum(max(0, int((CARD_SHARE * card - compute) / layer)) for card in cards))
-    return Offload(on_cards, round((model.layers - on_cards) * layer) + compute - ram_bytes)
+    gpu_layers = min(model.layers, cards * max(0, int((CARD_SHARE * card_bytes - compute) / layer)))
+    used = cards if gpu_layers else 0
+    return Offload(
+        gpu_layers=gpu_layers,
+        lack_bytes=round((model.layers - gpu_layers) * layer) + compute - ram_bytes,
+        compute_bytes=compute * (1 + used),
+        usable_bytes=ram_bytes + int(CARD_SHARE * card_bytes) * used,
+    )
 
 
-def graph_bytes(model: Model, context: int) -> int:
-    """The compute buffer for a model's dimensions: as `compute_bytes`, without its bound for wide layers."""
-    return (model.vocab_size + model.hidden_size) * UBATCH * 4 + cells(context) * UBATCH * 2
-
-
-def compute_bytes(build: Build, ubatch: int = UBATCH, context: int = 0) -> int:
+def compute_bytes(vocabulary: int, hidden: int, context: int, ubatch: int = UBATCH) -> int:
     """At most this many bytes for llama.cpp's compute buffer with flash attention: f32 activations, f16 attention mask.
 
     (vocabulary + hidden) x ubatch x 4 is exact for releases that keep logits for every token of a step: 25 of 34 public
@@ -100,11 +103,12 @@ def compute_bytes(build: Build, ubatch: int = UBATCH, context: int = 0) -> int:
     (5 x hidden + 3 x feed-forward width) x ubatch x 4 was measured on dense models, which 17 x hidden bounds; so was
     the mask, context x ubatch x 2. Index tensors, some tens of KiB, are left to the reserve.
     """
-    return (_widest(build) + build.hidden_size) * ubatch * 4 + cells(context) * ubatch * 2
+    return (widest(vocabulary, hidden) + hidden) * ubatch * 4 + cells(context) * ubatch * 2
 
 
-def _widest(build: Build) -> int:
-    return max(build.vocabulary, 16 * build.hidden_size)
+def widest(vocabulary: int, hidden: int) -> int:
+    """Values that a step keeps at most for one token, beside its hidden state."""
+    return max(vocabulary, 16 * hidden)
 
 
 def fit(
@@ -132,7 +136,7 @@ def fit(
         return Refusal(subject=subject, reason=reason, hint=f"ask for a context of at most {build.context:,}")
     per_token = sum(g.layers * values_per_token(g) for g in model.attention) * 2 if model else kv_bytes_per_token(build)
     per_request = _request_bytes(build, model, context)
-    compute = compute_bytes(build, ubatch, context)
+    compute = compute_bytes(build.vocabulary, build.hidden_size, context, ubatch)
     available = max(0, host.available_bytes - reserve_bytes)
     requests = max(0, available - build.weight_bytes - compute) // per_request
     plan = Plan(
@@ -167,7 +171,7 @@ def _smaller(plan: Plan, build: Build, model: Model | None, ubatch: int) -> str:
 
     def fits(steps: int) -> bool:
         kept = _request_bytes(build, model, steps * CELLS) * plan.parallel
-        return kept + compute_bytes(build, ubatch, steps * CELLS) <= room
+        return kept + compute_bytes(build.vocabulary, build.hidden_size, steps * CELLS, ubatch) <= room
 
     shorter = min(
         bisect_left(range(1, build.context // CELLS + 2), x=True, key=lambda n: not fits(n)) * CELLS, build.context
@@ -176,7 +180,8 @@ def _smaller(plan: Plan, build: Build, model: Model | None, ubatch: int) -> str:
     ways += [f"a context of {shorter:,} for {plan.parallel} at once"] if shorter >= CELLS else []
     if ways:
         return "these fit: " + ", or ".join(ways)
-    least = plan.weight_bytes + compute_bytes(build, ubatch, 1) + _request_bytes(build, model, 1)
+    least = compute_bytes(build.vocabulary, build.hidden_size, 1, ubatch)
+    least += plan.weight_bytes + _request_bytes(build, model, 1)
     return f"use a smaller or more quantised build: the least context for one request needs {size(least)}"
 
 
@@ -206,8 +211,8 @@ def _steps(  # noqa: PLR0917  one place asks for it
 ) -> tuple[str, ...]:
     rows = cells(plan.context)
     vocabulary, hidden = f"{build.vocabulary:,} vocabulary", f"{build.hidden_size:,} hidden"
-    widest = vocabulary if _widest(build) == build.vocabulary else f"16 x {hidden}"
-    states = f"({widest} + {hidden}) x {ubatch} tokens x 4 bytes"
+    wide = vocabulary if widest(build.vocabulary, build.hidden_size) == build.vocabulary else f"16 x {hidden}"
+    states = f"({wide} + {hidden}) x {ubatch} tokens x 4 bytes"
     usable = f"{size(host.available_bytes)} available of {size(host.memory_bytes)} RAM - {size(reserve_bytes)} reserve"
     requests = f"{plan.requests_that_fit:,}, with {plan.context:,} tokens each"
     lines = [

@@ -9,13 +9,7 @@ from typing import Any, NamedTuple
 
 from freehold.facts import Card, Model
 from freehold.plan import llamacpp, vllm
-from freehold.plan.deployment import (
-    Deployment,
-    Place,
-    busy_replicas,
-    per_million,
-    settings,
-)
+from freehold.plan.deployment import Deployment, Place, busy_replicas, per_million, settings
 from freehold.plan.kv import LINEAR
 from freehold.plan.need import Need
 from freehold.plan.params import Counts
@@ -26,7 +20,6 @@ from freehold.types import Refusal, Ruling
 
 TENSOR = (1, 2, 4, 8)  # cards of one machine that share every layer
 PIPELINE = (2, 4)  # machines that share the layers, for a model that was named and is too large for one
-MOST_CARDS = 256  # of one deployment on rented machines
 MOST_USERS = 1_000_000
 LIGHTER = ("fp8", "nvfp4", "int4-awq")  # made from a checkpoint in 16 bits
 GGUF = ("gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q3_k_m")
@@ -124,6 +117,7 @@ class Misses:
         self.unpriced = False  # under a budget, a place of which nobody said what it costs
         self.unrated = ""  # under a speed floor, a card of which nobody said how fast its memory is
         self.most = 0  # requests, where there were too few cards
+        self.room = 0  # replicas, where the load keeps more busy
 
     def lacks(self, lack: int, where: str) -> None:
         if self.short is None or lack < self.short[0]:
@@ -140,7 +134,7 @@ class Misses:
         return True
 
     def reasons(self, need: Need) -> Iterator[str]:
-        """The nearest to letting it in first: cost, speed, users, memory, and that there is no place at all."""
+        """The nearest to letting it in first: cost, speed, users, load, memory."""
         if self.cheapest is not None:
             yield f"budget: the cheapest that fits costs {ceil(self.cheapest):,} {need.currency} a month"
         if self.unpriced:
@@ -152,10 +146,10 @@ class Misses:
             yield f"speed: nobody said how fast the memory of {self.unrated} is"
         if self.most:
             yield f"users: {need.users:,} at once are asked, the cards hold {self.most:,} of {need.context:,} tokens"
+        if self.room:
+            yield f"load: it keeps {busy_replicas(need):,} replicas busy, there are cards for {self.room:,}"
         if self.short:
             yield f"memory: {self.short[1]} lacks {size(self.short[0])} for requests of {need.context:,} tokens"
-        if not (self.cheapest or self.unpriced or self.fastest or self.unrated or self.most or self.short):
-            yield "place: no machine is left that can run it in a precision that is allowed"
 
 
 class Search:
@@ -174,20 +168,22 @@ class Search:
         if self.model.checkpoint.startswith("gguf"):
             return
         for order, name in enumerate(self._schemes()):
-            read = active_bytes(self.counts, SCHEMES[name])
-            for way in self._splits(SCHEMES[name]):
-                self._on_cards(Way(order, name, way, read), places)
+            scheme = SCHEMES[name]
+            for split in self._splits(scheme):
+                read = active_bytes(self.model, self.counts, scheme, split[2])
+                self._on_cards(Way(order, name, split, read), places)
 
     def _on_cards(self, way: Way, places: Sequence[Spot]) -> None:
         asked, model, needs = self.asked, self.model, SCHEMES[way.scheme].needs
         (tp, pp, ep), cards = way.split, way.cards
+        joined = max(tp, min(ep, TENSOR[-1]))  # by the links of one machine
         held = held_bytes(self.counts, way.scheme, model, tp=tp, pp=pp, ep=ep)
         layout = vllm.kv_layout(model, asked, tp=tp, pp=pp)
         fixed: dict[tuple[bool, bool, str], tuple[int, int]] = {}
         for spot in places:
             place, card = spot.place, spot.card
             self.considered += 1
-            if needs > spot.capability or tp > place.cards or (cards > place.cards and place.machines == 1):
+            if needs > spot.capability or joined > place.cards or (cards > place.cards and not place.replicas(cards)):
                 continue
             if spot.kind not in fixed:
                 taken = held + vllm.activation_bytes(model, way.scheme, asked, card, tp=tp, ep=ep)
@@ -196,7 +192,8 @@ class Search:
             taken, blocks = fixed[spot.kind]
             requests = (spot.usable - taken) // layout.block_bytes // blocks * ep
             if requests >= 1:
-                self._keep(way, place, requests, decode_ceiling(way.token_bytes, card, cards))
+                requests = min(requests, asked.at_once(card) * ep)
+                self._keep(way, place, requests, decode_ceiling(way.token_bytes, card, tp))
             else:
                 lack = taken + blocks * layout.block_bytes - spot.usable
                 self.misses.lacks(lack, f"{SCHEMES[way.scheme].name} on {cards} x {card.id}")
@@ -204,11 +201,13 @@ class Search:
     def _keep(self, way: Way, place: Place, requests: int, ceiling: float | None) -> None:
         if self.misses.slow(ceiling, self.need.speed, place.card):
             return
-        replicas, room = max(-(-self.need.users // requests), self._busy), place.replicas(way.cards, MOST_CARDS)
+        replicas, room = -(-self.need.users // requests), place.replicas(way.cards)
         if replicas > room:
             self.misses.most = max(self.misses.most, room * requests)
-            return
-        self._afford(way, place, replicas, gpu_layers=-1)
+        elif self._busy > room:
+            self.misses.room = max(self.misses.room, room)
+        else:
+            self._afford(way, place, max(replicas, self._busy), gpu_layers=-1)
 
     def _afford(self, way: Way, place: Place, replicas: int, gpu_layers: int) -> None:
         budget, cards = self.need.budget, way.cards if gpu_layers else 0
@@ -231,7 +230,7 @@ class Search:
         for order, name in enumerate(self._gguf()):
             self.considered += 1
             held = held_bytes(self.counts, name, model, engine_tables=False)
-            fit = self._offload(place, held, need.context, need.users)
+            fit = _offload(model, place, held, need.context, need.users)
             if fit.lack_bytes > 0:
                 self.misses.lacks(fit.lack_bytes, f"{SCHEMES[name].name} in {size(place.ram_bytes)}")
                 continue
@@ -239,15 +238,15 @@ class Search:
             ceiling = mixed_ceiling(way.token_bytes, fit.gpu_layers / model.layers, place.card)
             if self.misses.slow(ceiling, need.speed, place.card):
                 continue
-            self._afford(way, place, 1, gpu_layers=fit.gpu_layers)
-
-    def _offload(self, place: Place, held: int, context: int, users: int) -> llamacpp.Offload:
-        cards = _cards(place)
-        return llamacpp.offload(self.model, held, context=context, users=users, ram_bytes=place.ram_bytes, cards=cards)
+            if self._busy > 1:
+                self.misses.room = 1
+            else:
+                self._afford(way, place, 1, gpu_layers=fit.gpu_layers)
 
     def refusal(self) -> Refusal:
         """Why there is no deployment, the nearest reason first."""
-        reasons = tuple(self.misses.reasons(self.need))
+        nowhere = "place: no machine is left that can run it in a precision that is allowed"
+        reasons = tuple(self.misses.reasons(self.need)) or (nowhere,)
         return Refusal(subject=self.model.id, reason=reasons[0], steps=reasons)
 
     def describe(self, found: Found, ruling: Ruling) -> Deployment:
@@ -299,19 +298,16 @@ class Search:
             pool_bytes=rank.pool,
             block_bytes=rank.layout.block_bytes,
             request_blocks=blocks,
-            ceiling=decode_ceiling(way.token_bytes, card, way.cards),
+            ceiling=decode_ceiling(way.token_bytes, card, tp),
         )
 
     def _llamacpp(self, found: Found, common: dict[str, Any]) -> Deployment:
         need, model, place, way = self.need, self.model, found.place, found.way
         held = held_bytes(self.counts, way.scheme, model, engine_tables=False)
-        cards = _cards(place) if found.gpu_layers else ()
-        compute = llamacpp.graph_bytes(model, need.context * need.users) * (1 + len(cards))
-        usable = place.ram_bytes + sum(int(llamacpp.CARD_SHARE * card) for card in cards)
-        pool, one = usable - held - compute, llamacpp.kv_buffers(model.attention, need.context)
+        taken = _offload(model, place, held, need.context, need.users)
 
         def fits(context: int, users: int) -> bool:
-            return self._offload(place, held, context, users).lack_bytes <= 0
+            return _offload(model, place, held, context, users).lack_bytes <= 0
 
         requests = largest(need.users, MOST_USERS, lambda users: fits(need.context, users))
         return Deployment(
@@ -325,10 +321,10 @@ class Search:
             kv_tokens=requests * need.context,
             sequences=need.users,
             weight_bytes=held,
-            activation_bytes=compute,
-            usable_bytes=usable,
-            pool_bytes=pool,
-            block_bytes=one,
+            activation_bytes=taken.compute_bytes,
+            usable_bytes=taken.usable_bytes,
+            pool_bytes=taken.usable_bytes - held - taken.compute_bytes,
+            block_bytes=llamacpp.kv_buffers(model.attention, need.context),
             request_blocks=1,
             ceiling=mixed_ceiling(way.token_bytes, found.gpu_layers / model.layers, place.card),
         )
@@ -354,8 +350,11 @@ class Search:
         return ways
 
 
-def _cards(place: Place) -> tuple[int, ...]:
-    return (place.card.memory_bytes,) * place.cards if place.card else ()
+def _offload(model: Model, place: Place, held: int, context: int, users: int) -> llamacpp.Offload:
+    card, cards = (place.card.memory_bytes, place.cards) if place.card else (0, 0)
+    return llamacpp.offload(
+        model, held, context=context, users=users, ram_bytes=place.ram_bytes, card_bytes=card, cards=cards
+    )
 
 
 def _limit(model: Model) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 GIB = 1 << 30
-GB = 10**9
 
 
 def size(count_bytes: float) -> str:

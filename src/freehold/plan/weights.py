@@ -100,8 +100,12 @@ class Weights(Struct, frozen=True, kw_only=True):
     mtp: float
 
     @property
+    def parts(self) -> list[int]:
+        return [round(getattr(self, field)) for field in self.__struct_fields__]
+
+    @property
     def total(self) -> int:
-        return round(sum(getattr(self, field) for field in self.__struct_fields__))
+        return sum(self.parts)
 
 
 def split(
@@ -120,20 +124,18 @@ def split(
     `mtp`: the layers for multi-token prediction are loaded too. `tables`: with what an engine adds to the files.
     """
     share = -(-model.layers // pp) / model.layers if model.layers else 1.0
-    hybrid = any(group.kind in LINEAR for group in model.attention)
     attention = rest = copies = 0.0
-    for group, part in zip(model.attention, counts.attention, strict=True):
-        spared = scheme.latent if group.kv_lora_rank else scheme.hybrid if hybrid else None
-        attention += _on_rank(part, tp) * (scheme.attention if spared is None else spared)
+    for group, part, rate in zip(model.attention, counts.attention, attention_rates(model, scheme), strict=True):
+        attention += _on_rank(part, tp) * rate
         rest += part.rest
         copies += group.layers * group.kv_lora_rank * group.heads * (group.qk_nope_head_dim + group.v_head_dim)
     for part in (counts.dense, counts.experts, counts.shared):
         rest += part.rest / tp
     whole = rest + counts.router + counts.norms
-    ends = 2 if pp == 1 else 1  # the fullest rank of a pipeline holds the embedding or the head
-    embedding = _vocabulary(model.vocab_size, counts.embedding, tp) * scheme.embedding
+    # an embedding that is the head too is kept as the head is
+    embedding = _vocabulary(model.vocab_size, counts.embedding, tp) * (scheme.embedding if counts.head else scheme.head)
     head = _vocabulary(model.output_vocab_size or model.vocab_size, counts.head, tp) * scheme.head
-    if ends == 1:
+    if pp > 1:  # the fullest rank of a pipeline holds the embedding or the head
         embedding, head = (embedding, 0.0) if embedding >= head else (0.0, head)
     return Weights(
         embedding=embedding,
@@ -143,7 +145,7 @@ def split(
         experts=counts.experts.matrices / max(tp, ep) * scheme.experts * share * _padding(model, scheme, tp, ep),
         rest=whole * scheme.rest * share + counts.extra * scheme.embedding,
         encoders=counts.encoders * 2.0 / (tp if model.family.startswith(_SPLIT_ENCODERS) else 1),
-        tables=(copies / tp * 2.0 * share if tables else 0.0) + (_rotary_bytes(model) if tables else 0),
+        tables=copies / tp * 2.0 * share + _rotary_bytes(model) if tables else 0.0,
         mtp=counts.mtp / tp * (scheme.dense if scheme.dense >= 1 else 2.0) if mtp else 0.0,
     )
 
@@ -173,6 +175,13 @@ def held_bytes(
 def checkpoint_bytes(counts: Counts, scheme: str, model: Model) -> int:
     """All weight files of a checkpoint by its dimensions, MTP layers included."""
     return split(counts, SCHEMES[scheme], model, mtp=True, tables=False).total
+
+
+def attention_rates(model: Model, scheme: Scheme) -> list[float]:
+    """Bytes a parameter of attention takes, for each of the model's groups."""
+    hybrid = any(group.kind in LINEAR for group in model.attention)
+    spared = [scheme.latent if group.kv_lora_rank else scheme.hybrid if hybrid else None for group in model.attention]
+    return [scheme.attention if rate is None else rate for rate in spared]
 
 
 def _on_rank(part: Part, tp: int) -> float:

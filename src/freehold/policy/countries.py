@@ -13,7 +13,7 @@ _EU = "AT BE BG CY CZ DE DK EE ES FI FR GR HR HU IE IT LT LU LV MT NL PL PT RO S
 GROUPS = {
     "EU": frozenset(_EU.split()),
     "EEA": frozenset(f"{_EU} EU IS LI NO".split()),
-    "US": frozenset("AS GU MP PR UM VI".split()),  # its territories: its law is theirs
+    "US": frozenset(("AS", "GU", "MP", "PR", "UM", "VI")),  # its territories: its law is theirs
 }
 _ALIASES = {"UK": "GB", "USA": "US", "EL": "GR", "great britain": "GB", "england": "GB", "the netherlands": "NL"}
 

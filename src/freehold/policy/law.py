@@ -78,7 +78,7 @@ def licence_of(model: Model, licences: Mapping[str, Licence]) -> Licence:
     named = licences.get(model.licence.id, licences["unknown"])
     if named.id == "unknown":
         return replace(named, id=model.id)
-    if "licence" in model.sources:
+    if model.licence.read:
         return named
     term = Term(
         kind="unread",
@@ -117,12 +117,12 @@ def judge_model(model: Model, licence: Licence, rules: Rules, today: str = "") -
 
 def judge_place(country: str, operator: Provider | None, rules: Rules) -> Ruling:
     """What the rules say of a machine in a country ("": unknown), run by an operator (None: the company itself)."""
-    objections = _residency(country, rules)
+    objections, asked = _residency(country, rules), dict.fromkeys(rules.certifications)
     if operator is None:
-        showing = (f"{each} is asked of operators; of your own machine it is yours to show" for each in _asked(rules))
-        return Ruling(objections=(*objections, *_own_jurisdiction(rules)), duties=tuple(showing))
+        showing = tuple(f"{each} is asked of operators; of your own machine it is yours to show" for each in asked)
+        return Ruling(objections=(*objections, *_own_jurisdiction(rules)), duties=showing)
     objections += _jurisdiction(operator, rules)
-    for wanted in _asked(rules):
+    for wanted in asked:
         if not any(_certifies(held, wanted) for held in operator.certifications):
             held = ", ".join(operator.certifications) or "nobody said that it has it"
             reason = f"{wanted} is required of an operator; {operator.name}: {held}"
@@ -353,10 +353,6 @@ def _under(fact: str, source: str, rules: Rules) -> Objection:
     clause = _CLOUD_ACT if "US" in expand(rules.jurisdiction_not) else f"policy.jurisdiction_not: {barred}"
     hint = "an operator whose home, and whose ultimate parent's, are known and not barred"
     return _objection("jurisdiction", f"{fact}, and policy.jurisdiction_not names {barred}", clause, source, hint)
-
-
-def _asked(rules: Rules) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(rules.certifications))
 
 
 def _certifies(held: str, wanted: str) -> bool:

@@ -23,15 +23,8 @@ from freehold.weights.precision import Precision, precision_of, precision_of_fil
 from freehold.weights.reading import MAX_JSON_BYTES, Malformed, parse_json, quoted
 
 _ENCODERS = (
-    "vision",
-    "visual",
-    "audio",
-    "image",
-    "embed_vision",
-    "embed_audio",
-    "mm_projector",
-    "multi_modal_projector",
-    "patch_merge",
+    *("vision", "visual", "audio", "image", "embed_vision", "embed_audio"),
+    *("mm_projector", "multi_modal_projector", "patch_merge"),
 )
 
 

@@ -155,21 +155,20 @@ def _layer(facts: Facts, rule: Rule, at: int, blocks: int, *, slides: bool) -> L
     hidden = facts.size("embedding_length")
     dim = facts.size("attention.key_length", hidden // heads)
     v_dim = facts.size("attention.value_length", hidden // heads)
+    kind, window = "full", 0
     if slides and rule.attention == "heads":
         dim = facts.size("attention.key_length_swa", dim)
         v_dim = facts.size("attention.value_length_swa", v_dim)
+        kind = "chunked" if rule.chunked else "sliding"
         window = _CHUNK if rule.chunked else facts.size("attention.sliding_window", rule.window or None)
-        return Attention(
-            kind="chunked" if rule.chunked else "sliding",
-            layers=1,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=dim,
-            v_head_dim=0 if v_dim == dim else v_dim,
-            window=window,
-        )
     return Attention(
-        kind="full", layers=1, heads=heads, kv_heads=kv_heads, head_dim=dim, v_head_dim=0 if v_dim == dim else v_dim
+        kind=kind,
+        layers=1,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        v_head_dim=0 if v_dim == dim else v_dim,
+        window=window,
     )
 
 
