@@ -37,7 +37,8 @@ def tables() -> str:
     """The figures that were kept, as README shows them."""
     names = ("cold_start", "faults", "cli", "plan", "accuracy")
     cold, faults, cli, plan, accuracy = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
-    parts = (_cold(cold, **cold["found"]), _faults(faults), _cli(cli), _plan(plan, **plan["found"]), _accuracy(accuracy))
+    decided = (_plan(plan, **plan["found"]), _accuracy(accuracy))
+    parts = (_cold(cold, **cold["found"]), _faults(faults), _cli(cli), *decided)
     return "\n\n".join("\n".join(part) for part in parts)
 
 
@@ -78,9 +79,9 @@ def _cli(result: dict) -> list[str]:
 
 
 def _plan(result: dict, **found) -> list[str]:
+    among = f"{found['models']} models, {found['offers']} offers, {found['combinations']:,} combinations"
     return [
-        f"Decision: {found['models']} models, {found['offers']} offers, {found['combinations']:,} combinations "
-        f"({_about(result)}):\n",
+        f"Decision: {among} ({_about(result)}):\n",
         "| | median |\n|---|---|",
         f"| reading the catalogue | {found['load_ms']} ms |",
         f"| choosing among everything | {found['choose_ms']} ms |",

@@ -323,5 +323,13 @@ def test_names_that_nothing_answers_to(need, error, words):
 
 
 def test_a_copy_is_planned_by_its_dimensions_and_said_to_be_one():
-    decision = decided(Need(model="unsloth/Llama-3.3-70B-Instruct-bnb-4bit", cards="2xH100"), EVERYTHING)
-    assert "check the copy's own licence" in decision.notes[0]
+    need = Need(model="unsloth/Llama-3.3-70B-Instruct-bnb-4bit", cards="2xH100")
+    decision = decided(need, EVERYTHING)
+    assert "only its dimensions are used" in decision.notes[0]
+    assert decision.choice.plans[0].duties[0] == "nobody said under what licence these files are"
+    assert not served(decided(need, EVERYTHING, rules=Rules(unreviewed="refuse")))
+
+
+def test_a_use_that_is_not_the_houses_is_said():
+    said = "use = research is of this question: endpoints start under [policy] use = commercial"
+    assert said in decided(Need(cards="8xH200", use="research"), EVERYTHING).notes

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from freehold import catalogue
-from freehold.facts import Attention, Card, Moe
+from freehold.facts import Attention, Card, Indexer, Moe
 from freehold.plan import kv, vllm
 from freehold.plan.params import count
 from freehold.plan.units import GIB
@@ -257,3 +257,12 @@ def test_activations_by_hand(tp, ep, width):
     assert vllm.activation_bytes(model, "nvfp4", few, CARDS["MI300X"], **split) == prefill + fused
     before = replace(many, version=(0, 16, 9))
     assert vllm.activation_bytes(replace(model, moe=None), "bf16", before, card) == 38.5 * 4096 * 1000 + 2 * 384 * 8192
+
+
+def test_a_latent_read_sparsely_takes_656_bytes_in_fp8_beside_its_indexer():
+    group = Attention(
+        kind="mla_dsa", layers=61, heads=128, kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128,
+        v_head_dim=128, indexer=Indexer(heads=64, dim=128),
+    )  # fmt: skip
+    assert kv.bytes_per_token(group, "fp8") == 656 + 132
+    assert kv.bytes_per_token(group, "bf16") == 1152 + 132

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from freehold import catalogue
 from freehold.catalogue.decide import Decision, Situation, decide
-from freehold.catalogue.own import merge
+from freehold.catalogue.own import OwnModel, merge
 from freehold.errors import BadConfig, FreeholdError
 from freehold.fleet.config import load
 from freehold.plan.need import Need
@@ -166,3 +166,9 @@ def test_a_slip_of_the_pen_is_named_with_its_table(tmp_path, text, words):
         decided(tmp_path, text, Need(model="llama-3.1-8b"))
     assert isinstance(refused.value, FreeholdError)
     assert refused.value.exit_code == 2
+
+
+def test_of_a_copy_only_the_dimensions_are_taken():
+    copy = OwnModel(like="someone/Qwen3-8B-GGUF")
+    (mine, *_) = merge(catalogue.load(), {"mine": copy}, {}, ()).models
+    assert (mine.hidden_size, mine.publisher, mine.licence.id) == (4096, "", "unknown")

@@ -242,9 +242,13 @@ def test_the_choice_becomes_an_endpoint_once(plan, tmp_path):
     assert again.code == 2
     assert "has an endpoint 'chat' already" in again.error
     assert path.read_text() == before
+    rented = ("--cards", "4xH100-PCIe", "--offer", "on-demand", "--residency", "FR")
+    assert plan("llama-3.3-70b", *rented, "--write", "rented").code == 0
+    endpoint = load(Path("freehold.toml")).endpoints["rented"]
+    assert (endpoint.country, endpoint.operator) == ("FR", "scaleway")
     assert plan("llama-3.3-70b", "--cards", "2xH100", "--write", "large").code == 0
     endpoints = load(path).endpoints
-    assert set(endpoints) == {"chat", "large"}
+    assert set(endpoints) == {"chat", "rented", "large"}
     assert (endpoints["large"].engine, endpoints["large"].served_model) == (
         "external",
         "meta-llama/Llama-3.3-70B-Instruct",

@@ -73,13 +73,20 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
     rules = stricter(situation.rules, need)
     notes: list[str] = []
     models: Sequence[Model] = catalogue.models
+    judged_by_name = model is None
     if model is not None:
         models = (model,)
     elif need.model:
         found = match(catalogue, need.model)
-        models = (found.model,)
+        models, judged_by_name = (found.model,), found.exact
         if not found.exact:
-            notes.append(f"{need.model}: {found.how}; only its dimensions are used, check the copy's own licence")
+            notes.append(
+                f"{need.model}: {found.how}; only its dimensions are used, its licence is not that of the copy"
+            )
+    if need.use not in ("", situation.rules.use):
+        notes.append(
+            f"use = {need.use} is of this question: endpoints start under [policy] use = {situation.rules.use}"
+        )
     refused: list[Refusal] = []
     if situation.here is not None:
         country, runs = (situation.country,), situation.operator
@@ -92,11 +99,11 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
     else:
         allowed, refused = places(catalogue, need, rules, situation.hosts)
         notes += _rates(catalogue, need)
-    if model is None:
+    if judged_by_name:
         rulings = judge(models, catalogue.licences, rules, situation.today)
     else:  # as at the start of an endpoint that names no model
         nobody = Ruling(duties=("nobody said under what licence these files are",))
-        rulings = {model.id: unnamed_model() if rules.asks_for_model else nobody}
+        rulings = {models[0].id: unnamed_model() if rules.asks_for_model else nobody}
     return Decision(
         need=need,
         choice=choose(need, models, rulings, allowed, every=every),
@@ -184,9 +191,9 @@ def stricter(rules: Rules, need: Need) -> Rules:
     if need.residency:
         both = sorted(expand(need.residency) & expand(residency)) if residency else need.residency
         if not both:
+            said = f"residency {', '.join(need.residency)} and [policy] residency {', '.join(residency)}"
             raise BadRequest(
-                f"residency {need.residency} and [policy] residency {residency} contradict each other",
-                hint="leave one of them out, or widen it",
+                f"{said} contradict each other: no country is in both", hint="leave one of them out, or widen it"
             )
         residency = tuple(both)
         expand(residency)

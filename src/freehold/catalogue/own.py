@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from freehold.catalogue import Catalogue, model
+from freehold.catalogue import Catalogue, match
 from freehold.errors import BadConfig, BadRequest, Unknown
 from freehold.facts import Licence, LicenceOf, Model, Offer, Rate
 from freehold.plan.cost import LARGEST, Owned, exchange, hourly
@@ -108,7 +108,10 @@ def _offer(catalogue: Catalogue, name: str, offer: Offer) -> Offer:
 
 def _model(catalogue: Catalogue, name: str, entry: OwnModel) -> Model:
     with naming(f"[models.{name}] like:"):
-        base = model(catalogue, entry.like)
+        found = match(catalogue, entry.like)
+    base = found.model
+    if not found.exact:  # of a copy only the dimensions are known
+        base = replace(base, publisher="", publisher_country="", licence=LicenceOf(id="unknown", read=False))
     own = {field: value for field in ("publisher", "publisher_country") if (value := getattr(entry, field))}
     licence = LicenceOf(id=entry.licence or f"own-{name}") if entry.licence or entry.commercial_use else base.licence
     sources = base.sources | ({"licence": (f"[models.{name}]",)} if licence is not base.licence else {})

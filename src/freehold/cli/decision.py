@@ -27,7 +27,7 @@ from freehold.types import Refusal
 
 _HEADS = (
     *("MODEL", "PRECISION", "CARDS", "WHERE", "COUNTRY"),
-    *("AT ONCE", "LONGEST", "TOKENS/S <=", "A MONTH", "A MILLION"),
+    *("HOLDS", "LONGEST", "TOKENS/S <=", "A MONTH", "A MILLION"),
 )
 _UNASKED = re.compile(r"(size|context): .*?, (.*)")
 _CUT = 170  # characters of a reason in a table; --json has all of it
@@ -212,6 +212,11 @@ def _endpoint(page: Page, plan: Deployment, folder: Path, weights: Path | None) 
         yield f"# {printable(' '.join(start.split()))}"
         yield from ('engine = "external"', 'url = "http://127.0.0.1:8000"')
         yield f"served_model = {_quoted(model.repo or model.id)}"
+        place = page.places[plan.place]
+        if re.fullmatch("[A-Z]{2}", place.country):
+            yield f"country = {_quoted(place.country)}"
+        if place.offer and place.offer.provider != "own":
+            yield f"operator = {_quoted(place.offer.provider)}"
 
 
 def _quoted(text: str) -> str:

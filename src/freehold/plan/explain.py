@@ -133,7 +133,7 @@ def _of_layer(group: Attention, dtype: str, tp: int) -> str:
         extra = f" + {found - round(width * (group.kv_lora_rank + group.qk_rope_head_dim))}"
         return (
             f"KV cache of a {kind} layer: ({group.kv_lora_rank} + {group.qk_rope_head_dim}) x {width:g}{extra} = "
-            f"{found:,} bytes; latent and position, indexer; {where}"
+            f"{found:,} bytes; latent and position, scales, indexer; {where}"
         )
     heads, dim = max(1, group.kv_heads // tp), group.head_dim
     return (

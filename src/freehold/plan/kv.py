@@ -34,8 +34,13 @@ def values_per_token(group: Attention, tp: int = 1) -> int:
 
 
 def bytes_per_token(group: Attention, dtype: str = "bf16", tp: int = 1) -> int:
-    """Of one layer on one rank. An indexer adds its key in FP8 with one float32 scale per 128 values."""
+    """Of one layer on one rank. An indexer adds its key in FP8 with one float32 scale per 128 values.
+
+    A latent that is read sparsely is kept so too in FP8, its position in bf16: 656 bytes for DeepSeek-V3.2.
+    """
     cached = round(values_per_token(group, tp) * BYTES[dtype])
+    if cached and group.kind.startswith("mla_dsa") and dtype == "fp8":
+        cached = group.kv_lora_rank + group.kv_lora_rank // 128 * 4 + group.qk_rope_head_dim * 2
     if group.kind == "mla_dsa" and group.indexer:
         cached += group.indexer.dim + group.indexer.dim // 128 * 4
     return cached

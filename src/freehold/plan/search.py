@@ -372,8 +372,9 @@ def _divides(model: Model, scheme: Scheme, tp: int) -> bool:
                 return False
         elif group.heads % tp or (group.kv_heads and group.kv_heads % tp and tp % group.kv_heads):
             return False
-    grouped = ("MXFP4" not in scheme.name and scheme.experts < 1) or "blocks" in scheme.name  # MXFP4 is padded
-    return not (grouped and model.moe and model.moe.intermediate_size % (tp * _GROUP))
+    grouped = "128" in scheme.name  # NVFP4's groups are of 16, MXFP4 is padded
+    width = model.moe.intermediate_size if model.moe else model.intermediate_size
+    return not (grouped and width % (tp * _GROUP))
 
 
 def tier(scheme: str, own: str) -> int:
