@@ -361,9 +361,19 @@ def test_absurd_needs_are_refused_with_the_valid_range(field, value):
         (Need(min_size=80.0, max_size=60.0), "min_size 80 and max_size 60 contradict each other"),
         (Need(quantization=("fp9",)), "quantization 'fp9' is not one of those known"),
         (Need(kv_dtype="int3"), "kv_dtype 'int3' is not one of those known"),
+        (Need(vllm="newest"), "vllm 'newest' is not a version that was looked at"),
+        (Need(vllm="0.5.4"), "vllm '0.5.4' is not a version that was looked at"),
     ],
 )
 def test_needs_that_contradict_themselves(need, both):
     with pytest.raises(BadRequest, match=both) as refused:
         check(need)
     assert refused.value.hint
+
+
+def test_an_older_vllm_leaves_another_pool():
+    model = catalogue.model(EVERYTHING, "qwen3-8b")
+    many = Need(users=256, context=512)
+    old, new = (choose(replace(many, vllm=version), [model], {}, ONE).plans[0] for version in ("0.16", "0.26"))
+    assert old.activation_bytes > new.activation_bytes
+    assert (old.graph_bytes, new.graph_bytes > 0) == (0, True)

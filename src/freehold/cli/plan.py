@@ -53,6 +53,7 @@ _OPTIONS = [
     ),
     click.option("--hours", "hours_a_day", type=float, metavar="H", help="A day on which machines are paid."),
     click.option("--quantization", multiple=True, metavar="SCHEME", help="Only these: fp8, int4-awq, gguf-q4_k_m ..."),
+    click.option("--vllm", metavar="VERSION", help="The vLLM that is sized: 0.26, 0.19 ..."),
     click.option("--kv-dtype", metavar="TYPE", help="Of the KV cache: bf16, fp8, nvfp4."),
     click.option("--requests", "requests_a_day", type=float, metavar="N", help="A day, for the cost of tokens."),
     click.option("--prompt", "prompt_tokens", type=float, metavar="TOKENS", help="Of a request, on average."),

@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from freehold.facts import Model
 from freehold.plan import search as ways
-from freehold.plan import vllm
 from freehold.plan.deployment import Deployment, Place, settings
 from freehold.plan.need import Need
 from freehold.plan.params import Counts, count
@@ -40,11 +39,10 @@ def choose(
     rulings: Mapping[str, Ruling],
     places: Sequence[Place],
     *,
-    version: tuple[int, int, int] = vllm.VERSION,
     every: bool = False,
 ) -> Choice:
     """Rank what is allowed and possible. `rulings` by model id are policy's; `places` are those that policy allows."""
-    spots = ways.spots(places, need, settings(need, version))
+    spots = ways.spots(places, need, settings(need))
     with_ram = [place for place in places if place.ram_bytes]
     plans: list[Deployment] = []
     refusals: list[Refusal] = []
@@ -60,7 +58,7 @@ def choose(
             refusals.append(Refusal(subject=model.id, reason=f"memory unknown: {why}"))
             continue
         assert counts is not None  # noqa: S101  it would be unknown
-        search = Search(need, model, counts, version)
+        search = Search(need, model, counts)
         search.cards(spots)
         for place in with_ram:
             search.llamacpp(place)

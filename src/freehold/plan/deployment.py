@@ -9,7 +9,7 @@ from msgspec import Struct
 from freehold.facts import Card, Offer
 from freehold.plan import vllm
 from freehold.plan.cost import Interruptions, hourly
-from freehold.plan.need import Need
+from freehold.plan.need import Need, version_of
 from freehold.plan.traffic import DAYS_A_MONTH, HOURS_A_MONTH
 from freehold.types import Ruling
 
@@ -110,9 +110,11 @@ class Deployment(Struct, frozen=True, kw_only=True):
         return self.tp * self.pp * self.ep * self.replicas if self.card else 0
 
 
-def settings(need: Need, version: tuple[int, int, int] = vllm.VERSION) -> vllm.Settings:
+def settings(need: Need) -> vllm.Settings:
     """vLLM as the plan starts it: room for the users, no more."""
-    return vllm.Settings(version=version, kv_dtype=need.kv_dtype, sequences=min(1024, max(8, -(-need.users // 8) * 8)))
+    return vllm.Settings(
+        version=version_of(need.vllm), kv_dtype=need.kv_dtype, sequences=min(1024, max(8, -(-need.users // 8) * 8))
+    )
 
 
 def hours_a_month(need: Need) -> float:

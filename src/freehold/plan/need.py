@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Literal
 
@@ -12,6 +13,7 @@ from freehold.facts import OfferKind
 from freehold.plan import kv
 from freehold.plan.weights import SCHEMES
 
+_OLDEST = (0, 6, 0)  # vLLM
 Task = Literal["", "chat", "coding", "vision", "audio"]
 
 
@@ -35,6 +37,7 @@ class Need(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hours_a_day: float = 24.0  # on which the machines are paid
     quantization: tuple[str, ...] = ()  # keys of weights.SCHEMES; (): any
     kv_dtype: str = "bf16"
+    vllm: str = "0.26"  # the version that is sized: what it takes beside the weights has changed
     requests_a_day: float | None = None
     prompt_tokens: float = 1500.0  # of one request, on average
     completion_tokens: float = 500.0
@@ -69,9 +72,19 @@ def check(need: Need) -> Need:
             f"min_size {need.min_size:g} and max_size {need.max_size:g} contradict each other",
             hint=f"lower min_size to {need.max_size:g}, or raise max_size to {need.min_size:g}",
         )
+    version_of(need.vllm)
     _one_of("quantization", need.quantization, SCHEMES)
     _one_of("kv_dtype", (need.kv_dtype,), kv.BYTES)
     return need
+
+
+def version_of(text: str) -> tuple[int, int, int]:
+    """`0.19` or `0.20.1` as three numbers. Raises BadRequest for what is none, or older than what was looked at."""
+    found = re.fullmatch(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?", text)
+    version = (int(found[1]), int(found[2]), int(found[3] or 0)) if found else (0, 0, 0)
+    if version < _OLDEST:
+        raise BadRequest(f"vllm {text!r} is not a version that was looked at", hint="0.6 or newer, for example 0.19")
+    return version
 
 
 def _one_of(name: str, asked: tuple[str, ...], known: Collection[str]) -> None:

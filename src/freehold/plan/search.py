@@ -155,9 +155,9 @@ class Misses:
 class Search:
     """The deployments found for one model, and the nearest misses."""
 
-    def __init__(self, need: Need, model: Model, counts: Counts, version: tuple[int, int, int]) -> None:
+    def __init__(self, need: Need, model: Model, counts: Counts) -> None:
         self.need, self.model, self.counts = need, model, counts
-        self.asked = settings(need, version)
+        self.asked = settings(need)
         self.found: list[Found] = []
         self.misses = Misses()
         self.considered = 0
