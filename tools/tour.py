@@ -1,4 +1,4 @@
-"""Runs the README's tour again: the output under every `$ command` in a console block becomes what it says today.
+"""Runs the README's tour again (what stands before it is checked by tests/test_docs.py): the output under every `$ command` in a console block becomes what it says today.
 
 Run it in a fresh clone with no daemon, and take the README from there. Secrets are left out, and the clone's own folder
 becomes ~/freehold.
@@ -27,4 +27,5 @@ def block(match: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(BLOCK.sub(block, README.read_text()))
+    before, heading, tour = README.read_text().partition("## A tour")
+    README.write_text(before + heading + BLOCK.sub(block, tour))

@@ -160,7 +160,10 @@ def _grouped(refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
 
 def _listed(rows: Sequence[tuple[str, str]]) -> str:
     """Each reason, and under it the models: their names would make a table too wide."""
-    folded = ("\n".join(wrap(models, 116, initial_indent="    ", subsequent_indent="    ")) for _, models in rows)
+    folded = (
+        "\n".join(wrap(models, 116, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
+        for _, models in rows
+    )
     return "\n".join(f"{reason}\n{models}" for (reason, _), models in zip(rows, folded, strict=True))
 
 
