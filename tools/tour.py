@@ -1,7 +1,7 @@
 """Runs the README's tour again: the output under every `$ command` in a console block becomes what it says today.
 
-What stands before the tour is checked by tests/test_docs.py. Run it in a fresh clone with no daemon, and take the README
-from there. Secrets are left out, and the clone's own folder becomes ~/freehold.
+What stands before the tour is checked by tests/test_docs.py. Run it in a fresh clone with no daemon, and take the
+README from there. Secrets are left out, and the clone's own folder becomes ~/freehold.
 """
 
 from __future__ import annotations
