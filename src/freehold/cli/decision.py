@@ -75,7 +75,7 @@ class Page:
 
     def _title(self) -> str:
         need, choice = self.need, self.decision.choice
-        asked = [need.model, f"for {need.task}" if need.task else "", f"{need.users} at once"]
+        asked = [need.model, need.task, f"{need.users} at once"]
         asked += [f"{need.context:,} tokens each", f"{need.speed:g} tokens/s each" if need.speed else ""]
         asked += [f"{need.budget:,.0f} {need.currency} a month" if need.budget else ""]
         found = f"{len(choice.plans)} deployments" if choice.plans else "NOTHING"
