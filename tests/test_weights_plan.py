@@ -233,3 +233,12 @@ def test_no_precision_is_below_its_bits(model):
     counts = count(model)
     for scheme, bits in (("bf16", 16), ("fp8", 8), ("int4-awq", 4), ("nvfp4", 4), ("gguf-q4_k_m", 4), ("gguf-q2_k", 2)):
         assert held(model, scheme) >= counts.text * bits / 8
+
+
+def test_files_are_not_padded():
+    model = catalogue.model(catalogue.load(), "gpt-oss-20b")
+    counts = count(model)
+    files = checkpoint_bytes(counts, "mxfp4-experts", model)
+    assert files < held_bytes(counts, "mxfp4-experts", model) * 0.96
+    experts = counts.experts.matrices
+    assert files == pytest.approx(experts * 4.25 / 8 + (counts.total - experts) * 2, rel=1e-3)

@@ -135,6 +135,7 @@ def split(
     # an embedding that is the head too is kept as the head is
     embedding = _vocabulary(model.vocab_size, counts.embedding, tp) * (scheme.embedding if counts.head else scheme.head)
     head = _vocabulary(model.output_vocab_size or model.vocab_size, counts.head, tp) * scheme.head
+    padding = _padding(model, scheme, tp, ep) if tables else 1.0
     if pp > 1:  # the fullest rank of a pipeline holds the embedding or the head
         embedding, head = (embedding, 0.0) if embedding >= head else (0.0, head)
     return Weights(
@@ -142,7 +143,7 @@ def split(
         head=head,
         attention=attention * share,
         dense=(counts.dense.matrices + counts.shared.matrices) / tp * scheme.dense * share,
-        experts=counts.experts.matrices / max(tp, ep) * scheme.experts * share * _padding(model, scheme, tp, ep),
+        experts=counts.experts.matrices / max(tp, ep) * scheme.experts * share * padding,
         rest=whole * scheme.rest * share + counts.extra * scheme.embedding,
         encoders=counts.encoders * 2.0 / (tp if model.family.startswith(_SPLIT_ENCODERS) else 1),
         tables=copies / tp * 2.0 * share + _rotary_bytes(model) if tables else 0.0,
@@ -196,7 +197,7 @@ def _rotary_bytes(model: Model) -> int:
 
 
 def _padding(model: Model, scheme: Scheme, tp: int, ep: int) -> float:
-    """MXFP4 kernels want widths in steps: gpt-oss grows by 7 % on one card, 14 % on four."""
+    """MXFP4 kernels want widths in steps, files do not: gpt-oss grows by 7 % on one card, 14 % on four."""
     if "MXFP4" not in scheme.name or not model.moe:
         return 1.0
     hidden, width = model.moe.latent_size or model.hidden_size, model.moe.intermediate_size / (1 if ep > 1 else tp)
