@@ -305,7 +305,7 @@ def test_cards_by_name(text, count, card):
 @pytest.mark.parametrize(
     ("need", "error", "words"),
     [
-        (Need(cards="2xH1000"), Unknown, "nearest: .*H100"),
+        (Need(cards="2xH1000"), Unknown, "nearest names: .*H100"),
         (Need(cards="0xH100"), BadRequest, "from 1 to 100,000 cards"),
         (Need(cards="   "), BadRequest, "2xH100"),
         (Need(model="lama-3.3-70b"), Unknown, "llama-3.3-70b"),

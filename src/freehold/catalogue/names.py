@@ -66,7 +66,10 @@ def find(models: Sequence[Model], name: str) -> Match:
     asked = pieces(name)
     if found := _inside(models, asked) or _abbreviated(models, asked):
         return Match(model=found, how=f"read as {found.id} under another name: {name}", exact=False)
-    raise Unknown(f"no model is called {name!r}", hint=_nearest(models, name))
+    raise Unknown(
+        f"no model is called {name!r}",
+        hint=nearest(_last(name), [model.id for model in models], "freehold models lists those that are known"),
+    )
 
 
 def pieces(name: str) -> Pieces:
@@ -154,6 +157,9 @@ def _dimensions(model: Model) -> tuple[object, ...]:
     return (model.layers, model.hidden_size, dense, model.vocab_size, model.attention, model.moe)
 
 
-def _nearest(models: Sequence[Model], name: str) -> str:
-    names = get_close_matches(_last(name), [model.id for model in models], n=3, cutoff=0.5)
-    return f"the nearest names: {', '.join(names)}" if names else "freehold models lists those that are known"
+def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """A hint: the names nearest to one that is unknown, or `otherwise`, or all of them."""
+    by_lower = {each.casefold(): each for each in names}
+    near = [by_lower[each] for each in get_close_matches(name.casefold(), by_lower, n=3, cutoff=0.4)]
+    all_of_them = otherwise or f"one of: {', '.join(by_lower.values())}"
+    return f"the nearest names: {', '.join(near)}" if near else all_of_them

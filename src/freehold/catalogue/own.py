@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from freehold.catalogue import Catalogue, match
+from freehold.catalogue.names import nearest
 from freehold.errors import BadConfig, BadRequest, Unknown
 from freehold.facts import Licence, LicenceOf, Model, Offer, Rate
 from freehold.plan.cost import LARGEST, Owned, exchange, hourly
@@ -93,10 +93,7 @@ def _offer(catalogue: Catalogue, name: str, offer: Offer) -> Offer:
     """Under its name, with a price that can be computed with."""
     cards = sorted(each.id for each in catalogue.cards)
     if offer.card not in cards:
-        near = get_close_matches(offer.card, cards, n=4, cutoff=0.3)
-        raise BadConfig(
-            f"[offers.{name}] card {offer.card!r} is not known", hint="nearest: " + ", ".join(near or cards)
-        )
+        raise BadConfig(f"[offers.{name}] card {offer.card!r} is not known", hint=nearest(offer.card, cards))
     with naming(f"[offers.{name}]"):
         within("cards", offer.cards, 1, 100_000)
         within("setup", offer.setup, 0, LARGEST, offer.currency)

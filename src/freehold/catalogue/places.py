@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 
 from msgspec.structs import replace
 
 from freehold.catalogue import Catalogue
+from freehold.catalogue.names import nearest
 from freehold.catalogue.own import OwnHost, naming
 from freehold.errors import BadRequest, Unknown
 from freehold.facts import Card, Offer, Provider
@@ -87,8 +87,7 @@ def read_cards(cards: Sequence[Card], text: str) -> tuple[int, list[Card]]:
         raise BadRequest(f"{count} cards", hint="from 1 to 100,000 cards")
     named = [card for card in cards if card.id.casefold() == name.casefold()] or _by_words(cards, name)
     if not named:
-        near = get_close_matches(name, [card.id for card in cards], n=4, cutoff=0.3)
-        raise Unknown(f"no card is called {name!r}", hint="nearest: " + ", ".join(near or [c.id for c in cards]))
+        raise Unknown(f"no card is called {name!r}", hint=nearest(name, [card.id for card in cards]))
     return count, named
 
 

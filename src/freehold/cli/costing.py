@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from freehold.catalogue import Catalogue
+from freehold.catalogue.names import nearest
 from freehold.catalogue.places import read_cards
 from freehold.cli import stated
-from freehold.cli.known import nearest
 from freehold.errors import BadRequest, Unknown
 from freehold.facts import ApiPrice, Card, Offer
 from freehold.plan import cost as money

@@ -30,15 +30,6 @@ def known(path: Path) -> tuple[Catalogue, Config | None]:
     return merge(load(), own.models, own.offers, own.rates), own
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint: the names nearest to one that is unknown, or all of them."""
-    from difflib import get_close_matches
-
-    by_lower = {each.casefold(): each for each in names}
-    near = [by_lower[each] for each in get_close_matches(name.casefold(), by_lower, n=3, cutoff=0.5)]
-    return f"the nearest names: {', '.join(near)}" if near else f"one of: {', '.join(by_lower.values())}"
-
-
 def exchanged(rates: Iterable[Rate], currencies: set[str]) -> list[str]:
     """The rates of exchange that join these currencies, each with its day and source."""
     named = [rate for rate in rates if {rate.base, rate.quote} <= currencies]

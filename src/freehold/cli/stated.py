@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freehold.cli.known import nearest
+from freehold.catalogue.names import nearest
 from freehold.errors import BadRequest, Unknown
 from freehold.facts import ApiPrice, Card, Rate
 from freehold.plan.cost import Interruptions, Owned, Wanted, egress
