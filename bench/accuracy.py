@@ -31,8 +31,8 @@ from freehold.plan.weights import SCHEMES, split
 MIB = 1 << 20
 HERE = Path(__file__).parent
 RIVALS = """What rivals publish or do:
-  aiconfigurator 0.12: KV pool 7.8 % mean, concurrency 16.7 % (its own documentation)
-  GPUStack: weights x 1.2 + 2 GiB, no KV cache at all (its source)"""
+  the nearest one that publishes its error: KV pool 7.8 % mean, concurrency 16.7 % mean
+  GPUStack: weights x 1.2 + 2 GiB, no KV cache at all"""
 KV_DTYPES = {"": "bf16", "auto": "bf16", "bfloat16": "bf16", "float16": "fp16", "nvfp4": "nvfp4"}
 QUANTIZATIONS = {  # the engine's word, or what the model's name says where that word is a container: our scheme
     "modelopt_fp4": "nvfp4",

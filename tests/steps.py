@@ -17,6 +17,7 @@ def computed(line: str) -> tuple[float, float]:
             kept.append("*" if token == "x" else token)
         elif token.replace(".", "").replace("e-", "").replace("e+", "").isdigit():
             kept.append(token)
+    assert {*kept} & {"+", "-", "/", "//", "*"}, f"nothing is computed: {line}"
     return eval(" ".join(kept)), float(right.split()[0].replace(",", "").rstrip(","))
 
 

@@ -67,7 +67,10 @@ def figures(steps: tuple[str, ...]) -> dict[str, float]:
 
 FIELDS = {
     "vllm": {
-        "weights on the fullest card": "weight_bytes",
+        "weights": "weight_bytes",
+        "activations": "activation_bytes",
+        "runtime": "other_bytes",
+        "CUDA graphs": "graph_bytes",
         "usable": "usable_bytes",
         "a block": "block_bytes",
         "blocks of a request": "request_blocks",
@@ -76,6 +79,7 @@ FIELDS = {
     },
     "llamacpp": {
         "weights": "weight_bytes",
+        "KV cache of a request": "block_bytes",
         "compute buffers": "activation_bytes",
         "usable": "usable_bytes",
         "left for the KV cache": "pool_bytes",
@@ -93,6 +97,9 @@ def check(decision: Decision, plan: Deployment, model=None) -> None:
         assert last[at] == getattr(plan, field), said
     if plan.engine == "vllm":
         assert last["KV pool"] == pytest.approx(plan.pool_bytes / GIB, rel=1e-6)
+        assert last["longest context"] <= last["blocks in the pool"]
+    if plan.ceiling is not None and not (model and model.file_bytes):
+        assert f"/ {round(last['read for a token']):,}" in " ".join(steps) or plan.engine == "llamacpp"
     for said, figure in (
         ("speed of one request, at most", plan.ceiling),
         ("an hour", plan.hour),

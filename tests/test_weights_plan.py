@@ -118,8 +118,10 @@ def test_mxfp4_widths_are_padded():
     """gpt-oss: 2880 to 3072 and to 2880 on one card; on four a width of 720 becomes 768."""
     model = catalogue.model(EVERYTHING, "gpt-oss-20b")
     counts, scheme = count(model), SCHEMES["mxfp4-experts"]
-    grown = [split(counts, scheme, model, tp=tp).experts * tp / (counts.experts.matrices * 17 / 32) for tp in (1, 4)]
-    whole = split(counts, scheme, model, ep=4).experts * 4 / (counts.experts.matrices * 17 / 32)
+    grown = [
+        split(counts, scheme, model, tp=tp).experts.bytes * tp / (counts.experts.matrices * 17 / 32) for tp in (1, 4)
+    ]
+    whole = split(counts, scheme, model, ep=4).experts.bytes * 4 / (counts.experts.matrices * 17 / 32)
     assert whole == pytest.approx(3072 / 2880), "experts that are shared keep their width"
     assert grown == pytest.approx([3072 / 2880, 3072 / 2880 * 768 / 720])
 
@@ -127,13 +129,13 @@ def test_mxfp4_widths_are_padded():
 def test_mla_keeps_copies_of_what_works_on_latents():
     model = replace(TINY, attention=(LATENT,))
     copies, rotary = 2 * 64 * 8 * (32 + 32), 16 * 4096 * 2
-    assert split(count(model), SCHEMES["bf16"], model).tables == 2 * copies + rotary
-    assert split(count(model), SCHEMES["bf16"], model, tp=2).tables == copies + rotary
-    assert split(count(model), SCHEMES["bf16"], model, tables=False).tables == 0
+    assert split(count(model), SCHEMES["bf16"], model).tables.bytes == 2 * copies + rotary
+    assert split(count(model), SCHEMES["bf16"], model, tp=2).tables.bytes == copies + rotary
+    assert split(count(model), SCHEMES["bf16"], model, tables=False).tables.bytes == 0
     down = 2 * (512 * (64 + 16) + 512 * 128)  # the projections to the latents are on every card whole
-    whole = split(count(model), SCHEMES["bf16"], model).attention
-    assert split(count(model), SCHEMES["bf16"], model, tp=8).attention == (whole - 2 * down) / 8 + 2 * down
-    assert split(count(model), SCHEMES["nvfp4"], model).attention == whole, "publishers spare latent attention"
+    whole = split(count(model), SCHEMES["bf16"], model).attention.bytes
+    assert split(count(model), SCHEMES["bf16"], model, tp=8).attention.bytes == (whole - 2 * down) / 8 + 2 * down
+    assert split(count(model), SCHEMES["nvfp4"], model).attention.bytes == whole, "publishers spare latent attention"
 
 
 def test_the_layers_that_predict_further_are_loaded_only_to_speculate():
@@ -148,8 +150,8 @@ def test_the_layers_that_predict_further_are_loaded_only_to_speculate():
 def test_the_vocabulary_is_padded_for_every_card():
     odd = replace(TINY, vocab_size=1000)
     for tp, rows in ((1, 1024), (2, 1024), (4, 1024), (8, 1024)):
-        assert split(count(odd), SCHEMES["bf16"], odd, tp=tp).embedding == pytest.approx(rows * 512 * 2 / tp)
-    assert split(count(odd), SCHEMES["bf16"], replace(odd, vocab_size=1025)).embedding > 1024 * 512 * 2
+        assert split(count(odd), SCHEMES["bf16"], odd, tp=tp).embedding.bytes == pytest.approx(rows * 512 * 2 / tp)
+    assert split(count(odd), SCHEMES["bf16"], replace(odd, vocab_size=1025)).embedding.bytes > 1024 * 512 * 2
 
 
 def test_tied_embeddings_have_no_head():
@@ -224,8 +226,8 @@ def test_a_coarser_precision_is_never_larger(model, tp):
 @given(models, schemes)
 def test_the_parts_are_positive_and_add_up(model, scheme):
     found = split(count(model), SCHEMES[scheme], model, mtp=True)
-    assert min(found.parts) >= 0
-    assert found.total == sum(found.parts) == pytest.approx(sum(getattr(found, f) for f in found.__struct_fields__))
+    assert min(part.bytes for part in found) >= 0
+    assert found.total == pytest.approx(sum(part.parameters * part.rate for part in found))
 
 
 @given(models)

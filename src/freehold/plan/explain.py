@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from freehold.facts import Attention, Card, Model
 from freehold.plan import kv, llamacpp, vllm
 from freehold.plan.cost import SETUP_MONTHS
 from freehold.plan.deployment import INTERRUPTIONS, Deployment, Place, machines, settings
 from freehold.plan.need import Need
-from freehold.plan.params import count
-from freehold.plan.speed import CPU_BANDWIDTH_GB_S, active_bytes, token_bytes
+from freehold.plan.params import Counts, count
+from freehold.plan.speed import CPU_BANDWIDTH_GB_S, active_bytes, active_parts, token_bytes
 from freehold.plan.traffic import DAYS_A_MONTH, HOURS_A_MONTH, number
 from freehold.plan.units import GIB
-from freehold.plan.weights import SCHEMES, checkpoint_bytes, split
+from freehold.plan.weights import SCHEMES, Weights, checkpoint_bytes, split
 
-_PARTS = "embedding, head, attention, dense and shared layers, experts, norms and routers, encoders, tables"
+_PARTS = {
+    "rest": "norms, routers, biases",
+    "tables": "tables of positions, copies of latents",
+    "dense": "dense and shared layers",
+    "mtp": "multi-token prediction",
+}
 
 
 def explain(plan: Deployment, model: Model, place: Place, need: Need) -> tuple[str, ...]:
@@ -60,16 +67,11 @@ def _vllm(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) ->
     held = split(counts, scheme, model, tp=plan.tp, pp=plan.pp, ep=plan.ep)
     filed = model.file_bytes if plan.scheme == model.checkpoint else 0
     on_card = held.total if filed else plan.weight_bytes
-    yield f"parameters: {counts.text:,} + {counts.mtp:,} + {counts.encoders:,} = {counts.total:,}; text, MTP, encoders"
-    ways = f"tensor {plan.tp} x pipeline {plan.pp} x experts {plan.ep}"
-    yield (
-        f"weights on the fullest card: {' + '.join(f'{part:,}' for part in held.parts)} = {on_card:,} bytes; "
-        f"{_PARTS}, MTP; {scheme.name}; split {ways}"
-    )
+    yield from _weights(held, counts, f"tensor {plan.tp} x pipeline {plan.pp} x experts {plan.ep}; {scheme.name}")
     if filed:
-        tables, whole = round(held.tables), checkpoint_bytes(counts, plan.scheme, model)
+        tables, whole = held.tables.bytes, checkpoint_bytes(counts, plan.scheme, model)
         yield (
-            f"weights on the fullest card, by the files: ({on_card:,} - {tables:,}) x {filed:,} / {whole:,} + "
+            f"weights, by the files: ({on_card:,} - {tables:,}) x {filed:,} / {whole:,} + "
             f"{tables:,} = {plan.weight_bytes:,} bytes; their size over that by dimensions; tables are made, not read"
         )
     yield from _cache(plan, model, asked, card)
@@ -77,6 +79,7 @@ def _vllm(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) ->
         f"usable: {asked.share():g} x {card.memory_bytes:,} = {plan.usable_bytes:,} bytes; of {card.id}, "
         f"{card.memory_source}"
     )
+    yield from _beside(plan, model, asked, card)
     taken = (plan.weight_bytes, plan.activation_bytes, plan.other_bytes, plan.graph_bytes)
     yield (
         f"KV pool: {plan.usable_bytes:,} - {' - '.join(f'{each:,}' for each in taken)} = {plan.pool_bytes:,} bytes; "
@@ -93,6 +96,51 @@ def _vllm(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) ->
         f"tokens in all: {blocks:,} x {plan.context:,} // {plan.request_blocks:,} x {plan.ep} x {plan.replicas} = "
         f"{plan.kv_tokens:,} tokens; as vLLM prints its KV cache size since 0.20.1"
     )
+    each, layout = -(-plan.users // (plan.replicas * plan.ep)), vllm.kv_layout(model, asked, tp=plan.tp, pp=plan.pp)
+    long = layout.blocks_per_request(plan.longest, asked.step_tokens(card))
+    yield (
+        f"longest context: {each:,} x {long:,} = {each * long:,} blocks of the pool's; requests on a rank, blocks of "
+        f"{plan.longest:,} tokens, which is the most that fits or that the model has"
+    )
+
+
+def _weights(held: Weights, counts: Counts, how: str) -> Iterator[str]:
+    """Parameters of each kind with the bytes they take, and their sum."""
+    yield f"parameters: {counts.text:,} + {counts.mtp:,} + {counts.encoders:,} = {counts.total:,}; text, MTP, encoders"
+    for field, part in zip(held._fields, held, strict=True):
+        if part.parameters:
+            name = _PARTS.get(field, field)
+            yield f"{name}: {number(part.parameters)} x {number(part.rate)} = {part.bytes:,} bytes; parameters held"
+    yield f"weights: {' + '.join(f'{part.bytes:,}' for part in held)} = {held.total:,} bytes; fullest rank of {how}"
+
+
+def _beside(plan: Deployment, model: Model, asked: vllm.Settings, card: Card) -> Iterator[str]:
+    """What vLLM takes beside the weights."""
+    peak = vllm.activation(model, plan.scheme, asked, card, tp=plan.tp, ep=plan.ep)
+    tokens, hidden, moe = asked.step_tokens(card), model.hidden_size, model.moe
+    yield (
+        f"sampler: {peak.logit_bytes:g} x {plan.sequences:,} x {model.output_vocab_size or model.vocab_size:,} + 2 x "
+        f"{hidden:,} x {tokens:,} = {number(peak.sampler)} bytes; logits of all sequences, hidden states of a step"
+    )
+    yield (
+        f"prefill: 2 x {tokens:,} x (2 x {model.intermediate_size:,} / {plan.tp} + 2.5 x {hidden:,}) = "
+        f"{number(peak.prefill)} bytes; of a full step"
+    )
+    if peak.workspace and moe:
+        width = moe.intermediate_size // (1 if plan.ep > 1 else plan.tp)
+        wide = max((2 if moe.gated else 1) * width, moe.latent_size or hidden)
+        yield (
+            f"experts' workspace: 2 x {tokens:,} x {moe.experts_per_token} x ({wide:,} + {width:,}) = "
+            f"{number(peak.workspace)} bytes; outputs of both steps"
+        )
+    yield (
+        f"activations: {number(max(peak.sampler, peak.prefill))} + {number(peak.workspace)} = "
+        f"{plan.activation_bytes:,} bytes; the larger of sampler and prefill, workspace"
+    )
+    gib = vllm.other_gib(asked, card, plan.tp * plan.pp * plan.ep)
+    yield f"runtime: {gib:g} x {GIB:,} = {plan.other_bytes:,} bytes; read from start-up logs of this generation"
+    sizes, each = vllm.graphs(asked, card, plan.tp)
+    yield f"CUDA graphs: {sizes} x {number(each)} x {GIB:,} = {plan.graph_bytes:,} bytes; sizes, GiB of each, from logs"
 
 
 def _cache(plan: Deployment, model: Model, asked: vllm.Settings, card: Card) -> Iterator[str]:
@@ -110,25 +158,34 @@ def _cache(plan: Deployment, model: Model, asked: vllm.Settings, card: Card) -> 
             "tokens of the widest layer, layers in a group"
         )
     step = asked.step_tokens(card)
-    each = [(n, layout.blocks_in_group(g, page, plan.context, step), g.kind) for g, n, page in layout.groups]
-    kinds = ", ".join(kind.replace("_", " ") for _, _, kind in each)
-    yield (
-        f"blocks of a request: {' + '.join(f'{n} x {blocks:,}' for n, blocks, _ in each)} = "
-        f"{plan.request_blocks:,} blocks; {plan.context:,} tokens; groups of {kinds} layers"
-    )
+    each = " + ".join(f"{n} x {_blocks(g, page, plan.context, step)}" for g, n, page in layout.groups)
+    kinds = ", ".join(group.kind.replace("_", " ") for group, _, _ in layout.groups)
+    yield f"blocks of a request: {each} = {plan.request_blocks:,} blocks; groups of {kinds} layers, tokens by page"
+
+
+def _blocks(group: Attention, page: int, tokens: int, step: int) -> str:
+    """Blocks of one group of layers: tokens over the page, rounded up; a window keeps itself and a step."""
+    if group.kind in kv.LINEAR:
+        return "1"
+    kept = min(tokens, group.window + step - (group.kind == "sliding")) if group.window else tokens
+    rounded = f"(({kept:,} + {page - 1:,}) // {page:,}"
+    return rounded + (" + 1)" if group.kind == "sliding" else ")")
 
 
 def _of_layer(group: Attention, dtype: str, tp: int) -> str:
     width, kind = kv.BYTES[dtype], group.kind.replace("_", " ")
     if group.kind in kv.LINEAR:
-        state = kv.state_bytes(group, tp)
-        return f"state of a {kind} layer: {state:,} = {state:,} bytes a sequence; {group.layers} such layers"
+        mixed, state = kv.state_values(group, tp)
+        return (
+            f"state of a {kind} layer: {mixed:,} x {group.conv_kernel - 1} x 2 + {state:,} x {kv.STATE_BYTES} = "
+            f"{kv.state_bytes(group, tp):,} bytes a sequence; convolution, recurrent state; {group.layers} such layers"
+        )
     found = kv.bytes_per_token(group, dtype, tp)
     where = f"a token in each of {group.layers} {kind} layers" + (
         f" of window {group.window:,}" if group.window else ""
     )
     if not found:
-        return f"KV cache of a {kind} layer: 0 = 0 bytes; it reads another layer's"
+        return f"KV cache of a {kind} layer: 0 x 2 = 0 bytes; it reads another layer's"
     if group.kv_lora_rank:
         extra = f" + {found - round(width * (group.kv_lora_rank + group.qk_rope_head_dim))}"
         return (
@@ -145,7 +202,18 @@ def _of_layer(group: Attention, dtype: str, tp: int) -> str:
 def _llamacpp(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
     rows, buffers = llamacpp.cells(plan.context), 1 + (place.cards if plan.gpu_layers else 0)
     wide = llamacpp.widest(model.vocab_size, model.hidden_size)
-    yield f"weights: {plan.weight_bytes:,} = {plan.weight_bytes:,} bytes; {SCHEMES[plan.scheme].name}"
+    counts = count(model)
+    if model.file_bytes or counts is None:
+        yield f"weights: {plan.weight_bytes:,} x 1 = {plan.weight_bytes:,} bytes; the size of the files"
+    else:
+        held = split(counts, SCHEMES[plan.scheme], model, tables=False)
+        yield from _weights(held, counts, f"1; {SCHEMES[plan.scheme].name}")
+    kept = []
+    for group in model.attention:
+        one = llamacpp.kv_buffers((replace(group, layers=1),), plan.context)
+        kept.append(f"{group.layers} x {one:,}")
+        yield _of_buffer(group, one)
+    yield f"KV cache of a request: {' + '.join(kept)} = {plan.block_bytes:,} bytes; layers"
     yield (
         f"KV cache: {plan.users:,} x {plan.block_bytes:,} = {plan.users * plan.block_bytes:,} bytes; requests of "
         f"{plan.context:,} tokens, f16"
@@ -156,7 +224,7 @@ def _llamacpp(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
         "mask; at most"
     )
     each = int(llamacpp.CARD_SHARE * place.card.memory_bytes) if place.card else 0
-    cards = f" + {place.cards} x {each:,}" if plan.card else ""
+    cards = f" + {place.cards if plan.card else 0} x {each:,}"
     yield (
         f"usable: {place.ram_bytes:,}{cards} = {plan.usable_bytes:,} bytes; memory that is free, "
         f"{llamacpp.CARD_SHARE:.0%} of each card"
@@ -167,6 +235,22 @@ def _llamacpp(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
         f"{plan.requests:,} such requests fit"
     )
     yield f"tokens in all: {plan.requests:,} x {plan.context:,} = {plan.kv_tokens:,} tokens; of as many requests as fit"
+    long = llamacpp.kv_buffers(model.attention, plan.longest)
+    yield (
+        f"longest context: {plan.users:,} x {long:,} = {plan.users * long:,} bytes; KV cache of {plan.longest:,} "
+        "tokens, which is the most that fits or that the model has"
+    )
+
+
+def _of_buffer(group: Attention, one: int) -> str:
+    """One layer's share of llama.cpp's buffers for one request."""
+    kind = group.kind.replace("_", " ")
+    if group.kind in kv.LINEAR:
+        mixed, state = kv.state_values(group)
+        return f"state of a {kind} layer: {mixed:,} x {group.conv_kernel - 1} x 4 + {state:,} x 4 = {one:,} bytes"
+    values = kv.values_per_token(group)
+    cells = one // (values * 2) if values else 0
+    return f"KV cache of a {kind} layer: {values:,} x 2 x {cells:,} = {one:,} bytes; values, f16, cells that are kept"
 
 
 def _speed(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
@@ -175,6 +259,8 @@ def _speed(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
         return
     bandwidth, memory = place.card.bandwidth_gb_s if place.card else None, f"({CPU_BANDWIDTH_GB_S:g} x 1,000,000,000)"
     figure = f"{number(plan.ceiling)} tokens a second; memory bandwidth over the bytes a token reads"
+    if plan.engine == "vllm" or not model.file_bytes:
+        yield _read(model, counts, plan)
     if plan.engine == "vllm":
         read = round(active_bytes(model, counts, SCHEMES[plan.scheme], plan.ep))
         yield f"speed of one request, at most: {bandwidth:g} x 1,000,000,000 x {plan.tp} / {read:,} = {figure}"
@@ -183,6 +269,14 @@ def _speed(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
     parts = [f"{layers - plan.gpu_layers} / {memory}"] if plan.gpu_layers < layers else []
     parts += [f"{plan.gpu_layers} / ({bandwidth:g} x 1,000,000,000)"] if plan.gpu_layers else []
     yield f"speed of one request, at most: {layers} / ({read:,} x ({' + '.join(parts)})) = {figure}, layer by layer"
+
+
+def _read(model: Model, counts: Counts, plan: Deployment) -> str:
+    parts = [round(part) for part in active_parts(model, counts, SCHEMES[plan.scheme], plan.ep)]
+    return (
+        f"read for a token: {' + '.join(f'{part:,}' for part in parts)} = {sum(parts):,} bytes; attention, dense and "
+        "shared layers, experts chosen, head"
+    )
 
 
 def _money(plan: Deployment, place: Place, need: Need) -> Iterator[str]:

@@ -17,7 +17,7 @@ from freehold.facts import Attention, Model
 BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "fp8": 1.0, "nvfp4": 0.5 + 1 / 16}  # of one cached value, by dtype
 LINEAR = ("gated_deltanet", "kda", "mamba2")
 WINDOWED = ("sliding", "chunked")
-_STATE_BYTES = 4  # recurrent states stay float32
+STATE_BYTES = 4  # recurrent states stay float32
 
 
 def values_per_token(group: Attention, tp: int = 1) -> int:
@@ -56,11 +56,8 @@ def windowed_bytes_per_token(model: Model, dtype: str = "bf16", tp: int = 1) -> 
     return sum(g.layers * bytes_per_token(g, dtype, tp) for g in model.attention if g.kind in WINDOWED)
 
 
-def state_bytes(group: Attention, tp: int = 1, speculative: int = 0, bytes_per_input: int = 2) -> int:
-    """Of one linear layer for one sequence on one rank: the convolution's inputs (bf16), and the state in float32.
-
-    With speculation the convolution keeps `speculative` more inputs.
-    """
+def state_values(group: Attention, tp: int = 1) -> tuple[int, int]:
+    """Of one linear layer on one rank: channels of the convolution, and values of the recurrent state."""
     if group.kind == "gated_deltanet":
         mixed = 2 * group.key_heads * group.key_head_dim + group.value_heads * group.value_head_dim
         state = group.value_heads * group.key_head_dim * group.value_head_dim
@@ -71,8 +68,17 @@ def state_bytes(group: Attention, tp: int = 1, speculative: int = 0, bytes_per_i
         mixed = group.heads * group.head_dim + 2 * groups * group.state_dim
         state = group.heads * group.head_dim * group.state_dim
     else:
-        return 0
-    return mixed // tp * (group.conv_kernel - 1 + speculative) * bytes_per_input + state // tp * _STATE_BYTES
+        mixed = state = 0
+    return mixed // tp, state // tp
+
+
+def state_bytes(group: Attention, tp: int = 1, speculative: int = 0, bytes_per_input: int = 2) -> int:
+    """Of one linear layer for one sequence on one rank: the convolution's inputs (bf16), and the state in float32.
+
+    With speculation the convolution keeps `speculative` more inputs.
+    """
+    mixed, state = state_values(group, tp)
+    return mixed * (group.conv_kernel - 1 + speculative) * bytes_per_input + state * STATE_BYTES
 
 
 class Group(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,12 @@ CPU_BANDWIDTH_GB_S = 40.0  # assumed of a machine that nobody measured: two chan
 
 
 def active_bytes(model: Model, counts: Counts, scheme: Scheme, ep: int = 1) -> float:
-    """Bytes of weights read for one token, one after the other: without other rows of the embedding and idle experts.
+    """Bytes of weights read for one token, one after the other."""
+    return sum(active_parts(model, counts, scheme, ep))
+
+
+def active_parts(model: Model, counts: Counts, scheme: Scheme, ep: int = 1) -> tuple[float, float, float, float]:
+    """Bytes read of attention, dense and shared layers, experts and head: without idle experts and other rows.
 
     Over `ep` ranks with requests of their own a token's experts are read at once, at best each on another rank.
     """
@@ -19,7 +24,7 @@ def active_bytes(model: Model, counts: Counts, scheme: Scheme, ep: int = 1) -> f
     dense = (counts.dense.matrices + counts.shared.matrices) * scheme.dense
     at_once = min(ep, model.moe.experts_per_token) if model.moe else 1
     experts = (counts.experts.matrices - counts.idle) * scheme.experts / at_once
-    return attention + dense + experts + (counts.head or counts.embedding) * scheme.head
+    return attention, dense, experts, (counts.head or counts.embedding) * scheme.head
 
 
 def decode_ceiling(bytes_a_token: float, card: Card, tp: int = 1) -> float | None:

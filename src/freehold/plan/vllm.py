@@ -7,6 +7,8 @@ the sampler with every sequence, a prefill step, NCCL's buffers. What each is wo
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from msgspec import Struct
 
 from freehold.facts import Card, Model
@@ -105,43 +107,71 @@ def kv_layout(model: Model, settings: Settings, *, tp: int = 1, pp: int = 1) -> 
     )
 
 
-def activation_bytes(model: Model, scheme: str, settings: Settings, card: Card, *, tp: int = 1, ep: int = 1) -> int:
-    """The peak of the profiling run, in bytes.
+class Activation(NamedTuple):
+    """What the profiling run takes at its peak, in bytes: the larger of the first two, and the workspace beside it."""
 
-    The sampler works on (sequences x vocabulary) logits, 15 bytes each since 0.17 and 38.5 before, or a full prefill
-    step on wide layers is the peak. The workspace of fused experts stays beside it; NVIDIA's FP4 kernels have none.
+    logit_bytes: float  # of the sampler, for each of sequences x vocabulary
+    sampler: float
+    prefill: float
+    workspace: float  # of fused experts
+
+    @property
+    def peak(self) -> int:
+        return round(max(self.sampler, self.prefill) + self.workspace)
+
+
+def activation(model: Model, scheme: str, settings: Settings, card: Card, *, tp: int = 1, ep: int = 1) -> Activation:
+    """The sampler works on (sequences x vocabulary) logits, 15 bytes each since 0.17 and 38.5 before.
+
+    On wide layers a full prefill step can be more. NVIDIA's FP4 kernels have no workspace.
     """
     tokens, sequences = settings.step_tokens(card), settings.at_once(card)
     vocabulary, hidden = model.output_vocab_size or model.vocab_size, model.hidden_size
     per_logit = 15.0 if settings.version >= (0, 17, 0) else 38.5
-    sampler = per_logit * sequences * vocabulary + 2 * hidden * tokens
-    prefill = 2 * tokens * (2 * model.intermediate_size / tp + 2.5 * hidden)
     workspace = 0.0
     if (moe := model.moe) and (card.vendor == "AMD" or "fp4" not in scheme):
         width = moe.intermediate_size / (1 if ep > 1 else tp)
         first, second = (2 if moe.gated else 1) * width, moe.latent_size or hidden
         workspace = 2 * tokens * moe.experts_per_token * (max(first, second) + width)
-    return round(max(sampler, prefill) + workspace)
+    return Activation(
+        per_logit,
+        sampler=per_logit * sequences * vocabulary + 2 * hidden * tokens,
+        prefill=2 * tokens * (2 * model.intermediate_size / tp + 2.5 * hidden),
+        workspace=workspace,
+    )
 
 
-def other_bytes(settings: Settings, card: Card, cards: int) -> int:
+def other_gib(settings: Settings, card: Card, cards: int) -> float:
     """The runtime's context and, with several cards, communication buffers; in shared memory the engine's programs too.
 
     MI355X, vLLM 0.26: 2.1 to 2.8 GiB on four cards.
     """
     one, several = (0.25, 2.10) if settings.version >= (0, 18, 0) else (0.13, 0.55)
     several += 0.4 * (card.vendor == "AMD")
-    return round(((several if cards > 1 else one) + 2.0 * card.unified) * GIB)
+    return (several if cards > 1 else one) + 2.0 * card.unified
 
 
-def graph_bytes(settings: Settings, card: Card, tp: int) -> int:
-    """What vLLM sets aside for CUDA graphs since 0.21, for up to 51 batch sizes.
+def graphs(settings: Settings, card: Card, tp: int) -> tuple[int, float]:
+    """How many batch sizes vLLM captures as CUDA graphs, and the GiB it sets aside for each since 0.21.
 
-    About 0.8 GiB for all of them on one card and 1.2 on several; HIP graphs of MI355X took 0.14 GiB a size.
+    About 0.8 GiB for all 51 of them on one card and 1.2 on several; HIP graphs of MI355X took 0.14 GiB a size.
     """
     if settings.eager or settings.version < (0, 21, 0):
-        return 0
+        return 0, 0.0
     largest = min(2 * settings.at_once(card), 512)
     sizes = min(3, largest) + min(largest, 255) // 8 + max(0, (largest - 240) // 16)
     each = 0.14 if card.vendor == "AMD" else (1.2 if tp > 1 else 0.8) / _GRAPH_SIZES
-    return round(each * GIB * min(sizes, _GRAPH_SIZES))
+    return min(sizes, _GRAPH_SIZES), each
+
+
+def activation_bytes(model: Model, scheme: str, settings: Settings, card: Card, *, tp: int = 1, ep: int = 1) -> int:
+    return activation(model, scheme, settings, card, tp=tp, ep=ep).peak
+
+
+def other_bytes(settings: Settings, card: Card, cards: int) -> int:
+    return round(other_gib(settings, card, cards) * GIB)
+
+
+def graph_bytes(settings: Settings, card: Card, tp: int) -> int:
+    sizes, each = graphs(settings, card, tp)
+    return round(sizes * each * GIB)

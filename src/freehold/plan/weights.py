@@ -8,6 +8,8 @@ Against public start-up logs the median error is 0.2 % (bench/accuracy.py).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from msgspec import Struct
 
 from freehold.facts import Model
@@ -86,26 +88,34 @@ _SPLIT_ENCODERS = ("qwen", "glm", "internvl")  # families whose vision tower vLL
 VOCABULARY_STEP = 64  # vLLM pads the vocabulary to a multiple of this for each rank
 
 
-class Weights(Struct, frozen=True, kw_only=True):
-    """What one rank loads, in bytes, by what it belongs to."""
+class Held(NamedTuple):
+    """Parameters of one rank, and the bytes that each takes."""
 
-    embedding: float
-    head: float
-    attention: float
-    dense: float
-    experts: float
-    rest: float
-    encoders: float
-    tables: float  # of rotary positions, and the copies that MLA keeps to work on latents
-    mtp: float
+    parameters: float
+    rate: float
 
     @property
-    def parts(self) -> list[int]:
-        return [round(getattr(self, field)) for field in self.__struct_fields__]
+    def bytes(self) -> int:
+        return round(self.parameters * self.rate)
+
+
+class Weights(NamedTuple):
+    """What one rank loads, by what it belongs to."""
+
+    embedding: Held
+    head: Held
+    attention: Held
+    dense: Held  # and shared experts
+    experts: Held
+    rest: Held  # norms, biases, routers, convolutions
+    extra: Held
+    encoders: Held
+    tables: Held  # of rotary positions, and the copies that MLA keeps to work on latents
+    mtp: Held
 
     @property
     def total(self) -> int:
-        return sum(self.parts)
+        return sum(part.bytes for part in self)
 
 
 def split(
@@ -124,30 +134,32 @@ def split(
     `mtp`: the layers for multi-token prediction are loaded too. `tables`: with what an engine adds to the files.
     """
     share = -(-model.layers // pp) / model.layers if model.layers else 1.0
-    attention = rest = copies = 0.0
+    attention = attention_bytes = rest = copies = 0.0
     for group, part, rate in zip(model.attention, counts.attention, attention_rates(model, scheme), strict=True):
-        attention += _on_rank(part, tp) * rate
+        attention += (here := _on_rank(part, tp))
+        attention_bytes += here * rate
         rest += part.rest
         copies += group.layers * group.kv_lora_rank * group.heads * (group.qk_nope_head_dim + group.v_head_dim)
     for part in (counts.dense, counts.experts, counts.shared):
         rest += part.rest / tp
-    whole = rest + counts.router + counts.norms
     # an embedding that is the head too is kept as the head is
-    embedding = _vocabulary(model.vocab_size, counts.embedding, tp) * (scheme.embedding if counts.head else scheme.head)
-    head = _vocabulary(model.output_vocab_size or model.vocab_size, counts.head, tp) * scheme.head
+    embedding = _vocabulary(model.vocab_size, counts.embedding, tp)
+    head = _vocabulary(model.output_vocab_size or model.vocab_size, counts.head, tp)
     padding = _padding(model, scheme, tp, ep) if tables else 1.0
     if pp > 1:  # the fullest rank of a pipeline holds the embedding or the head
         embedding, head = (embedding, 0.0) if embedding >= head else (0.0, head)
+    made = copies / tp * share + _rotary_values(model) if tables else 0.0
     return Weights(
-        embedding=embedding,
-        head=head,
-        attention=attention * share,
-        dense=(counts.dense.matrices + counts.shared.matrices) / tp * scheme.dense * share,
-        experts=counts.experts.matrices / max(tp, ep) * scheme.experts * share * padding,
-        rest=whole * scheme.rest * share + counts.extra * scheme.embedding,
-        encoders=counts.encoders * 2.0 / (tp if model.family.startswith(_SPLIT_ENCODERS) else 1),
-        tables=copies / tp * 2.0 * share + _rotary_bytes(model) if tables else 0.0,
-        mtp=counts.mtp / tp * (scheme.dense if scheme.dense >= 1 else 2.0) if mtp else 0.0,
+        embedding=Held(embedding, scheme.embedding if counts.head else scheme.head),
+        head=Held(head, scheme.head),
+        attention=Held(attention * share, attention_bytes / attention if attention else scheme.attention),
+        dense=Held((counts.dense.matrices + counts.shared.matrices) / tp * share, scheme.dense),
+        experts=Held(counts.experts.matrices / max(tp, ep) * share * padding, scheme.experts),
+        rest=Held((rest + counts.router + counts.norms) * share, scheme.rest),
+        extra=Held(counts.extra, scheme.embedding),
+        encoders=Held(counts.encoders / (tp if model.family.startswith(_SPLIT_ENCODERS) else 1), 2.0),
+        tables=Held(made, 2.0),
+        mtp=Held(counts.mtp / tp if mtp else 0.0, scheme.dense if scheme.dense >= 1 else 2.0),
     )
 
 
@@ -170,7 +182,7 @@ def held_bytes(
     if not model.file_bytes or scheme != model.checkpoint:
         return held.total
     whole = checkpoint_bytes(counts, scheme, model)
-    return round((held.total - held.tables) * model.file_bytes / whole + held.tables)
+    return round((held.total - held.tables.bytes) * model.file_bytes / whole + held.tables.bytes)
 
 
 def checkpoint_bytes(counts: Counts, scheme: str, model: Model) -> int:
@@ -190,10 +202,10 @@ def _on_rank(part: Part, tp: int) -> float:
     return (part.matrices - part.replicated - part.kv) / tp + part.replicated + kv
 
 
-def _rotary_bytes(model: Model) -> int:
-    """Tables of sines and cosines in bf16 for every kind of attention; three-part positions come to the same."""
+def _rotary_values(model: Model) -> int:
+    """Tables of sines and cosines for every kind of attention; three-part positions come to the same."""
     dims = {(g.qk_rope_head_dim or g.head_dim, bool(g.window)) for g in model.attention if g.kind not in LINEAR}
-    return sum(dim * model.context.native * 2 for dim, _ in dims)
+    return sum(dim * model.context.native for dim, _ in dims)
 
 
 def _padding(model: Model, scheme: Scheme, tp: int, ep: int) -> float:
