@@ -39,14 +39,12 @@ class Spot(NamedTuple):
 class Way(NamedTuple):
     """A precision and a split, before any card is looked at."""
 
+    tier: int
     order: int  # finer precision first
     scheme: str
     split: tuple[int, int, int]  # tp, pp, ep
+    cards: int
     token_bytes: float  # read for one token
-
-    @property
-    def cards(self) -> int:
-        return self.split[0] * self.split[1] * self.split[2]
 
 
 class Found(NamedTuple):
@@ -168,10 +166,10 @@ class Search:
         if self.model.checkpoint.startswith("gguf"):
             return
         for order, name in enumerate(self._schemes()):
-            scheme = SCHEMES[name]
-            for split in self._splits(scheme):
-                read = active_bytes(self.model, self.counts, scheme, split[2])
-                self._on_cards(Way(order, name, split, read), places)
+            scheme, grade = SCHEMES[name], tier(name, self.model.checkpoint)
+            for tp, pp, ep in self._splits(scheme):
+                read = active_bytes(self.model, self.counts, scheme, ep)
+                self._on_cards(Way(grade, order, name, (tp, pp, ep), tp * pp * ep, read), places)
 
     def _on_cards(self, way: Way, places: Sequence[Spot]) -> None:
         asked, model, needs = self.asked, self.model, SCHEMES[way.scheme].needs
@@ -219,10 +217,8 @@ class Search:
             else:
                 self.misses.cheapest = min(self.misses.cheapest or month, month)
             return
-        grade = tier(way.scheme, self.model.checkpoint)
-        self.found.append(
-            Found(grade, place.undated, month, cards * replicas, way.order, gpu_layers, way, place, replicas, hour)
-        )
+        undated, cards = place.undated, cards * replicas
+        self.found.append(Found(way.tier, undated, month, cards, way.order, gpu_layers, way, place, replicas, hour))
 
     def llamacpp(self, place: Place) -> None:
         """llama.cpp in the memory of a machine, with as many layers on its cards as they hold."""
@@ -234,7 +230,8 @@ class Search:
             if fit.lack_bytes > 0:
                 self.misses.lacks(fit.lack_bytes, f"{SCHEMES[name].name} in {size(place.ram_bytes)}")
                 continue
-            way = Way(order, name, (place.cards if fit.gpu_layers else 1, 1, 1), token_bytes(model, self.counts, name))
+            cards, read = place.cards if fit.gpu_layers else 1, token_bytes(model, self.counts, name)
+            way = Way(tier(name, model.checkpoint), order, name, (cards, 1, 1), cards, read)
             ceiling = mixed_ceiling(way.token_bytes, fit.gpu_layers / model.layers, place.card)
             if self.misses.slow(ceiling, need.speed, place.card):
                 continue

@@ -115,7 +115,7 @@ class Weights(NamedTuple):
 
     @property
     def total(self) -> int:
-        return sum(part.bytes for part in self)
+        return sum([round(parameters * rate) for parameters, rate in self])
 
 
 def split(
