@@ -5,13 +5,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := .venv-lock/bin/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header --quiet $(LOCK_FLAGS) pyproject.toml --group build
 
-.PHONY: up down test check bench lock
+.PHONY: up down hub test check bench lock
 
 up: .venv/.base
 	@$(BIN)/freehold up
 
 down: .venv/.base
 	@$(BIN)/freehold down
+
+# What freehold pull needs.
+hub: .venv/.base
+	$(PIP) --require-hashes -r requirements-hub.lock
 
 test: .venv/.test
 	$(BIN)/pytest $(PYTEST_FLAGS)
@@ -30,7 +34,8 @@ bench: .venv/.test
 # The newest versions that pyproject.toml allows: make lock LOCK_FLAGS=--upgrade
 lock: .venv-lock/bin/uv
 	$(LOCK) --output-file requirements.lock
-	$(LOCK) --extra test --extra check --constraint requirements.lock --output-file requirements-test.lock
+	$(LOCK) --extra hub --constraint requirements.lock --output-file requirements-hub.lock
+	$(LOCK) --extra test --extra check --constraint requirements-hub.lock --output-file requirements-test.lock
 
 # The stamps: what they stand for is installed, and newer than the files it follows from.
 .venv/.base: requirements.lock pyproject.toml

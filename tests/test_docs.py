@@ -22,7 +22,7 @@ from freehold.catalogue.own import OwnHost, OwnModel
 from freehold.cli.main import COMMANDS, cli
 from freehold.errors import FreeholdError
 from freehold.facts import Offer, Rate
-from freehold.fleet.config import Config, Endpoint, Machine, Server, load
+from freehold.fleet.config import Config, Endpoint, Hub, Machine, Server, Trail, Weights, load
 from freehold.gateway.admin import Admin
 from freehold.gateway.app import ROUTES
 from freehold.plan.cost import Owned
@@ -105,6 +105,9 @@ TABLES = {
     "machine": Machine,
     "policy": Rules,
     "policy.accepted.": Acceptance,
+    "weights": Weights,
+    "hub": Hub,
+    "trail": Trail,
     "endpoints.": Endpoint,
     "need": Need,
     "models.": OwnModel,

@@ -17,6 +17,7 @@ FLOORS = (
     "weights",
     "engines",
     "executors",
+    "sources",
     "ledger",
     "catalogue",
     "plan",

@@ -114,13 +114,14 @@ class Artifact(Struct, frozen=True, kw_only=True):
     sha256: str  # 64 hex digits
 
 
-class Finding(Struct, frozen=True, kw_only=True):
-    """One reason to refuse a file."""
+class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One reason to refuse a file; or, with `review`, for a person to look at it, which refuses nothing."""
 
     path: str
     rule: str  # short, stable, kebab-case
     why: str
     fix: str
+    review: bool = False
 
 
 Pinned = Literal["unpinned", "pinned", "changed"]
@@ -135,6 +136,21 @@ class Verdict(Struct, frozen=True, kw_only=True):
     digest: str  # sha256 over the artifacts' own digests, sizes and names; "" when nothing could be hashed
     artifacts: tuple[Artifact, ...]
     findings: tuple[Finding, ...]
+
+
+class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The files of one model by their digests, and where they came from: what is signed, pinned and compared."""
+
+    digest: str  # as in Verdict
+    artifacts: tuple[Artifact, ...]
+    made_ns: int
+    made_by: str
+    repo: str = ""  # at the hub, as owner/name
+    revision: str = ""  # its commit, 40 hex digits
+    source: str = ""  # the hub's address, or the folder they were taken from
+    model: str = ""  # of the catalogue
+    base: str = ""  # of an adapter: the digest of what it was made for
+    evidence: dict[str, str] = {}  # what others say of it, such as the hub's scan; never decides
 
 
 class Launch(Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import re
 import tomllib
 from os.path import normpath
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -30,8 +30,9 @@ Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 Money = Annotated[float, Meta(ge=0, le=1e6)]
 Count = Annotated[int, Meta(ge=1)]
 
+_T = TypeVar("_T", bound=Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_STARTED, _EXTERNAL = ("weights", "binary"), ("url", "served_model", "api_key_file", "country", "operator")
+_STARTED, _EXTERNAL = ("weights", "pin", "binary"), ("url", "served_model", "api_key_file", "country", "operator")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -67,12 +68,39 @@ class Machine(_Table, frozen=True):
         return _pico(self.hourly_price)
 
 
+class Weights(_Table, frozen=True):
+    """Where pulled weights lie, and how often all of them are read again."""
+
+    folder: str = "models"
+    verify_hours: Annotated[float, Meta(ge=0, le=1e5)] = 24.0  # 0: only when they look touched
+
+
+class Hub(_Table, frozen=True):
+    """Where `freehold pull` takes weights from."""
+
+    url: str = "https://huggingface.co"
+    token_file: str | None = None
+    ca_file: str | None = None
+    proxy: str | None = None
+
+
+class Trail(_Table, frozen=True):
+    """How long the book keeps what, and where its checkpoints go."""
+
+    checkpoint_file: str | None = None
+    checkpoint_command: tuple[str, ...] = ()  # gets each checkpoint as a line on its standard input
+    checkpoint_minutes: Annotated[float, Meta(gt=0, le=1e5)] = 60.0
+    keep_usage_days: Count | UnsetType = UNSET
+    keep_event_days: Count | UnsetType = UNSET
+
+
 class Endpoint(_Table, frozen=True):
     """A name that callers use as `model`, and what answers behind it."""
 
     engine: str = "llamacpp"
     model: str = ""
     weights: str | None = None
+    pin: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     url: str | None = None
     served_model: str | None = None
     api_key_file: str | None = None
@@ -106,6 +134,9 @@ class Config(_Table, frozen=True):
     server: Server = field(default_factory=Server)
     machine: Machine = field(default_factory=Machine)
     policy: Rules = field(default_factory=Rules)
+    weights: Weights = field(default_factory=Weights)
+    hub: Hub = field(default_factory=Hub)
+    trail: Trail = field(default_factory=Trail)
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     need: Need = field(default_factory=Need)
     models: dict[str, OwnModel] = field(default_factory=dict)
@@ -139,7 +170,14 @@ def load(path: Path) -> Config:
     _check_rules(config, path)
     base = path.resolve().parent
     endpoints = {name: _checked(name, e, base, path) for name, e in config.endpoints.items()}
-    return msgspec.structs.replace(config, endpoints=endpoints, state_dir=normpath(base / config.state_dir))
+    return msgspec.structs.replace(
+        config,
+        endpoints=endpoints,
+        weights=_placed(config.weights, base, "folder"),
+        hub=_placed(config.hub, base, "token_file", "ca_file"),
+        trail=_placed(config.trail, base, "checkpoint_file"),
+        state_dir=normpath(base / config.state_dir),
+    )
 
 
 def schema() -> dict[str, Any]:
@@ -162,8 +200,12 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
     others = _STARTED if endpoint.engine == "external" else _EXTERNAL
     if stray := [key for key in others if getattr(endpoint, key) is not None]:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
-    absolute = {k: normpath(base / v) for k in ("weights", "api_key_file", "binary") if (v := getattr(endpoint, k))}
-    return msgspec.structs.replace(endpoint, **absolute)
+    return _placed(endpoint, base, "weights", "api_key_file", "binary")
+
+
+def _placed(table: _T, base: Path, *keys: str) -> _T:
+    """With the paths under these keys made absolute, seen from the file's folder."""
+    return msgspec.structs.replace(table, **{key: normpath(base / at) for key in keys if (at := getattr(table, key))})
 
 
 def _usable(url: str | None) -> bool:
@@ -218,6 +260,7 @@ def _refuse_unknown_keys(raw: dict[str, Any], path: Path) -> None:
     """msgspec would refuse them too, but without the name that was probably meant."""
     tables: list[tuple[str, Any, type[Struct]]] = [("", raw, Config)]
     single = (("server", Server), ("machine", Machine), ("policy", Rules), ("need", Need))
+    single += (("weights", Weights), ("hub", Hub), ("trail", Trail))
     tables += [(name, raw.get(name), kind) for name, kind in single]
     many = (("endpoints", Endpoint), ("models", OwnModel), ("hosts", OwnHost), ("offers", Offer))
     for group, kind in many:

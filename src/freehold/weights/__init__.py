@@ -35,7 +35,7 @@ def verify(path: Path, pin: str | None = None) -> Verdict:
         findings.append(Finding(path=path.name, rule="digest-changed", why=why, fix=fix))
     return Verdict(
         subject=str(path),
-        accepted=not findings,
+        accepted=all(each.review for each in findings),
         pinned=pinned,
         digest=digest,
         artifacts=tuple(artifacts),

@@ -15,6 +15,7 @@ from typing import Any
 from freehold.types import Finding
 from freehold.weights import gguf, safetensors
 from freehold.weights.files import File
+from freehold.weights.gate.finding import refuse
 from freehold.weights.reading import MAX_JSON_BYTES, Malformed, parse_json, quoted
 
 Family = Callable[[File], list[Finding]]
@@ -54,10 +55,6 @@ def _run(family: Family, file: File) -> list[Finding]:
         return [refuse(file, error.rule, error.why, "fetch the file again from its publisher")]
     except OSError as error:
         return [refuse(file, "unreadable", quoted(error.strerror or str(error)), "make it readable and verify again")]
-
-
-def refuse(file: File, rule: str, why: str, fix: str) -> Finding:
-    return Finding(path=file.name, rule=rule, why=why, fix=fix)
 
 
 def check_mode(file: File) -> list[Finding]:

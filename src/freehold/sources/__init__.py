@@ -1,0 +1,1 @@
+"""Brings artifacts from elsewhere: a hub, a folder."""
