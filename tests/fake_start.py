@@ -69,6 +69,7 @@ class Stage:
             book=self.book,
             occupancy=Occupancy("here", "EUR", 3600 * 10**12, BEGAN_NS),  # 10**12 pico a second
             clock_ns=lambda: self.now_ns,
+            state=folder,
             run_dir=folder,
             log_dir=folder,
         )

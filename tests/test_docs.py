@@ -82,10 +82,9 @@ def kinds_told():
     """The first argument of every call of `tell`, as far as it is written there."""
     for path in (ROOT / "src" / "freehold").rglob("*.py"):
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
-            if getattr(call.func, "attr", getattr(call.func, "id", "")) == "tell" and call.args:
-                yield from (
-                    n.value for n in ast.walk(call.args[0]) if isinstance(n, ast.Constant) and "." in str(n.value)
-                )
+            if getattr(call.func, "attr", getattr(call.func, "id", "")) in ("tell", "report") and call.args:
+                told = call.args[call.func.id == "report" if isinstance(call.func, ast.Name) else 0]
+                yield from (n.value for n in ast.walk(told) if isinstance(n, ast.Constant) and "." in str(n.value))
 
 
 def test_every_event_is_in_the_reference():

@@ -42,7 +42,8 @@ def test_llama_server_is_described():
         argv=("/opt/llama-server", *FLAGS),
         socket="/run/e/x.sock",
         env=ENV,
-        readable=("/w/smol.gguf", "/opt/llama-server"),
+        weights=("/w/smol.gguf",),
+        readable=("/opt/llama-server",),
     )
 
 
@@ -51,9 +52,9 @@ def test_the_embedded_llama_cpp_is_described():
     server = next(path for path in described.readable if path.endswith("llamacpp_server.py"))
     assert described.argv == (sys.executable, "-I", server, *FLAGS)
     assert described.env == ENV
-    assert described.readable[0] == "/w/smol.gguf"
+    assert described.weights == ("/w/smol.gguf",)
     assert sys.prefix not in described.readable  # it may be the folder that also holds the team's keys
-    assert all(Path(path).exists() for path in described.readable[1:])
+    assert all(Path(path).exists() for path in described.readable)
 
 
 def test_libraries_beside_a_binary_and_all_shards_can_be_read(tmp_path):
@@ -61,10 +62,8 @@ def test_libraries_beside_a_binary_and_all_shards_can_be_read(tmp_path):
         (tmp_path / name).touch()
     binary = str(tmp_path / "llama-server")
     described = engine("llamacpp").launch(PLAN, "/w/m-00001-of-00002.gguf", "m", "/run/x.sock", binary=binary)
-    assert described.readable == (
-        *("/w/m-00001-of-00002.gguf", "/w/m-00002-of-00002.gguf", binary),
-        *(str(tmp_path / "libggml.so.0"), str(tmp_path / "libllama.so")),
-    )
+    assert described.weights == ("/w/m-00001-of-00002.gguf", "/w/m-00002-of-00002.gguf")
+    assert described.readable == (binary, str(tmp_path / "libggml.so.0"), str(tmp_path / "libllama.so"))
 
 
 def test_a_socket_that_llama_cpp_would_take_for_a_host_is_refused():

@@ -4,7 +4,7 @@ is told what when it fails."""
 import json
 
 import pytest
-from conftest import DEMO, ME
+from conftest import DEMO
 
 from freehold.fleet.host import probe
 
@@ -32,36 +32,6 @@ def test_an_engine_that_is_not_there(team):
     team.serve()
     refusal(team.post("demo"))
     assert team.daemon.running()
-
-
-def test_weights_that_changed_are_not_started(team):
-    weights = team.folder / "copy.gguf"
-    weights.write_bytes(DEMO.read_bytes())
-    team.write(demo=team.fake("idle_seconds = 0.1").replace(str(DEMO), str(weights)))
-    team.serve()
-    team.ask("demo")
-    team.until(lambda: team.status("demo")["state"] == "cold")
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    assert "digest" not in refusal(team.post("demo"))
-    assert "digest-changed" in team.run("up", code=3)
-    assert "digest-changed" in team.run("verify", str(weights), code=3)
-    team.run("verify", str(weights), "--accept")
-    team.ask("demo")
-    (repinned,) = team.events("weights.repinned")
-    assert repinned["actor"] == ME
-
-
-def test_only_pinned_weights_where_policy_says_so(team):
-    team.write(policy="require_pin = true", demo=team.fake())
-    team.serve()
-    refusal(team.post("demo"))
-    assert "is not pinned, and policy.require_pin is set" in team.run("up", code=3)
-    assert team.events("engine.launching") == []
-    team.run("verify", str(DEMO), "--accept")
-    team.ask("demo")
-    assert team.events("weights.pinned") == []  # nobody pinned them on first use
 
 
 def test_every_start_ends_with_a_real_completion_on_record(team):

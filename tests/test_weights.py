@@ -68,8 +68,20 @@ def test_a_sharded_safetensors_folder_passes_and_is_described(tmp_path):
 
 
 def test_an_adapter_folder_passes_but_is_no_model(tmp_path):
-    adapter = {"base_model_name_or_path": "x/y", "r": 8, "auto_mapping": None, "peft_type": "LORA"}
-    write(tmp_path, {"adapter_config.json": adapter, "adapter_model.safetensors": safetensors_bytes()})
+    adapter = {
+        "base_model_name_or_path": "x/y",
+        "r": 2,
+        "lora_alpha": 4,
+        "peft_type": "LORA",
+        "target_modules": ["q_proj"],
+    }
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    pair = {
+        f"{module}.lora_A.weight": facts(shape=(2, 4)),
+        f"{module}.lora_B.weight": facts(shape=(4, 2), offsets=(16, 32)),
+    }
+    weights = safetensors_bytes(pair, b"\1" * 32)
+    write(tmp_path, {"adapter_config.json": adapter, "adapter_model.safetensors": weights})
     assert verify(tmp_path).accepted
     with pytest.raises(Unknown):
         describe(tmp_path)
@@ -140,7 +152,7 @@ def test_a_hugging_face_cache_passes_whole_by_snapshot_and_by_file(tmp_path):
     assert verify(snapshot / "model-00001-of-00002.safetensors").accepted
     assert describe(snapshot).name == "meta/tiny"
     write(repo, {"blobs/" + "0" * 64: PICKLE})
-    assert rules(verify(repo)) == {"unknown-format"}  # a blob that no snapshot names
+    assert rules(verify(repo)) == {"unfinished-download"}  # a blob that no snapshot names
     (snapshot / "README.md").unlink()
     (snapshot / "README.md").symlink_to("/etc/hostname")
     assert rules(verify(snapshot)) == {"link-outside"}

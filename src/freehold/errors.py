@@ -81,6 +81,10 @@ class NotReady(FreeholdError):
     status, exit_code, code = 503, 5, "engine_unavailable"
 
 
+class QueueFull(NotReady):
+    """So many wait already that one more would not be served in time."""
+
+
 class EngineFailed(FreeholdError):
     """The engine went away or answered nonsense in the middle of a request."""
 
@@ -91,6 +95,12 @@ class TimedOut(FreeholdError):
     """The whole request took longer than the endpoint allows."""
 
     status, exit_code, code = 504, 5, "timeout"
+
+
+class HubFailed(FreeholdError):
+    """The hub cannot be reached, is busy, or does not answer as a hub does; with `retry_after_s` it may later."""
+
+    status, exit_code, code = 502, 5, "hub_failed"
 
 
 class NoDaemon(FreeholdError):

@@ -158,6 +158,7 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
     mtp: Mtp | None = None
     encoder_params: int = 0  # of vision and audio
     inputs: tuple[str, ...] = ("text",)
+    digests: tuple[str, ...] = ()  # of its builds, as Verdict has them; (): nobody says which files are it
     context: Context
     checkpoint: str = "bf16"  # precision of the named repository: a key of plan.weights.SCHEMES
     checkpoint_note: str = ""

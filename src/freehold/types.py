@@ -136,6 +136,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     digest: str  # sha256 over the artifacts' own digests, sizes and names; "" when nothing could be hashed
     artifacts: tuple[Artifact, ...]
     findings: tuple[Finding, ...]
+    base: str = ""  # of an adapter: the digest of the weights it was held against
 
 
 class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -159,7 +160,8 @@ class Launch(Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     socket: str  # Unix socket it will listen on; its folder is the only place it may write to
     env: dict[str, str] = {}
-    readable: tuple[str, ...] = ()  # files and folders beside the system's libraries
+    weights: tuple[str, ...] = ()  # files that were verified; it may read them
+    readable: tuple[str, ...] = ()  # other files and folders beside the system's libraries
     devices: tuple[str, ...] = ()  # device nodes it may open
 
 
@@ -215,6 +217,7 @@ class Key(Struct, frozen=True, kw_only=True):
     created_ns: int
     expires_ns: int | None = None
     revoked_ns: int | None = None
+    content_days: int | None = None  # questions and answers are kept so long; None: they are not
 
 
 Outcome = Literal["ok", "cut", "error"]
@@ -240,6 +243,18 @@ class UsageRecord(Struct, frozen=True, kw_only=True):
     total_ms: float = 0.0
     charge_pico: int = 0  # by the price list
     machine_pico: int = 0  # this request's share of the host's price while it was served
+    content_hash: str = ""  # binds the question and answer that were kept, where the key asks for that
+
+
+class Content(Struct, frozen=True, kw_only=True):
+    """A question and its answer, of a key that asks to keep them."""
+
+    question: bytes
+    answer: bytes
+    until_ns: int
+
+
+Detail = dict[str, str | int | float | bool | None]
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -249,4 +264,4 @@ class Event(Struct, frozen=True, kw_only=True):
     actor: str
     kind: str  # dotted, for example replica.ready
     subject: str
-    detail: dict[str, str | int | float | bool | None] = {}
+    detail: Detail = {}

@@ -30,6 +30,7 @@ class OwnModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     publisher_country: str = ""
     licence: str = ""  # an id of the catalogue, or a new one, which then needs commercial_use
     commercial_use: Literal["", "yes", "conditional", "no"] = ""
+    digests: tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], ...] = ()  # of the files that are it
 
 
 class OwnHost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,6 +118,7 @@ def _model(catalogue: Catalogue, name: str, entry: OwnModel) -> Model:
         id=name,
         name=entry.name or name,
         repo=entry.repo,
+        digests=entry.digests,
         also=(),
         quantized=(),
         licence=licence,

@@ -13,6 +13,7 @@ from typing import Any
 from freehold.errors import FreeholdError, NoDaemon
 from freehold.fleet.config import Config, load
 from freehold.gateway.rundir import admin_socket
+from freehold.types import Detail
 
 ANSWER_S = 30
 
@@ -77,6 +78,24 @@ def _said(status: int, body: bytes) -> FreeholdError:
     error = FreeholdError(said["message"], hint=said["hint"])
     error.exit_code = said["exit_code"]
     return error
+
+
+def report(config: Config, kind: str, subject: str, detail: Detail, *, pin: str | None = None) -> None:
+    """Put what a person did into the book, and with `pin` what `subject` must be from now on.
+
+    Through the daemon, which knows who asks; where none runs, alone, with the lock that a daemon would hold.
+    """
+    from freehold.errors import Refused
+    from freehold.gateway.alone import Report, write
+
+    state, ask = Path(config.state_dir), {"kind": kind, "subject": subject, "detail": detail, "pin": pin}
+    try:
+        Daemon(state).ask("POST", "/events", ask)
+    except NoDaemon:
+        try:
+            write(state, Report(kind=kind, subject=subject, detail=detail, pin=pin))
+        except Refused:  # a daemon started in between
+            Daemon(state).ask("POST", "/events", ask)
 
 
 def project(config_path: Path) -> tuple[Config, Daemon]:

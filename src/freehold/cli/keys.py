@@ -22,14 +22,18 @@ def command() -> None:
 @click.argument("name")
 @click.option("-e", "--endpoint", "endpoints", multiple=True, help="Only for this endpoint (a glob, again for more).")
 @click.option("--expires", help="From now: 90d, 12h, 30m.")
+@click.option("--keep-content", "kept", help="Keep its questions and answers in the book so long, in days: 30d.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
-def create(config_path: Path, name: str, endpoints: tuple[str, ...], expires: str | None, as_json: bool) -> None:
+def create(  # noqa: PLR0917  click passes them by name
+    config_path: Path, name: str, endpoints: tuple[str, ...], expires: str | None, kept: str | None, as_json: bool
+) -> None:
     """Make a key for NAME; its secret is shown once and kept nowhere."""
     from freehold.cli.daemon import project
 
     _, daemon = project(config_path)
-    made = daemon.ask("POST", "/keys", {"name": name, "endpoints": endpoints, "expires_ns": _expires_ns(expires)})
+    ask = {"name": name, "endpoints": endpoints, "expires_ns": _expires_ns(expires), "content_days": _days(kept)}
+    made = daemon.ask("POST", "/keys", ask)
     if as_json:
         click.echo(json.dumps(made))
     else:
@@ -55,11 +59,12 @@ def list_(config_path: Path, dead_too: bool, as_json: bool) -> None:
         (
             *(key["id"], key["name"], " ".join(key["endpoints"])),
             *(moment(at_ns) if at_ns else "-" for at_ns in (key["created_ns"], key["expires_ns"])),
+            f"{key['content_days']}d" if key["content_days"] else "-",
             _state(key, now_ns),
         )
         for key in keys
     ]
-    click.echo(table(("ID", "NAME", "ENDPOINTS", "CREATED", "EXPIRES", "STATE"), rows))
+    click.echo(table(("ID", "NAME", "ENDPOINTS", "CREATED", "EXPIRES", "KEEPS", "STATE"), rows))
 
 
 @command.command
@@ -89,3 +94,11 @@ def _expires_ns(text: str | None) -> int | None:
     if span is None:
         raise click.BadParameter(f"{text!r} is no span of time: write 90d, 12h or 30m", param_hint="--expires")
     return time.time_ns() + int(span[1]) * _UNITS_S[span[2]] * 10**9
+
+
+def _days(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (span := re.fullmatch(r"([1-9]\d{0,4})d", text)):
+        raise click.BadParameter(f"{text!r} is no number of days: write 30d", param_hint="--keep-content")
+    return int(span[1])

@@ -14,7 +14,7 @@ from freehold.errors import FreeholdError
 COMMANDS = (
     *("plan", "models", "show", "compare", "cost"),
     *("up", "down", "serve", "ps", "logs", "start", "stop"),
-    *("verify", "keys", "usage", "events", "doctor", "schema", "completion"),
+    *("pull", "verify", "pin", "keys", "usage", "audit", "doctor", "harden", "schema", "completion"),
 )
 
 

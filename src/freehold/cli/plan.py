@@ -106,6 +106,30 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
         raise _nothing(decision)
     if endpoint:
         click.echo(write(config_path, endpoint, page, Path(model) if read and model else None), err=as_json)
+        _record(config_path, endpoint, decision, (need, situation, catalogue))
+
+
+def _record(config_path: Path, endpoint: str, decision: Decision, inputs: tuple[Need, Situation, Catalogue]) -> None:
+    """The trail begins with why: what was asked, what was chosen, and a hash of all that it was decided from."""
+    import hashlib
+
+    import msgspec
+
+    from freehold import __version__
+    from freehold.cli.daemon import project, report
+
+    def digest(what: object) -> str:
+        return hashlib.sha256(msgspec.json.encode(what, order="deterministic")).hexdigest()
+
+    chosen, (need, situation, catalogue) = decision.choice.plans[0], inputs
+    detail: dict[str, Any] = {
+        "model": chosen.model, "precision": chosen.scheme, "place": chosen.place, "users": chosen.users,
+        "context": chosen.context, "need": msgspec.json.encode(need).decode(), "day": situation.today,
+        "ways": len(decision.choice.plans), "refused_models": len(decision.choice.refusals),
+        "refused_places": len(decision.places_refused), "freehold": __version__,
+        "catalogue": digest(catalogue), "inputs": digest((__version__, *inputs)), "answer": digest(decision.choice),
+    }  # fmt: skip
+    report(project(config_path)[0], "decision.made", endpoint, detail)
 
 
 def _nothing(decision: Decision) -> FreeholdError:

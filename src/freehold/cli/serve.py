@@ -14,4 +14,4 @@ def command(config_path: Path) -> None:
     from freehold.fleet.config import digest, load
     from freehold.gateway.serve import main
 
-    main(load(config_path), digest(config_path))
+    main(load(config_path), digest(config_path), config_path)

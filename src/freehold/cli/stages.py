@@ -14,9 +14,9 @@ from freehold.errors import FreeholdError, NoDaemon
 from freehold.plan.units import size
 
 
-def bring_up(daemon: Daemon, endpoints: list[str]) -> tuple[list[str], FreeholdError | None]:
+def bring_up(daemon: Daemon, endpoints: list[str], *, full: bool = False) -> tuple[list[str], FreeholdError | None]:
     """Start these (none: all), showing each stage; those that are up, and what kept the first of the others."""
-    query = "&".join(f"endpoint={quote(name)}" for name in endpoints)
+    query = "&".join([*(f"endpoint={quote(name)}" for name in endpoints), *(["full"] if full else [])])
     up, failure, started = [], None, set()
     for line in daemon.lines("POST", f"/up?{query}"):
         if "up" in line:
@@ -47,11 +47,13 @@ def show(subject: str, what: str, text: str) -> None:
 
 
 def _isolation(detail: dict[str, Any]) -> str:
-    return "isolated: no network, no files but its own" if detail["isolated"] else f"NOT ISOLATED: {detail['why_not']}"
+    words = ("tcp", "dns", "weights", "capabilities")
+    return f"{detail['tests']} tests from inside: {', '.join(f'{each} {detail[each]}' for each in words)}"
 
 
 def _accepted(detail: dict[str, Any]) -> str:
     pinned = {"unpinned": "UNPINNED, so it is pinned now", "pinned": "as pinned"}[detail["pinned"]]
+    pinned += f"\nfor a person to look at: {detail['for_review']}" if detail["for_review"] else ""
     return f"accepted: {detail['files']} file(s), {size(detail['size_bytes'])}, {detail['digest'][:16]}..., {pinned}"
 
 
@@ -70,10 +72,14 @@ _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "policy.allowed": _allowed,
     "weights.checking": lambda d: f"checking and hashing {d['path']}",
     "weights.accepted": _accepted,
+    "weights.unchanged": lambda d: f"untouched since they were hashed, {d['digest'][:16]}..., as pinned",
     "weights.refused": lambda _: "REFUSED",
     "plan.made": lambda d: d["steps"],
     "engine.launching": lambda d: f"launching {d['engine']}",
-    "engine.started": lambda d: f"process {d['pid']}, {_isolation(d)}",
+    "engine.started": lambda d: f"process {d['pid']}",
+    "isolation.tested": _isolation,
+    "isolation.failed": lambda _: "FAILED: there is no engine in it",
+    "isolation.absent": lambda d: f"NOT ISOLATED: {d['why_not']}",
     "engine.loading": lambda _: "loading the weights",
     "probe.passed": lambda d: f"a real completion: {_tokens(d)}; the engine's own counters agree",
     "probe.answered": lambda d: f"a real completion: {_tokens(d)}",

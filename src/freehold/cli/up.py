@@ -25,8 +25,9 @@ _KEY_NAME = "first"
 
 @click.command
 @click.argument("endpoint", nargs=-1)
+@click.option("--full", is_flag=True, help="Read and hash all weights again, however untouched they look.")
 @click.pass_obj
-def command(config_path: Path, endpoint: tuple[str, ...]) -> None:
+def command(config_path: Path, endpoint: tuple[str, ...], *, full: bool) -> None:
     """Bring endpoints up and ask one question.
 
     Starts the daemon if need be, then ENDPOINTs (default: all), showing each stage.
@@ -45,7 +46,7 @@ def command(config_path: Path, endpoint: tuple[str, ...]) -> None:
     status = daemon.ask("GET", "/status")
     if status["config"] != digest(config_path):
         click.echo(f"NOTE: the daemon runs an older {config_path}; freehold down, then up, takes the new one")
-    up, failure = bring_up(daemon, list(endpoint))
+    up, failure = bring_up(daemon, list(endpoint), full=full)
     if up:
         asked = config.endpoints[up[0]].first_question if up[0] in config.endpoints else "Hello"
         _show_question(config, daemon, status["url"], up[0], asked)

@@ -99,7 +99,8 @@ class LlamaCpp:
             *("--log-verbosity", "2"),  # warnings; otherwise five lines a request, for months
             *("--metrics", "--slots", "--jinja", "--no-webui"),
         )
-        return Launch(argv=(*command, *flags), socket=socket, env=dict(_ENV), readable=(*_shards(weights), *program))
+        argv = (*command, *flags)
+        return Launch(argv=argv, socket=socket, env=dict(_ENV), weights=_shards(weights), readable=program)
 
     def counters(self, metrics: bytes) -> Tokens:
         """Read the tokens counted since the process started.

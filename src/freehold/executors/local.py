@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ import psutil
 
 from freehold.errors import BadConfig, NotReady, Refused
 from freehold.executors.bubblewrap import SYSTEM, wrap
+from freehold.executors.isolation import Report, parts, probed, read_report
 from freehold.executors.log import Log
 from freehold.types import Launch
 
@@ -37,15 +38,21 @@ class _Record(msgspec.Struct, frozen=True):
 class Process:
     """A started launch. `isolated`: in a sandbox, where nothing it started can outlive it."""
 
-    def __init__(self, child: subprocess.Popen[bytes], record: Path, log: Log, *, isolated: bool) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], record: Path, log: Log, report: int | None) -> None:
+        """`report`: where the test of its sandbox reports to, if it has one."""
         self.pid = child.pid
-        self.isolated = isolated
+        self.isolated = report is not None
         self._record, self._log = record, log
+        self._report = None if report is None else asyncio.ensure_future(read_report(report))
         self._end = asyncio.ensure_future(self._watch(child))
 
     async def wait(self) -> int:
         """Wait for the end and return the exit code; for a signal N that is -N, or 128 + N out of a sandbox."""
         return await asyncio.shield(self._end)
+
+    async def tested(self) -> Report | None:
+        """What the test inside its sandbox found; None without a sandbox. If one failed, there is no engine."""
+        return None if self._report is None else await asyncio.shield(self._report)
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """End it and everything it started. Its requests are lost: drain it before.
@@ -88,8 +95,11 @@ class Process:
 class Local:
     """Starts processes as this user.
 
-    `run_dir` holds one record for each of them; it and the folders in `private` are the daemon's alone.
+    `run_dir` holds one record for each of them; it and what is in `private` are the daemon's alone. `gateway`, host and
+    port, is where callers come in: no engine may reach it.
     """
+
+    gateway: tuple[str, int] | None = None
 
     def __init__(
         self,
@@ -113,39 +123,50 @@ class Local:
         Raises errors.Refused if isolation is required and not to be had, or if the launch would show the engine this
         daemon's own state; errors.BadConfig for a socket path too long; errors.NotReady if it cannot be started.
         """
-        argv = self._argv(launch)
+        self._check(launch)
         _clear_socket(Path(launch.socket))
         log = Log(log_path)
-        try:
-            child = subprocess.Popen(  # noqa: ASYNC220  0.2 ms; the loop's own way forks all of this process, in 2
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log.write_end,
-                stderr=log.write_end,
-                env=launch.env,
-                cwd="/",
-                start_new_session=True,
-            )
-        except OSError as error:
-            log.close()
-            raise NotReady(f"{argv[0]} could not be started: {error.strerror}.") from error
-        finally:
-            os.close(log.write_end)
-        return Process(child, self._write_record(child.pid, name), log, isolated=self.why_not_isolated is None)
-
-    def _argv(self, launch: Launch) -> tuple[str, ...]:
-        """Tie the launch's life to ours. PDEATHSIG follows the thread that forks, so that must be the main one."""
-        if self.why_not_isolated is None:
-            seen = (*SYSTEM, *launch.readable)
-            shown = next((path for path in seen for own in self._private if own.is_relative_to(path)), None)
-            if shown is not None:
-                raise Refused(
-                    f"The engine would see all of {shown}, and with it this daemon's state.",
-                    hint="Keep the state folder outside of the engine's and Python's own folders.",
+        with ExitStack() as ends:
+            ends.callback(os.close, log.write_end)
+            report = report_end = None
+            if self.why_not_isolated is None:
+                report, report_end = os.pipe2(os.O_CLOEXEC)
+                ends.callback(os.close, report_end)
+            argv = self._argv(launch, report_end)
+            try:
+                child = subprocess.Popen(  # noqa: ASYNC220  0.2 ms; the loop's own way forks all of this process, in 2
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log.write_end,
+                    stderr=log.write_end,
+                    env=launch.env,
+                    cwd="/",
+                    start_new_session=True,
+                    pass_fds=() if report_end is None else (report_end,),
                 )
-            return wrap(launch, self._bwrap)
-        if self._isolation == "required":
+            except OSError as error:
+                log.close()
+                if report is not None:
+                    os.close(report)
+                raise NotReady(f"{argv[0]} could not be started: {error.strerror}.") from error
+        return Process(child, self._write_record(child.pid, name), log, report)
+
+    def _check(self, launch: Launch) -> None:
+        if self.why_not_isolated is None:
+            seen = (*SYSTEM, *launch.weights, *launch.readable, *parts())
+            for own in self._private:
+                if shown := next((path for path in seen if own.is_relative_to(path)), None):
+                    raise Refused(
+                        f"The engine would see all of {shown}, and with it {own}, which is this daemon's own.",
+                        hint=f"Keep {own} outside of the system's, the engine's and Python's own folders.",
+                    )
+        elif self._isolation == "required":
             raise Refused(f"Isolation is required, but {self.why_not_isolated}.", hint=_INSTALL)
+
+    def _argv(self, launch: Launch, report_end: int | None) -> tuple[str, ...]:
+        """Tie the launch's life to ours. PDEATHSIG follows the thread that forks, so that must be the main one."""
+        if report_end is not None:
+            return wrap(probed(launch, report_end, self._private, self.gateway), self._bwrap)
         return (self._setpriv, "--pdeathsig", "KILL", "--", *launch.argv) if self._setpriv else launch.argv
 
     def _write_record(self, pid: int, name: str) -> Path:

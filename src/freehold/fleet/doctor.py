@@ -94,7 +94,8 @@ def check_bubblewrap(program: str | None) -> Check:
         "sysctl kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu 24.04), or a container runtime that allows them"
     )
     found = f"engines run NOT ISOLATED: {why}"
-    return Check(name="bubblewrap", state="warn", found=found, fix=fix if program else "apt install bubblewrap")
+    fix = fix if program else "apt install bubblewrap"
+    return Check(name="bubblewrap", state="warn", found=found, fix=f"{fix}; until then: freehold harden systemd")
 
 
 def check_gpus(host: Host) -> Check:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from freehold.engines import Launchable, engine
-from freehold.errors import BadConfig, NotReady, Refused, Unknown
+from freehold.errors import BadConfig, FreeholdError, NotReady, Refused, Unknown
 from freehold.fleet.config import Config, Endpoint
 from freehold.fleet.external import ExternalReplica
 from freehold.fleet.ground import Ground
@@ -18,6 +18,8 @@ from freehold.fleet.trust import Trust
 from freehold.types import ReplicaStatus
 
 SAVE_OCCUPANCY_S = 5.0
+REREAD_S = 1.0  # how often it is looked whether weights are due
+_NEVER_NS = 1 << 62
 
 
 class Fleet:
@@ -28,6 +30,7 @@ class Fleet:
         self.config, self.ground = config, ground
         self._starts_s = starts_s or {}
         self._permissions = permissions(config, ground)
+        self._trusts: dict[str, Trust] = {}
         self._members = {name: self._member(name, endpoint) for name, endpoint in config.endpoints.items()}
 
     @property
@@ -45,9 +48,14 @@ class Fleet:
         """Why policy lets nobody ask this endpoint now, or None."""
         return self._permissions[name].refusal(now_ns)
 
-    async def up(self, name: str) -> None:
-        """Open it and wait until it answers. Raises what kept it from starting."""
+    async def up(self, name: str, *, full: bool = False) -> None:
+        """Open it and wait until it answers; `full`: every byte of its weights is read again, however they look.
+
+        Raises what kept it from starting.
+        """
         member = self.find(name)
+        if full and isinstance(member, Replica):
+            await self._reread(member)
         if isinstance(member, ExternalReplica) or self.refusal(name, self.ground.clock_ns()):
             self._permissions[name].require()
         member.post("open")
@@ -75,11 +83,30 @@ class Fleet:
                 for member in self._members.values():
                     if isinstance(member, Replica):
                         tasks.create_task(member.own(), name=f"own {member.name}")
+                tasks.create_task(self._reread_when_due(), name="weights")
                 while True:
                     await asyncio.sleep(SAVE_OCCUPANCY_S)
                     self.save_occupancy()
         finally:
             self.save_occupancy()
+
+    async def _reread_when_due(self) -> None:
+        """What is served is read again on a schedule; what is not is read at its next start."""
+        while True:
+            await asyncio.sleep(REREAD_S)
+            for name, trust in self._trusts.items():
+                member = self._members[name]
+                if isinstance(member, Replica) and member.ready and trust.due_ns <= self.ground.clock_ns():
+                    with contextlib.suppress(FreeholdError):  # it is closed by now, and that is in the book
+                        await self._reread(member)
+
+    async def _reread(self, member: Replica) -> None:
+        """Raises Refused when the weights are not what they were: nobody is served from them any more."""
+        try:
+            await self._trusts[member.name].reread()
+        except FreeholdError as error:
+            member.close(error)
+            raise
 
     def save_occupancy(self) -> None:
         self.ground.book.save_occupancy(*self.ground.occupancy.take(self.ground.clock_ns()))
@@ -91,7 +118,10 @@ class Fleet:
         if not isinstance(kind, Launchable):
             raise BadConfig(f"[endpoints.{name}] Freehold cannot start the engine `{endpoint.engine}`")
         server, permission = self.config.server, self._permissions[name]
-        trust = Trust(name, Path(endpoint.weights or ""), self.ground, permission, self.config.policy)
+        hours = self.config.weights.verify_hours
+        lasts_ns = round(hours * 3600e9) or _NEVER_NS
+        trust = Trust(name, endpoint, self.ground, permission, rules=self.config.policy, lasts_ns=lasts_ns)
+        self._trusts[name] = trust
         start = Start(name, endpoint, kind, trust, self.ground)
         starts_s = self._starts_s.get(name, ())
         return Replica(name, endpoint, start, self.ground, server.drain_seconds, starts_s=starts_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,13 +13,7 @@ from freehold.fleet.occupancy import Occupancy
 from freehold.ledger.book import Book
 from freehold.types import Event
 
-Clock = Callable[[], int]
-
-
-def steady_clock() -> Clock:
-    """Nanoseconds since 1970 that never go back: what is paid by the second must not follow a clock being set."""
-    offset_ns = time.time_ns() - time.monotonic_ns()
-    return lambda: offset_ns + time.monotonic_ns()
+Clock = Callable[[], int]  # nanoseconds since 1970
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +24,7 @@ class Ground:
     book: Book
     occupancy: Occupancy
     clock_ns: Clock
+    state: Path  # the book, the signing key, manifests
     run_dir: Path  # sockets
     log_dir: Path
     listeners: set[asyncio.Queue[Event]] = field(default_factory=set)

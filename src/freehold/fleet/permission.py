@@ -26,7 +26,11 @@ _LAST_DAY = date.max - timedelta(days=1)  # the day after must be one
 class Permission:
     """The ruling on one endpoint, and that on the day after an acceptance it rests on has ended."""
 
-    def __init__(self, name: str, endpoint: Endpoint, rule: Callable[[str], Ruling], ground: Ground) -> None:
+    def __init__(
+        self, name: str, endpoint: Endpoint, rule: Callable[[str], Ruling], ground: Ground, digests: tuple[str, ...]
+    ) -> None:
+        """`digests`: of the files that are the endpoint's model; (): nobody says."""
+        self.digests = digests
         self._name, self._endpoint, self._ground = name, endpoint, ground
         self._ruling = self._after = rule(_day(ground.clock_ns()))
         self._ends_ns = _NEVER_NS
@@ -71,8 +75,9 @@ def permissions(config: Config, ground: Ground) -> dict[str, Permission]:
     asked = config.machine.operator or any(each.model or each.operator for each in config.endpoints.values())
     catalogue = merge(load(), config.models, config.offers, config.rates) if asked else Catalogue()
     return {
-        name: Permission(name, endpoint, partial(_rule, name, config, catalogue), ground)
+        name: Permission(name, endpoint, partial(_rule, name, config, catalogue), ground, digests)
         for name, endpoint in config.endpoints.items()
+        for digests in [_model(name, endpoint.model, catalogue).digests if endpoint.model else ()]
     }
 
 

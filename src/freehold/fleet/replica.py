@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from freehold.errors import FreeholdError, NotReady
+from freehold.errors import FreeholdError, NotReady, QueueFull
 from freehold.fleet.config import Endpoint
 from freehold.fleet.ground import Ground
 from freehold.fleet.starting import Start
@@ -85,7 +85,8 @@ class Replica:
             return held
         self._inbox.put_nowait(_Note("wanted"))  # even for who is sent away: they are told to come back
         if wait_seconds is None and len(self._waiters) >= self.endpoint.max_waiting:
-            raise self._not_ready(f"{len(self._waiters)} requests already wait for `{self.name}`")
+            late = self._not_ready(f"{len(self._waiters)} requests already wait for `{self.name}`")
+            raise QueueFull(str(late), retry_after_s=late.retry_after_s)
         waiter: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         limit = self.endpoint.wait_seconds if wait_seconds is None else wait_seconds
@@ -126,6 +127,15 @@ class Replica:
     def post(self, happening: Happening) -> None:
         """`stop` keeps everybody out until `open`."""
         self._inbox.put_nowait(_Note(happening))
+
+    def close(self, reason: FreeholdError) -> None:
+        """Stop it, and keep everybody out until somebody opens it who has seen why."""
+        self.reason = reason
+        self.post("stop")
+
+    @property
+    def ready(self) -> bool:
+        return self._life.state == "ready"
 
     def refuse_waiting(self) -> None:
         self._refuse(NotReady(f"`{self.name}` is shutting down", retry_after_s=5))

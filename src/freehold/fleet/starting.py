@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from freehold.engines import Launchable
-from freehold.errors import DoesNotFit, EngineFailed, NotReady
+from freehold.errors import DoesNotFit, EngineFailed, NotReady, Refused
 from freehold.executors.local import Process
 from freehold.executors.sockets import open_socket
 from freehold.fleet.config import Endpoint
@@ -53,12 +54,15 @@ class Start:
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=self._ground.run_dir))
         socket = str(self._folder / "engine.sock")
         launch = self.engine.launch(plan, self._gguf(), self._name, socket, self._endpoint.binary)
-        self._ground.tell("engine.launching", self._name, run=run, engine=self._endpoint.engine)
+        argv = shlex.join(launch.argv)
+        self._ground.tell("engine.launching", self._name, run=run, engine=self._endpoint.engine, argv=argv)
         executor = self._ground.executor
         self.process = process = await executor.start(launch, self._name, self._ground.log_dir / f"{self._name}.log")
         isolation = {"isolated": process.isolated, "why_not": executor.why_not_isolated}
         self._ground.tell("engine.started", self._name, run=run, pid=process.pid, **isolation)
+        await self._test_isolation(process, run)
         await self._until_ready(process, socket)
+        await self._trust.recheck()
         await self._smoke_probe()
 
     async def ended(self) -> int:
@@ -101,6 +105,32 @@ class Start:
         if isinstance(answer, Refusal):
             raise DoesNotFit(f"`{self._name}` does not fit: {answer.reason}", hint=answer.hint)
         return answer
+
+    async def _test_isolation(self, process: Process, run: int) -> None:
+        """The engine's own sandbox was tried from inside, before the engine was in it: what came of that."""
+        report = await process.tested()
+        if report is None:
+            why_not = self._ground.executor.why_not_isolated
+            self._ground.tell("isolation.absent", self._name, run=run, why_not=why_not)
+        elif report.failed:
+            await process.stop()  # it never became the engine, or is late: what it printed is in the log after this
+            said = await asyncio.to_thread(last_words, self._ground.log_dir / f"{self._name}.log")
+            failed = "; ".join(f"{name}: {found}" for name, found in report.failed.items())
+            self._ground.tell("isolation.failed", self._name, run=run, **report.failed, said=said)
+            if "report" in report.failed:
+                hint = f"freehold logs {self._name}"
+                raise NotReady(f"the sandbox of `{self._name}` gave no report ({failed}): {said}", hint=hint)
+            raise Refused(
+                f"the sandbox of `{self._name}` has a hole: {failed}",
+                hint='docs/isolation.md says what each test means; policy.isolation = "off" goes without a sandbox',
+            )
+        elif not set(report.weights) <= self._trust.stamps:
+            raise Refused(
+                f"the engine of `{self._name}` was given other files than were verified",
+                hint=f"find out who writes to {self._endpoint.weights}, then start it again",
+            )
+        else:
+            self._ground.tell("isolation.tested", self._name, run=run, tests=len(report.passed), **report.passed)
 
     async def _until_ready(self, process: Process, socket: str) -> None:
         died = asyncio.create_task(process.wait())

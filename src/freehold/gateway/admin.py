@@ -17,10 +17,14 @@ from starlette.routing import Route
 
 from freehold.errors import BadRequest, FreeholdError
 from freehold.fleet.fleet import Fleet
+from freehold.gateway.alone import Report, record
+from freehold.gateway.custody import checkpoint
 from freehold.gateway.keyring import Keyring
+from freehold.ledger.deletion import Deletion, What
 from freehold.types import Event
 
 _T = TypeVar("_T")
+_Moment = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class KeyAsk(msgspec.Struct):
@@ -28,14 +32,16 @@ class KeyAsk(msgspec.Struct):
 
     name: str
     endpoints: tuple[str, ...] = ()
-    expires_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+    expires_ns: _Moment | None = None
+    content_days: Annotated[int, msgspec.Meta(ge=1, le=36500)] | None = None
 
 
-class PinAsk(msgspec.Struct):
-    """What `freehold verify --accept` sends."""
+class DeletionAsk(msgspec.Struct):
+    """What `freehold audit delete` sends."""
 
-    subject: str
-    digest: str
+    what: What
+    before_ns: _Moment
+    key: str | None = None
 
 
 class Admin:
@@ -52,8 +58,10 @@ class Admin:
             ("GET", "/keys", self.keys),
             ("POST", "/keys", self.create_key),
             ("DELETE", "/keys/{name}", self.revoke_key),
-            ("POST", "/pins", self.pin),
+            ("POST", "/events", self.event),
             ("POST", "/flush", self.flush),
+            ("POST", "/deletions", self.delete),
+            ("POST", "/checkpoints", self.checkpoint),
             ("POST", "/shutdown", self.shutdown),
         )
         return Starlette(
@@ -66,9 +74,10 @@ class Admin:
 
     async def up(self, request: Request) -> Response:
         names = request.query_params.getlist("endpoint") or list(self._fleet.endpoints)
+        full = "full" in request.query_params
         for name in names:
             self._fleet.ground.tell("endpoint.up", self._fleet.find(name).name, actor=_actor(request))
-        return StreamingResponse(_bring_up(self._fleet, names), media_type="application/x-ndjson")
+        return StreamingResponse(_bring_up(self._fleet, names, full=full), media_type="application/x-ndjson")
 
     async def stop(self, request: Request) -> Response:
         member = self._fleet.find(request.path_params["name"])
@@ -81,25 +90,36 @@ class Admin:
 
     async def create_key(self, request: Request) -> Response:
         ask = await _body(request, KeyAsk)
-        key, secret = await self._keyring.create(ask.name, ask.endpoints, ask.expires_ns, _actor(request))
+        keyring, actor = self._keyring, _actor(request)
+        key, secret = await keyring.create(
+            ask.name, ask.endpoints, ask.expires_ns, actor, content_days=ask.content_days
+        )
         return _json({"key": key, "secret": secret})
 
     async def revoke_key(self, request: Request) -> Response:
         return _json(await self._keyring.revoke(request.path_params["name"], _actor(request)))
 
-    async def pin(self, request: Request) -> Response:
-        """Put this pin in the place of the one the book holds: somebody has looked at what changed and wants it."""
-        ask, ground = await _body(request, PinAsk), self._fleet.ground
-        before = await ground.book.pin(ask.subject)
-        await ground.book.set_pin(ask.subject, ask.digest, _actor(request), replace=True)
-        ground.tell("weights.repinned", ask.subject, actor=_actor(request), digest=ask.digest, before=before)
+    async def event(self, request: Request) -> Response:
+        await record(self._fleet.ground.book, await _body(request, Report), _actor(request))
         return _json({})
 
     async def flush(self, _: Request) -> Response:
-        """Everything that has happened is in the book when this is answered."""
+        """Everything that has happened is in the book, and bound to its chain, when this is answered."""
         self._fleet.save_occupancy()
-        await self._fleet.ground.book.flush()
+        await self._fleet.ground.book.seal()
         return _json({})
+
+    async def delete(self, request: Request) -> Response:
+        ask = await _body(request, DeletionAsk)
+        keys = self._keyring.named(ask.key) if ask.key else None
+        if keys and ask.what == "events":
+            raise BadRequest("events are of no key", hint="--key goes with --usage and --content")
+        why = f"asked for{f', of the key {ask.key}' if ask.key else ''}"
+        deletion = Deletion(what=ask.what, before_ns=ask.before_ns, actor=_actor(request), why=why, keys=keys)
+        return _json({"deleted": await self._fleet.ground.book.delete(deletion)})
+
+    async def checkpoint(self, _: Request) -> Response:
+        return _json(await checkpoint(self._fleet.ground))
 
     async def shutdown(self, request: Request) -> Response:
         self._fleet.ground.tell("daemon.shutdown", "freehold", actor=_actor(request))
@@ -120,10 +140,10 @@ async def _refuse(_: Request, error: Exception) -> Response:
     return Response(msgspec.json.encode(said), status_code=error.status, media_type="application/json")
 
 
-async def _bring_up(fleet: Fleet, names: list[str]) -> AsyncIterator[bytes]:
+async def _bring_up(fleet: Fleet, names: list[str], *, full: bool) -> AsyncIterator[bytes]:
     """Every event until all are up; then one line for each: {"up": name} or {"failed": name, "error": ...}."""
     with fleet.ground.listening() as news:
-        starting = {asyncio.create_task(fleet.up(name)): name for name in names}
+        starting = {asyncio.create_task(fleet.up(name, full=full)): name for name in names}
         listen = asyncio.ensure_future(news.get())
         try:
             while pending := [task for task in starting if not task.done()]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.errors import BadRequest, FreeholdError, NotFound, NotReady, TimedOut, TooLarge
+from freehold.errors import BadRequest, FreeholdError, NotFound, QueueFull, TimedOut, TooLarge
 from freehold.fleet.fleet import Fleet, unknown_model
 from freehold.fleet.upstream import Exchange
 from freehold.gateway import openai
@@ -77,7 +77,8 @@ class Gateway:
         key = self._keyring.find(_authorization(scope))  # before anything is read for them
         body = await _read(receive, self._max_body_bytes)
         if self._bodies_bytes + len(body) > BODIES_BYTES:
-            raise NotReady("too much is waiting here already", retry_after_s=5)
+            self._keyring.limits.hit("bytes waiting", key.id)
+            raise QueueFull("too much is waiting here already", retry_after_s=5)
         passage = admit(self._fleet, self._keyring, key, body, kind)
         self._bodies_bytes += len(body)
         answer = _Answer(send, passage)

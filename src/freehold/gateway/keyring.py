@@ -10,6 +10,7 @@ import msgspec
 
 from freehold.errors import BadKey, BadRequest, FreeholdError, Unknown
 from freehold.fleet.ground import Ground
+from freehold.gateway.limits import Limits
 from freehold.policy.access import expired
 from freehold.types import Key
 
@@ -23,6 +24,7 @@ class Keyring:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
+        self.limits = Limits(ground)
         self._keys: dict[bytes, Key] = {}
 
     async def load(self) -> None:
@@ -40,14 +42,28 @@ class Keyring:
         if key is None:
             raise BadKey("Incorrect API key provided.", hint="freehold keys list shows those there are")
         if error := expired(key, self._ground.clock_ns()):
+            self.limits.hit("revoked key" if key.revoked_ns else "expired key", key.id)
             raise error
         return key
+
+    def named(self, name: str) -> tuple[str, ...]:
+        """Ids of all keys that this is the name or id of, the dead ones too. Raises Unknown."""
+        found = tuple(key.id for key in self._keys.values() if name in (key.id, key.name))
+        if not found:
+            raise Unknown(f"there was never a key called `{name}`", hint="freehold keys list --all shows them")
+        return found
 
     def list(self) -> list[Key]:
         return list(self._keys.values())
 
     async def create(
-        self, name: str, endpoints: tuple[str, ...], expires_ns: int | None, actor: str
+        self,
+        name: str,
+        endpoints: tuple[str, ...],
+        expires_ns: int | None,
+        actor: str,
+        *,
+        content_days: int | None = None,
     ) -> tuple[Key, str]:
         """A new key and its secret, which nobody can ask for again. Raises BadRequest when the name is in use."""
         now_ns = self._ground.clock_ns()
@@ -59,8 +75,9 @@ class Keyring:
             raise BadRequest(f"a key called `{name}` is in use already", hint="choose another name, or revoke that one")
         secret = PREFIX + secrets.token_urlsafe(32)  # 256 bits
         key = Key(
-            id=secrets.token_hex(6), name=name, endpoints=endpoints or ("*",), created_ns=now_ns, expires_ns=expires_ns
-        )
+            id=secrets.token_hex(6), name=name, endpoints=endpoints or ("*",),
+            created_ns=now_ns, expires_ns=expires_ns, content_days=content_days,
+        )  # fmt: skip
         digest = _hash(secret.encode())
         self._keys[digest] = key  # its name is taken from now on; nobody has the secret yet
         try:
@@ -68,7 +85,8 @@ class Keyring:
         except FreeholdError:
             del self._keys[digest]
             raise
-        self._ground.tell("key.created", key.id, actor=actor, name=name, endpoints=" ".join(key.endpoints))
+        more = {"keeps_content_days": content_days} if content_days else {}
+        self._ground.tell("key.created", key.id, actor=actor, name=name, endpoints=" ".join(key.endpoints), **more)
         return key, secret
 
     def check(self, key: Key) -> None:

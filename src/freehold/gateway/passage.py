@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from freehold.errors import BadRequest, EngineFailed, FreeholdError
+from freehold.errors import BadRequest, EngineFailed, FreeholdError, QueueFull
 from freehold.fleet.external import ExternalReplica
 from freehold.fleet.fleet import Fleet
 from freehold.fleet.ground import Ground
@@ -18,11 +18,12 @@ from freehold.fleet.replica import Hold, Replica
 from freehold.fleet.upstream import Exchange, Unanswered
 from freehold.gateway.assembly import AssembledMeter
 from freehold.gateway.keyring import Keyring
-from freehold.gateway.meter import StreamMeter, WholeMeter
+from freehold.gateway.meter import LARGEST_ANSWER_BYTES, StreamMeter, WholeMeter
 from freehold.gateway.openai import Ask, new_request_id, read_ask
 from freehold.policy import access
-from freehold.types import Key, Outcome, UsageRecord
+from freehold.types import Content, Key, Outcome, UsageRecord
 
+_DAY_NS = 86_400 * 10**9
 Kind = Literal["chat", "completion"]
 
 
@@ -36,13 +37,32 @@ def admit(fleet: Fleet, keyring: Keyring, key: Key, body: bytes, kind: Kind) -> 
     if stray := member.engine.refused_fields & ask.fields.keys():
         name = min(stray)
         raise BadRequest(f"Unrecognized request argument supplied: {name}", param=name)
-    return Passage(fleet.ground, member, keyring, key, ask, kind=kind)
+    passage = Passage(fleet.ground, member, keyring, key, ask, kind=kind)
+    if key.content_days is not None:
+        passage.keep(body)
+    return passage
 
 
 def _meter(ask: Ask, *, streamed: bool) -> StreamMeter | WholeMeter | AssembledMeter:
     if ask.stream:
         return StreamMeter(ask.model, n=ask.n, hide_usage=not ask.include_usage)
     return AssembledMeter(ask.model, ask.n) if streamed else WholeMeter(ask.model)
+
+
+class _Kept:
+    """A question, and as much of its answer as the caller was sent."""
+
+    def __init__(self, question: bytes) -> None:
+        self._question = question
+        self._pieces: list[bytes] = []
+        self._room_bytes = LARGEST_ANSWER_BYTES
+
+    def add(self, piece: bytes) -> None:
+        self._pieces.append(piece[: self._room_bytes])
+        self._room_bytes -= len(self._pieces[-1])
+
+    def content(self, until_ns: int) -> Content:
+        return Content(question=self._question, answer=b"".join(self._pieces), until_ns=until_ns)
 
 
 class Passage:
@@ -56,6 +76,7 @@ class Passage:
         self._hold: Hold | None = None
         self._exchange: Exchange | None = None
         self._settled = False
+        self._kept: _Kept | None = None
         self.stream = ask.stream
         self._streamed = ask.stream or member.engine.answers_by_stream
         self.meter = _meter(ask, streamed=self._streamed)
@@ -69,6 +90,10 @@ class Passage:
             started_ns=self._began_ns,
         )
         self._ground.book.open_request(self.record)
+
+    def keep(self, question: bytes) -> None:
+        """Its key asks to keep questions and answers."""
+        self._kept = _Kept(question)
 
     async def send(self, path: str) -> Exchange:
         """Hold a replica, waking it if need be, and send the request on. Returns when the head of the answer is there.
@@ -91,7 +116,11 @@ class Passage:
     async def _attempt(self, path: str, body: bytes) -> Exchange:
         self._hold = self._member.try_hold()
         if self._hold is None:
-            self._hold = await self._member.hold()
+            try:
+                self._hold = await self._member.hold()
+            except QueueFull:
+                self._keyring.limits.hit("requests waiting", self._key.id, self._ask.model)
+                raise
             self._keyring.check(self._key)  # it may have been revoked while this waited
         queue_ms = self._elapsed_ms()
         self._exchange = exchange = Exchange(self._hold.upstream)
@@ -111,6 +140,8 @@ class Passage:
         if self.record.first_byte_ms is None:
             self.record = replace(self.record, first_byte_ms=self._elapsed_ms())
         passed = self.meter.feed(piece)
+        if self._kept:
+            self._kept.add(passed)
         if self.meter.done:
             self.settle(self._outcome())
         return passed
@@ -118,6 +149,8 @@ class Passage:
     def finish(self) -> bytes:
         """The engine has ended its answer: what the caller has still to see. Settles."""
         passed = self.meter.close()
+        if self._kept:
+            self._kept.add(passed)
         self.settle(self._outcome())
         return passed
 
@@ -143,7 +176,8 @@ class Passage:
             charge_pico=self._member.endpoint.price.charge_pico(tokens),
             machine_pico=self._release(served=outcome == "ok"),
         )
-        self._ground.book.settle_request(self.record)
+        kept = self._kept and self._kept.content(self._began_ns + (self._key.content_days or 0) * _DAY_NS)
+        self._ground.book.settle_request(self.record, kept)
 
     def fail(self, status: int | None) -> None:
         """The engine, or the time, came to an end before the answer did."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import pwd
 import socket
 import struct
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from freehold.gateway.rundir import user
 
 LONGEST_HEADERS_BYTES = 64 << 10
 HEADERS_S = 30.0
@@ -56,11 +57,4 @@ class PeerProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         peer = transport.get_extra_info("socket")
         _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        self.client = (_user(uid), 0)
-
-
-def _user(uid: int) -> str:
-    try:
-        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
-    except KeyError:
-        return f"uid {uid}"
+        self.client = (user(uid), 0)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,9 +42,9 @@ def admin_socket(state_dir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def lock(state_dir: Path, *, wait: bool = False) -> Iterator[None]:
+def lock(state_dir: Path, *, wait: bool = False, name: str = "lock") -> Iterator[None]:
     """One daemon a state folder: two would write one book. Raises Refused, or waits until the other one is gone."""
-    held = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    held = os.open(state_dir / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -53,3 +54,11 @@ def lock(state_dir: Path, *, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(held)
+
+
+def user(uid: int) -> str:
+    """The name and number that events know somebody by."""
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return f"uid {uid}"

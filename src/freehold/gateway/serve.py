@@ -21,11 +21,12 @@ from freehold.executors.keyring import leave_session_keyring
 from freehold.executors.local import Local, sweep
 from freehold.fleet.config import Config
 from freehold.fleet.fleet import Fleet
-from freehold.fleet.ground import Ground, steady_clock
+from freehold.fleet.ground import Ground
 from freehold.fleet.occupancy import Occupancy
 from freehold.fleet.replica import STARTS_REMEMBERED
 from freehold.gateway.admin import Admin
 from freehold.gateway.app import Gateway
+from freehold.gateway.custody import Custody, note_config
 from freehold.gateway.keyring import Keyring
 from freehold.gateway.protocol import BoundedProtocol, PeerProtocol
 from freehold.gateway.rundir import admin_socket, lock, own_folder, run_dir
@@ -45,7 +46,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(config: Config, config_digest: str) -> None:
+async def serve(config: Config, config_digest: str, config_path: Path) -> None:
     """Until a signal or `freehold down`. A second signal does not wait for requests in flight."""
     state = own_folder(Path(config.state_dir))
     leave_session_keyring()
@@ -53,13 +54,17 @@ async def serve(config: Config, config_digest: str) -> None:
         stack.enter_context(lock(state))
         run = run_dir(state)
         swept = sweep(run)
-        ground = await stack.enter_async_context(_ground(config, state, run))
+        ground = await stack.enter_async_context(_ground(config, state, run, [config_path, *_secrets(config)]))
         if ground.book.recovered or swept:
             ground.tell("daemon.recovered", "freehold", cut_requests=ground.book.recovered, engines_swept=swept)
+        if ground.book.behind_s:
+            ground.tell("daemon.clock_behind", "freehold", seconds=round(ground.book.behind_s, 3))
+        await note_config(ground, config)
         keyring = Keyring(ground)
         await keyring.load()
         fleet = Fleet(config, ground, await ground.book.recent_starts(STARTS_REMEMBERED))
         doors = _listen_tcp(*config.server.address), _listen_unix(admin_socket(state))
+        ground.executor.gateway = doors[0].getsockname()[:2]
         about = {"version": __version__, "config": config_digest, "url": _url(doors[0]), "pid": os.getpid()}
         front = _server(Gateway(fleet, keyring), config.server.drain_seconds, BoundedProtocol)
 
@@ -72,9 +77,18 @@ async def serve(config: Config, config_digest: str) -> None:
             asyncio.get_running_loop().add_signal_handler(number, end)
         ground.tell("daemon.started", "freehold", **about)
         ground.book.on_failure = end
+        custody = Custody(ground, config.trail)
+        keeping = asyncio.create_task(custody.keep(), name="custody")
         gc.freeze()  # what is there now stays: the collector need not look at it again
-        await _until_the_end(fleet, front, back, doors)
+        try:
+            await _until_the_end(fleet, front, back, doors)
+        finally:
+            keeping.cancel()
+            await asyncio.wait((keeping,))
+        keyring.limits.close()
         ground.tell("daemon.stopped", "freehold")
+        if not ground.book.broken:
+            await custody.attest()
         if ground.book.broken:
             raise FreeholdError("the book could not be written any more", hint="is the disk full? freehold doctor")
 
@@ -101,22 +115,29 @@ async def _until_the_end(
 
 
 @asynccontextmanager
-async def _ground(config: Config, state: Path, run: Path):  # noqa: ANN202
+async def _ground(config: Config, state: Path, run: Path, secrets: list[Path]):  # noqa: ANN202
     book = Book(state)
     try:
-        clock_ns = steady_clock()
+        clock_ns = book.clock_ns
         machine = config.machine
         (state / "logs").mkdir(mode=0o700, exist_ok=True)
         yield Ground(
-            executor=Local(run, config.policy.isolation, private=[state]),
+            executor=Local(run, config.policy.isolation, private=[state, *secrets]),
             book=book,
             occupancy=Occupancy(machine.name, machine.currency, machine.pico_per_hour, clock_ns()),
             clock_ns=clock_ns,
+            state=state,
             run_dir=run,
             log_dir=state / "logs",
         )
     finally:
         await book.close()
+
+
+def _secrets(config: Config) -> list[Path]:
+    """Files outside of the state folder that no engine may read either."""
+    named = (config.hub.token_file, *(each.api_key_file for each in config.endpoints.values()))
+    return [Path(path) for path in named if path]
 
 
 def _server(app: Any, drain_seconds: float, protocol: type[asyncio.Protocol]) -> _Server:
@@ -167,6 +188,6 @@ def _listen_unix(path: Path) -> socket.socket:
     return listening
 
 
-def main(config: Config, config_digest: str) -> None:
+def main(config: Config, config_digest: str, config_path: Path) -> None:
     """Run the daemon in this process's main thread: engines are tied to the thread that starts them."""
-    uvloop.run(serve(config, config_digest))
+    uvloop.run(serve(config, config_digest, config_path))

@@ -1,16 +1,28 @@
-"""The hash chain of events: nothing in it can be changed or taken out of the middle unseen.
+"""The rules of hashing: what binds an event to those before it, and a usage row to its seal.
 
 A chain alone cannot show that its tail was cut or that all of it was recomputed; for that its last hash must be kept
-somewhere else.
+somewhere else. docs/trail.md says all of this for people who write their own check.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from freehold.types import UsageRecord
 
 GENESIS = bytes(32)
+HASH_BYTES = 32
+SALT_BYTES = 16
+
+# The content of a usage row is its record as JSON, the fields in their order. A field that is added one day has to be
+# left out while it has its default, or older rows would no longer give their hashes.
+content_of = msgspec.json.Encoder().encode
+_Row = msgspec.defstruct("_Row", [(field.name, field.type) for field in msgspec.structs.fields(UsageRecord)])
+_FLAGS = [UsageRecord.__struct_fields__.index(name) for name in ("stream", "lower_bound")]
 
 
 class Link(NamedTuple):
@@ -18,30 +30,77 @@ class Link(NamedTuple):
 
     seq: int
     salt: bytes | None
-    content: str | None  # JSON of a types.Event; None once retention has emptied it
+    content: bytes | None  # JSON of a types.Event; None once retention has emptied it
     commitment: bytes
     hash: bytes
 
 
-def link(seq: int, previous: bytes, salt: bytes, content: str) -> Link:
-    commitment = hashlib.sha256(salt + content.encode()).digest()
-    return Link(seq, salt, content, commitment, _hash(previous, seq, commitment))
+def link(seq: int, previous: bytes, salt: bytes, content: bytes) -> Link:
+    """The event of this number, bound to the hash of the one before it."""
+    committed = commitment(salt, content)
+    return Link(seq, salt, content, committed, chained(previous, seq, committed))
 
 
-def first_break(links: Iterable[Link]) -> int | None:
-    """The number of the first row that does not follow from those before it, or None when all do."""
-    previous = GENESIS
-    for expected, row in enumerate(links, start=1):
-        content_holds = (
-            row.salt is None
-            or row.content is None
-            or row.commitment == hashlib.sha256(row.salt + row.content.encode()).digest()
-        )
-        if row.seq != expected or not content_holds or row.hash != _hash(previous, row.seq, row.commitment):
-            return expected
-        previous = row.hash
-    return None
+def commitment(salt: bytes, content: bytes) -> bytes:
+    return hashlib.sha256(salt + content).digest()
 
 
-def _hash(previous: bytes, seq: int, commitment: bytes) -> bytes:
-    return hashlib.sha256(previous + seq.to_bytes(8, "big") + commitment).digest()
+def chained(previous: bytes, number: int, committed: bytes) -> bytes:
+    return hashlib.sha256(previous + _eight(number) + committed).digest()
+
+
+def leaf(number: int, committed: bytes) -> bytes:
+    """A usage row in its seal's tree."""
+    return hashlib.sha256(b"\0" + _eight(number) + committed).digest()
+
+
+def root(leaves: Sequence[bytes]) -> bytes:
+    """RFC 6962, section 2.1: a node without a sibling moves up as it is."""
+    level = leaves
+    while len(level) > 1:
+        level = _above(level)
+    return level[0]
+
+
+def path(leaves: Sequence[bytes], index: int) -> list[tuple[str, bytes]]:
+    """What a leaf must be joined with on its way to the root, and on which side each of it stands."""
+    steps, level = [], leaves
+    while len(level) > 1:
+        beside = index ^ 1
+        if beside < len(level):
+            steps.append(("left" if beside < index else "right", level[beside]))
+        level, index = _above(level), index // 2
+    return steps
+
+
+def climb(start: bytes, steps: Sequence[tuple[str, bytes]]) -> bytes:
+    """The root that this leaf and this path give."""
+    for side, beside in steps:
+        start = _node(beside, start) if side == "left" else _node(start, beside)
+    return start
+
+
+def row_content(row: Sequence[Any]) -> bytes:
+    """The content of a usage row as the table has it, which knows no booleans."""
+    values = list(row)
+    for flag in _FLAGS:
+        values[flag] = bool(values[flag])
+    return content_of(_Row(*values))
+
+
+def kept(salt: bytes, question: bytes, answer: bytes) -> str:
+    """What a usage row says of a question and answer that were kept: 64 hex digits."""
+    return hashlib.sha256(salt + _eight(len(question)) + question + answer).hexdigest()
+
+
+def _above(level: Sequence[bytes]) -> list[bytes]:
+    pairs = [_node(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+    return [*pairs, level[-1]] if len(level) % 2 else pairs
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\1" + left + right).digest()
+
+
+def _eight(number: int) -> bytes:
+    return number.to_bytes(8, "big", signed=True)

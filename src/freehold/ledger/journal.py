@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from freehold.errors import NotReady
+from freehold.ledger.chain import content_of
 from freehold.types import UsageRecord
 
 ROTATE_BYTES = 16 << 20
@@ -24,7 +25,6 @@ class _Line(msgspec.Struct):
     record: UsageRecord
 
 
-_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Line).decode
 
 
@@ -44,12 +44,13 @@ class Journal:
         return len(self._in_flight)
 
     def open(self, record: UsageRecord) -> None:
-        self._append(record, settled=False)
+        self._append(content_of(record), settled=False)
         self._in_flight[record.request] = record
 
-    def settle(self, record: UsageRecord) -> None:
+    def settle(self, record: UsageRecord, content: bytes | None = None) -> None:
+        """`content`: the record as JSON, where somebody has it already."""
         self._in_flight.pop(record.request, None)
-        self._append(record, settled=True)
+        self._append(content or content_of(record), settled=True)
 
     def sync(self) -> None:
         """Put what was written on the disk. Called from the book's writer thread."""
@@ -65,7 +66,7 @@ class Journal:
             self._fd = new
         self._written_bytes = 0
         for record in self._in_flight.values():
-            self._append(record, settled=False)
+            self._append(content_of(record), settled=False)
         return old
 
     @property
@@ -75,8 +76,9 @@ class Journal:
     def close(self) -> None:
         os.close(self._fd)
 
-    def _append(self, record: UsageRecord, *, settled: bool) -> None:
-        line = b"\n" + _encode(_Line(settled, record))  # so that a line torn before it costs only itself
+    def _append(self, content: bytes, *, settled: bool) -> None:
+        """The empty line before it makes a torn one cost only itself."""
+        line = b'\n{"settled":%b,"record":%b}' % (b"true" if settled else b"false", content)
         try:
             written_bytes = os.write(self._fd, line)
         except OSError as error:

@@ -1,15 +1,80 @@
 -- name: insert_usage
--- Columns are filled by name from a UsageRecord. Ignored when the request is already there: recovery may repeat itself.
-insert or ignore into usage ({columns}) values ({marks});
+-- {columns} are those of a UsageRecord. Nothing when the request is already there: recovery may repeat itself.
+insert into usage (number, salt, {columns}) values (?, ?, {marks}) on conflict (request) do nothing;
+
+-- name: unsealed
+select number, salt, {columns} from usage where number > ? order by number;
+
+-- name: usage_between
+select number, salt, {columns} from usage where number between ? and ?;
+
+-- name: last_sealed
+select max(last) from seal;
+
+-- name: insert_seal
+insert into seal (event, first, last, leaves) values (?, ?, ?, ?);
+
+-- name: seals
+select seq, salt, cast(content as blob), commitment from event
+where content is not null and instr(content, '"kind":"usage.sealed"') order by seq;
+
+-- name: leaves
+select first, last, leaves from seal order by first;
+
+-- name: seal_of
+select event, first, last, leaves from seal where first <= ? and last >= ?;
+
+-- name: content_of
+select salt, question, answer, until_ns from content where request = ?;
+
+-- name: insert_content
+insert into content (request, until_ns, salt, question, answer) values (?, ?, ?, ?, ?)
+on conflict (request) do nothing;
+
+-- name: lost_content
+-- Rows that say something was kept which is not there: a crash came before it was written.
+select number from usage where number > ? and content_hash <> '' and request not in (select request from content);
+
+-- name: stray_content
+select request from content where request not in (select request from usage where content_hash <> '');
+
+-- name: old_usage
+-- {whose} is one of two conditions fixed in deletion.py.
+select number from usage where started_ns < ? and number <= ? and {whose} order by number limit ?;
+
+-- name: old_content
+select usage.number from content join usage using (request)
+where {which} < ? and usage.number <= ? and {whose} order by usage.number limit ?;
+
+-- name: old_events
+-- Seals and deletions stay: they are what the rest is checked against.
+select seq from event where content is not null and json_valid(content) and json_extract(content, '$.at_ns') < ?
+and json_extract(content, '$.kind') not in ('usage.sealed', 'trail.deleted') order by seq limit ?;
+
+-- name: delete_usage
+delete from usage where number = ?;
+
+-- name: delete_content
+delete from content where request = (select request from usage where number = ?);
+
+-- name: empty_event
+update event set salt = null, content = null where seq = ?;
+
+-- name: about
+-- What there is one of: the book's id, the configuration it saw last.
+select value from about where name = ?;
+
+-- name: set_about
+insert or replace into about (name, value) values (?, ?);
 
 -- name: insert_key
-insert into key (id, hash, name, endpoints, created_ns, expires_ns) values (?, ?, ?, ?, ?, ?);
+insert into key (id, hash, name, endpoints, created_ns, expires_ns, content_days) values (?, ?, ?, ?, ?, ?, ?);
 
 -- name: revoke_key
 update key set revoked_ns = ? where id = ? and revoked_ns is null;
 
 -- name: keys
-select hash, id, name, endpoints, created_ns, expires_ns, revoked_ns from key order by created_ns;
+select hash, id, name, endpoints, created_ns, expires_ns, revoked_ns, content_days from key order by created_ns;
 
 -- name: pin
 select digest from pin where subject = ?;
@@ -23,6 +88,15 @@ on conflict (subject) do nothing;
 -- Somebody has looked at what changed and wants it.
 insert or replace into pin (subject, digest, pinned_ns, pinned_by) values (?, ?, ?, ?);
 
+-- name: verified
+select digest, looks, at_ns from verified where subject = ?;
+
+-- name: forget_verified
+delete from verified where subject = ?;
+
+-- name: set_verified
+insert or replace into verified (subject, digest, looks, at_ns) values (?, ?, ?, ?);
+
 -- name: last_event
 select seq, hash from event order by seq desc limit 1;
 
@@ -30,10 +104,20 @@ select seq, hash from event order by seq desc limit 1;
 insert into event (seq, salt, content, commitment, hash) values (?, ?, ?, ?, ?);
 
 -- name: events
-select seq, salt, content, commitment, hash from event order by seq;
+select seq, salt, cast(content as blob), commitment, hash from event order by seq;
 
--- name: last_events
-select content from (select seq, content from event where content is not null order by seq desc limit ?) order by seq;
+-- name: last_time
+select json_extract(content, '$.at_ns') from event
+where content is not null and json_valid(content) order by seq desc limit 1;
+
+-- name: newest_events
+select seq, cast(content as blob) from event where content is not null order by seq desc;
+
+-- name: event_content
+select content from event where seq = ?;
+
+-- name: event_hash
+select hash from event where seq = ?;
 
 -- name: recent_starts
 -- How long the last starts of each endpoint took; the newest last.
@@ -53,7 +137,7 @@ on conflict (tenure, endpoint, phase, hour_ns)
 do update set lasted_ns = lasted_ns + excluded.lasted_ns, pico = pico + excluded.pico;
 
 -- name: usage_of_request
-select * from usage where request = ?;
+select number, salt, {columns} from usage where request = ?;
 
 -- name: usage_totals
 -- Money in two parts, because a sum of pico ends at 9.2 million units of the currency.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from freehold.errors import Unknown
+import msgspec
+
+from freehold.errors import FreeholdError, Unknown
 from freehold.ledger import chain
-from freehold.ledger.sql import QUERIES
+from freehold.ledger.sql import EDITION, QUERIES
 from freehold.policy.price import machine_pico
+from freehold.types import Content, Event
 
 By = Literal["key", "endpoint", "day"]
 _WHAT = {
@@ -24,15 +27,29 @@ _LAST_NS = 2**62
 
 
 @contextmanager
-def reading(folder: Path) -> Iterator[sqlite3.Connection]:
-    """The book, read-only. Raises Unknown when there is none yet."""
+def reading(folder: Path, *, exact: bool = False) -> Iterator[sqlite3.Connection]:
+    """One state of the book, read-only. Raises Unknown when there is none yet, FreeholdError when it is damaged.
+
+    `exact`: also when an older or newer edition of Freehold wrote it.
+    """
     path = folder / "book.db"
     if not path.exists():
         raise Unknown(f"no book at {path}", hint="it is made by the first `freehold up`")
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     db.row_factory = sqlite3.Row
     try:
+        db.execute("begin")
+        if exact and (edition := db.execute("pragma user_version").fetchone()[0]) != EDITION:
+            hint = "freehold up brings an older one up to date; a newer one needs the Freehold that wrote it"
+            raise FreeholdError(f"the book is of edition {edition}, and this Freehold reads {EDITION}", hint=hint)
         yield db
+    except sqlite3.DatabaseError as failure:
+        error = FreeholdError(
+            f"the book at {path} cannot be read: {failure}",
+            hint="stop the daemon, keep a copy, and restore a backup or what `sqlite3 book.db .recover` can save",
+        )
+        error.exit_code = 3
+        raise error from None
     finally:
         db.close()
 
@@ -85,11 +102,49 @@ def cost(db: sqlite3.Connection) -> dict[str, Any]:
     }
 
 
-def events(db: sqlite3.Connection, last: int) -> list[dict[str, Any]]:
-    """The last so many events that retention has not emptied, oldest first."""
-    return [json.loads(row["content"]) for row in db.execute(QUERIES["last_events"], (last,))]
+def events(
+    db: sqlite3.Connection, last: int, *, since_ns: int = 0, kind: str = "*", subject: str = "*"
+) -> list[dict[str, Any]]:
+    """The last so many events that fit and that retention has not emptied, oldest first, with their numbers."""
+    found: list[dict[str, Any]] = []
+    for number, content in db.execute(QUERIES["newest_events"]):
+        try:
+            event = msgspec.json.decode(content, type=Event)
+        except msgspec.DecodeError:  # somebody was at it
+            event = Event(at_ns=since_ns, actor="?", kind="?", subject=content.decode(errors="replace"))
+        if event.at_ns < since_ns or len(found) == last:
+            break  # times in the book never go back
+        if fnmatchcase(event.kind, kind) and fnmatchcase(event.subject, subject):
+            found.append({"number": number, **msgspec.structs.asdict(event)})
+    return found[::-1]
 
 
-def chain_break(db: sqlite3.Connection) -> int | None:
-    """The number of the first event that does not follow from those before it."""
-    return chain.first_break(chain.Link(*row) for row in db.execute(QUERIES["events"]))
+def proof(db: sqlite3.Connection, request_id: str) -> dict[str, Any]:
+    """That a request is in the chain: its leaf, the way to the root, the event that has the root. Raises Unknown."""
+    row = db.execute(QUERIES["usage_of_request"], (request_id,)).fetchone()
+    seal = row and db.execute(QUERIES["seal_of"], (row[0], row[0])).fetchone()
+    if not seal:
+        what = "is not sealed yet" if row else "is not in the book"
+        raise Unknown(f"the request {request_id} {what}", hint="freehold usage shows what there is")
+    event, first, _, blob = seal
+    leaves = [blob[at : at + chain.HASH_BYTES] for at in range(0, len(blob), chain.HASH_BYTES)]
+    hashed = chain.leaf(row[0], chain.commitment(row[1], chain.row_content(row[2:])))
+    path = chain.path(leaves, row[0] - first)
+    content = db.execute(QUERIES["event_content"], (event,)).fetchone()[0]
+    return {
+        "request": request_id,
+        "number": row[0],
+        "salt": row[1].hex(),
+        "content": chain.row_content(row[2:]).decode(),
+        "leaf": hashed.hex(),
+        "path": [(side, beside.hex()) for side, beside in path],
+        "root": chain.climb(hashed, path).hex(),
+        "event": event,
+        "holds": chain.climb(hashed, path).hex() == msgspec.json.decode(content)["detail"]["root"],
+    }
+
+
+def content(db: sqlite3.Connection, request_id: str) -> Content | None:
+    """The question and the answer, where its key asked to keep them and they are not deleted."""
+    row = db.execute(QUERIES["content_of"], (request_id,)).fetchone()
+    return Content(question=row[1], answer=row[2], until_ns=row[3]) if row else None

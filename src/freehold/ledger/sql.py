@@ -6,6 +6,8 @@ import re
 import sqlite3
 from pathlib import Path
 
+from freehold.types import UsageRecord
+
 _HERE = Path(__file__).parent
 _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
@@ -15,7 +17,14 @@ def _blocks(text: str) -> dict[str, str]:
     return {name: block.strip() for name, block in zip(parts[::2], parts[1::2], strict=True)}
 
 
-QUERIES = _blocks((_HERE / "queries.sql").read_text())
+_COLUMNS = UsageRecord.__struct_fields__
+QUERIES = _blocks(
+    (_HERE / "queries.sql")
+    .read_text()
+    .replace("{columns}", ", ".join(_COLUMNS))
+    .replace("{marks}", ", ".join("?" * len(_COLUMNS)))
+)
+EDITION = max(int(path.name.partition("_")[0]) for path in (_HERE / "migrations").glob("*.sql"))
 
 
 def migrate(db: sqlite3.Connection) -> None:

@@ -13,13 +13,15 @@ from msgspec import Struct
 
 from freehold.errors import Unknown
 from freehold.types import Finding
+from freehold.weights.cachefiles import HIDDEN_FOLDERS, is_blob, is_book, is_unfinished
 from freehold.weights.reading import quoted
 
 MAX_FILES = 10_000
 MAX_DEPTH = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@ ,()\[\]~-]{0,254}")
 _SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
-_HIDDEN_ALLOWED = {".gitattributes"}  # every hub repository has one
+_HIDDEN_ALLOWED = {".gitattributes", ".gitignore", ".gitkeep"}  # every hub repository has the first
+_DEVICE = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)\d)(?:\..*)?", re.IGNORECASE)  # what Windows opens instead
 
 
 class File(Struct, frozen=True):
@@ -29,7 +31,8 @@ class File(Struct, frozen=True):
     real: Path
     size_bytes: int
     mode: int
-    stamp: tuple[int, int, int, int]  # device, inode, size, mtime_ns: to notice a file that changes while it is read
+    stamp: tuple[int, int, int, int, int]  # device, inode, size, mtime_ns, ctime_ns: to notice any change
+    link: Path | None = None  # the name by which others will open it, when that is a link to `real`
 
     @property
     def suffix(self) -> str:
@@ -37,6 +40,8 @@ class File(Struct, frozen=True):
 
     def open(self) -> BufferedReader:
         """Opens the bytes that were looked at. Raises OSError when another file has taken their place."""
+        if self.link and _stamp(self.link.stat()) != self.stamp:
+            raise OSError("the link leads elsewhere since it was checked")
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO would hold us for ever
         stream = open(os.open(self.real, flags), "rb")  # noqa: PTH123, SIM115 - a descriptor; the caller closes
         if _stamp(os.fstat(stream.fileno())) != self.stamp:
@@ -48,14 +53,14 @@ class File(Struct, frozen=True):
 def list_files(path: Path) -> tuple[list[File], list[Finding]]:
     """Every file at or under `path`, sorted by name; of a split GGUF file all parts, as an engine would load them.
 
-    In a whole Hugging Face cache folder, blobs are known by the names that snapshots give them.
+    In a Hugging Face cache, blobs are known by the names that snapshots give them.
     Raises Unknown when there is nothing at `path`.
     """
     root = root_of(path)
     found = list(_walk(root)) if root.is_dir() else [_admit(each, each.name, _homes(root)) for each in _parts(root)]
     files = [each for each in found if isinstance(each, File)]
-    linked = {file.real for file in files if root / file.name != file.real}
-    files = [file for file in files if not (file.name.startswith("blobs/") and root / file.name in linked)]
+    linked = {file.real for file in files if file.link and not is_blob(file.name)}
+    files = [file for file in files if not (is_blob(file.name) and file.real in linked)]
     return sorted(files, key=lambda file: file.name), [each for each in found if isinstance(each, Finding)]
 
 
@@ -79,12 +84,15 @@ def _parts(file: Path) -> list[Path]:
 
 
 def _homes(root: Path) -> list[Path]:
-    """Folders that links may lead to: the one verified and, in a Hugging Face cache, its repository's blobs."""
+    """Folders that links may lead to: the one verified and, in a Hugging Face cache, those its blobs are kept in."""
     homes = [root if root.is_dir() else root.parent]
     snapshot = next((each for each in (root, *root.parents) if each.parent.name == "snapshots"), None)
-    if snapshot and (blobs := snapshot.parent.parent / "blobs").is_dir() and not blobs.is_symlink():
-        homes.append(blobs)
-    return homes
+    repo = snapshot.parent.parent if snapshot else root
+    if not repo.name.startswith(("models--", "datasets--", "spaces--")):
+        return homes
+    shared = repo.parent / "blobs"  # of all repositories of the cache; the hub's marker says that it is that
+    candidates = [repo / "blobs", *([shared] if (shared / ".huggingface-shared-blobs").is_file() else [])]
+    return homes + [each for each in candidates if each.is_dir() and not each.is_symlink()]
 
 
 def _walk(root: Path) -> Iterator[File | Finding]:
@@ -102,9 +110,10 @@ def _walk(root: Path) -> Iterator[File | Finding]:
             if count > MAX_FILES:
                 yield _finding(name, "too-many-files", f"more than {MAX_FILES:,} entries", "verify the model alone")
                 return
-            if complaint := _check_name(item.name, name, seen):
+            folder_itself = item.is_dir(follow_symlinks=False)
+            if complaint := _check_hidden(item.name, name, folder_itself) or _check_name(item.name, name, seen):
                 yield complaint
-            elif not item.is_dir(follow_symlinks=False):
+            elif not folder_itself:
                 yield _admit(Path(item.path), name, homes)
             elif depth == MAX_DEPTH:
                 yield _finding(name, "too-deep", f"folders nested deeper than {MAX_DEPTH}", "flatten the folder")
@@ -112,11 +121,23 @@ def _walk(root: Path) -> Iterator[File | Finding]:
                 waiting.append((Path(item.path), name + "/", depth + 1))
 
 
+def _check_hidden(own: str, name: str, folder: bool) -> Finding | None:
+    if not (name.startswith(".") or "/." in name):
+        return None
+    if folder:  # what lies in a folder is asked for itself
+        known = HIDDEN_FOLDERS.fullmatch(name) or not own.startswith(".")
+    else:  # .eval_results: where the hub keeps benchmark results
+        known = own in _HIDDEN_ALLOWED or is_book(name) or is_unfinished(name) or ".eval_results/" in name
+    if known:
+        return None
+    return _finding(name, "hidden", "hidden files and folders are no part of a model", "remove it")
+
+
 def _check_name(own: str, name: str, seen: dict[str, str]) -> Finding | None:
-    if own.startswith(".") and own not in _HIDDEN_ALLOWED:
-        return _finding(name, "hidden", "hidden files and folders are no part of a model", "remove it")
-    if own not in _HIDDEN_ALLOWED and not _NAME.fullmatch(own):
+    if not _NAME.fullmatch(own.removeprefix(".")):
         return _finding(name, "bad-name", "names are plain ASCII letters, digits and -_.+=@ ,()[]~", "rename it")
+    if own.endswith((".", " ")) or _DEVICE.fullmatch(own):
+        return _finding(name, "bad-name", "Windows reads this name as another file or a device", "rename it")
     twin = seen.setdefault(own.casefold(), own)
     if twin != own:
         return _finding(name, "name-collision", f"differs from {twin} only in case", "rename or remove one of them")
@@ -134,11 +155,12 @@ def _admit(path: Path, name: str, homes: list[Path]) -> File | Finding:
     if not stat.S_ISREG(facts.st_mode):
         what = "a link to a folder" if stat.S_ISDIR(facts.st_mode) else "a device, FIFO or socket"
         return _finding(name, "special-file", f"{what}, not a plain file", "remove it")
-    return File(name, real, facts.st_size, facts.st_mode, _stamp(facts))
+    link = path if path.is_symlink() else None
+    return File(name, real, facts.st_size, facts.st_mode, _stamp(facts), link)
 
 
-def _stamp(facts: os.stat_result) -> tuple[int, int, int, int]:
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+def _stamp(facts: os.stat_result) -> tuple[int, int, int, int, int]:
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def _finding(name: str, rule: str, why: str, fix: str) -> Finding:

@@ -18,6 +18,8 @@ VERSIONS = (2, 3)
 MAX_KEYS = MAX_TENSORS = 1 << 16
 MAX_STRINGS = 4_000_000  # in all arrays together; the largest vocabularies and their merges stay under a million
 MAX_STRING_BYTES = 16 << 20
+MAX_ELEMENT_BYTES = 1 << 14  # of a string in an array: the longest tokens in use have some hundred
+MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 63  # ggml's own limit for tensors
 MAX_ALIGNMENT = 1 << 16
 MAX_KEPT_VALUES = 4096  # longer arrays are checked and counted, not kept
@@ -34,15 +36,16 @@ TENSOR_TYPES = {
     20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
     24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
+    39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
 
 
 class Array(Struct, frozen=True):
-    """An array's length, and its numbers where they are few."""
+    """An array's length, its numbers where they are few, and how its bytes begin where it is one of bytes."""
 
     count: int
     values: tuple[int | float, ...] = ()
+    head: bytes = b""
 
 
 class Tensor(Struct, frozen=True):
@@ -55,9 +58,10 @@ class Tensor(Struct, frozen=True):
 
 class Header(Struct, frozen=True):
     version: int
-    metadata: dict[str, Any]  # int, float, bool, str or Array
+    metadata: dict[str, Any]  # int, float, bool, str (what is no UTF-8 escaped as surrogates) or Array
     tensors: tuple[Tensor, ...]
-    data_offset: int
+    header_bytes: int
+    data_offset: int  # the header, aligned
 
 
 def read_header(stream: BinaryIO, size_bytes: int) -> Header:
@@ -72,7 +76,7 @@ def read_header(stream: BinaryIO, size_bytes: int) -> Header:
     key_count = reader.count("Q", MAX_KEYS, 8 + 4 + 1, "keys")
     metadata: dict[str, Any] = {}
     for _ in range(key_count):
-        key = reader.name("a key", MAX_STRING_BYTES)
+        key = reader.name("a key", MAX_KEY_BYTES)
         if key in metadata:
             raise Malformed("duplicate-key", f"key {quoted(key)} occurs twice")
         metadata[key] = reader.value(quoted(key))
@@ -80,7 +84,7 @@ def read_header(stream: BinaryIO, size_bytes: int) -> Header:
     tensors = tuple(reader.tensor() for _ in range(tensor_count))
     data_offset = _align(reader.position, alignment)
     _check_layout(tensors, alignment, data_offset, reader.position, size_bytes)
-    return Header(version, metadata, tensors, data_offset)
+    return Header(version, metadata, tensors, reader.position, data_offset)
 
 
 class _Gguf(Reader):
@@ -113,16 +117,21 @@ class _Gguf(Reader):
             self.kept_bytes += len(text)
             if self.kept_bytes > MAX_STRING_BYTES:
                 raise Malformed("gguf-too-big", f"more than {MAX_STRING_BYTES:,} bytes of text in the header")
-            return text.decode(errors="replace")
+            return text.decode(errors="surrogateescape")
         if kind not in SCALARS:
             raise Malformed("gguf-value-type", f"{key} has the unknown type {kind}")
         value = self.number(SCALARS[kind], key)
-        return self.boolean(value, key) if kind == BOOL else value
+        return self.boolean(value, key) if kind == BOOL else self.finite(value, key)
 
     def boolean(self, value: int, key: str) -> bool:
         if value > 1:
             raise Malformed("gguf-bool", f"{key} is a boolean with the value {value}")
         return bool(value)
+
+    def finite(self, value: float, key: str) -> int | float:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Malformed("gguf-number", f"{key} is {value}: no number to compute with")
+        return value
 
     def array(self, key: str) -> Array:
         kind = self.number("I", f"the type of {key}")
@@ -139,21 +148,27 @@ class _Gguf(Reader):
         if kind not in SCALARS:
             raise Malformed("gguf-value-type", f"{key} is an array of the unknown type {kind}")
         code = SCALARS[kind]
-        count = self.count("Q", self.size_bytes, struct.calcsize("<" + code), f"values in {key}")
+        size = struct.calcsize("<" + code)
+        count = self.count("Q", self.size_bytes, size, f"values in {key}")
+        data = self.take(min(count, MAX_KEPT_VALUES) * size, key)
+        head = data if size == 1 else b""
         if count > MAX_KEPT_VALUES:
-            self.skip(count * struct.calcsize("<" + code), key)
-            return Array(count)
-        values = struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize("<" + code), key))
-        if kind == BOOL:
-            values = tuple(self.boolean(value, key) for value in values)
-        return Array(count, values)
+            self.skip((count - MAX_KEPT_VALUES) * size, key)
+            return Array(count, (), head)
+        values = struct.unpack(f"<{count}{code}", data)
+        check = self.boolean if kind == BOOL else self.finite
+        return Array(count, tuple(check(value, key) for value in values), head)
 
     def skip_string(self, key: str) -> None:
         """The hot loop: a vocabulary has up to a million of these, so the reader's own checks are written out."""
         length = int.from_bytes(self.stream.read(8), "little")
         self.position += 8 + length
-        if length > MAX_STRING_BYTES or self.position > self.size_bytes:
+        if self.position > self.size_bytes:
             raise Malformed("truncated", f"a string in {key} claims {length:,} bytes")
+        if length > MAX_ELEMENT_BYTES:
+            raise Malformed(
+                "gguf-long-string", f"a string in {key} has {length:,} bytes; {MAX_ELEMENT_BYTES:,} are read"
+            )
         if len(self.stream.read(length)) != length:
             raise Malformed("truncated", f"the file became shorter while {key} was read")
 

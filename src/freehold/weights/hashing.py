@@ -8,13 +8,20 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from freehold.types import Artifact, Finding
+from freehold.weights.cachefiles import is_book
 from freehold.weights.files import File
 
 
 def hash_files(files: Sequence[File]) -> tuple[list[Artifact], list[Finding]]:
-    """Artifacts in the order of `files`, and a finding for each that could not be read to its end unchanged."""
+    """Artifacts in the order of `files`, and a finding for each that could not be read to its end unchanged.
+
+    A hub cache's own books are left out: they are no part of the model and change with every download.
+    """
+    files = [file for file in files if not is_book(file.name)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashlib lets go of the interpreter's lock
-        results = list(pool.map(_hash_file, files))
+        largest_first = sorted(files, key=lambda file: -file.size_bytes)  # so that no core is left alone with one
+        hashed = dict(zip((file.name for file in largest_first), pool.map(_hash_file, largest_first), strict=True))
+    results = [hashed[file.name] for file in files]
     return (
         [each for each in results if isinstance(each, Artifact)],
         [each for each in results if isinstance(each, Finding)],

@@ -6,12 +6,13 @@ import json
 import math
 import re
 import struct
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 MAX_JSON_BYTES = 64 << 20
 MAX_JSON_DEPTH = 64
 # A byte of JSON can cost 30 bytes once parsed. These hold twice the largest tokenizer in use and cap that cost.
 MAX_JSON_MARKS = {b'"': 6_000_000, b",": 3_000_000, b"[": 1_000_000, b"{": 1_000_000}
+MAY_BE_INFINITE = {"time_step_limit", "time_step_max", "mamba_dt_limit", "dt_limit"}  # of Mamba's layers: no bound
 
 # Possessive, and the closing quote may be missing: so no input makes it look at a byte twice.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -29,7 +30,7 @@ class Malformed(Exception):
 
 def quoted(text: str, limit: int = 80) -> str:
     """Text from a file, made safe to print: ASCII, no control characters, at most `limit` characters."""
-    plain = ascii(text)[1:-1]
+    plain = ascii(text[: limit + 1])[1:-1]
     return plain if len(plain) <= limit else plain[:limit] + "..."
 
 
@@ -68,22 +69,44 @@ class Reader:
 
 
 def parse_json(data: bytes) -> Any:
-    """JSON as strict as it can be: UTF-8, no duplicate keys, no NaN or infinity, bounded depth and memory.
+    """JSON as strict as it can be: UTF-8, no duplicate keys, no NaN, bounded depth and memory.
 
-    Raises Malformed.
+    Infinity is read (as a float) only where genuine configurations have it: see MAY_BE_INFINITE. Raises Malformed.
     """
-    for mark, limit in MAX_JSON_MARKS.items():
-        if (count := data.count(mark)) > limit:
-            raise Malformed("json-too-big", f"{count:,} times {mark.decode()}; at most {limit:,} are read")
+    _check_marks(data)
     _check_depth(data)
+    infinities: list[str] = []
+
+    def constant(name: str) -> float:
+        if name == "NaN":
+            raise Malformed("bad-number", "NaN is not a JSON number")
+        infinities.append(name)
+        return float(name)
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = _object(pairs)
+        if infinities and not MAY_BE_INFINITE.isdisjoint(found):
+            for key in MAY_BE_INFINITE & found.keys():
+                del infinities[: _count_infinite(found[key])]
+        return found
+
     try:
-        return json.loads(
-            data.decode(), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite_float
+        content = json.loads(
+            data.decode(), object_pairs_hook=object_of, parse_constant=constant, parse_float=_finite_float
         )
     except UnicodeDecodeError as error:
         raise Malformed("not-utf8", f"not UTF-8 at byte {error.start:,}") from None
     except (ValueError, RecursionError) as error:  # ValueError: also integers of thousands of digits
         raise Malformed("bad-json", f"not JSON: {quoted(str(error))}") from None
+    if infinities:
+        raise Malformed("bad-number", f"{infinities[0]} is not a JSON number")
+    return content
+
+
+def _check_marks(data: bytes) -> None:
+    for mark, limit in MAX_JSON_MARKS.items():
+        if (count := data.count(mark)) > limit:
+            raise Malformed("json-too-big", f"{count:,} times {mark.decode()}; at most {limit:,} are read")
 
 
 def _check_depth(data: bytes) -> None:
@@ -96,6 +119,10 @@ def _check_depth(data: bytes) -> None:
             raise Malformed("bad-json", "not JSON: a bracket closes that was never opened")
 
 
+def _count_infinite(value: Any) -> int:
+    return sum(isinstance(each, float) and math.isinf(each) for each in (value if isinstance(value, list) else [value]))
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -103,10 +130,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise Malformed("duplicate-key", f"key {quoted(twice)} occurs twice: readers differ in which wins")
     return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise Malformed("bad-number", f"{name} is not a JSON number")
 
 
 def _finite_float(text: str) -> float:

@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from freehold.weights.reading import Malformed, Reader, parse_json, quoted
 
-MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
+MAX_HEADER_BYTES = 25_000_000  # huggingface_hub's limit; that of the library is 100 MB, no model has 10
+MAX_TENSORS = 1 << 18
 MAX_RANK = 16
 BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
@@ -32,6 +33,7 @@ class Tensor(Struct, frozen=True):
 class Header(Struct, frozen=True):
     metadata: dict[str, str]
     tensors: tuple[Tensor, ...]  # in the order of their data
+    data_offset: int  # bytes from the start of the file
 
 
 def read_header(stream: BinaryIO, size_bytes: int) -> Header:
@@ -48,9 +50,11 @@ def read_header(stream: BinaryIO, size_bytes: int) -> Header:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise Malformed("safetensors-metadata", "__metadata__ holds something else than strings")
+    if len(header) > MAX_TENSORS:
+        raise Malformed("safetensors-count", f"{len(header):,} tensors; at most {MAX_TENSORS:,} are read")
     tensors = sorted((_tensor(name, facts) for name, facts in header.items()), key=lambda each: (each.start, each.end))
     _check_layout(tensors, reader.left_bytes)
-    return Header(metadata, tuple(tensors))
+    return Header(metadata, tuple(tensors), reader.position)
 
 
 def _tensor(name: str, facts: Any) -> Tensor:

@@ -1,0 +1,54 @@
+"""What a person decided on the command line, into the book: by the daemon, or by the command itself where none runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from freehold.errors import BadRequest
+from freehold.gateway.rundir import lock, own_folder, user
+from freehold.ledger.book import Book
+from freehold.types import Detail, Event
+
+# What only a person does. What the daemon sees and does itself, nobody can put into its mouth.
+KINDS = ("decision.made", "weights.pulled", "weights.pull_refused", "weights.pinned")
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of one of KINDS; with `pin` the digest that `subject` must have from now on."""
+
+    kind: str
+    subject: str
+    detail: Detail = {}
+    pin: str | None = None
+
+
+async def record(book: Book, report: Report, actor: str) -> None:
+    """Durable when this returns. Raises BadRequest for another kind."""
+    kind, detail, pin = report.kind, report.detail, report.pin
+    if kind not in KINDS:
+        raise BadRequest(f"`{kind}` is no event that a person reports", hint=f"there are: {', '.join(KINDS)}")
+    if pin is not None:
+        detail = {**detail, "pin": pin, "before": await book.pin(report.subject)}
+        await book.set_pin(report.subject, pin, actor, replace=True)
+    book.add_event(Event(at_ns=time.time_ns(), actor=actor, kind=kind, subject=report.subject, detail=detail))
+    await book.flush()
+
+
+def write(state: Path, report: Report) -> None:
+    """Without a daemon. Raises Refused while one runs."""
+
+    async def work() -> None:
+        book = Book(state)
+        try:
+            await record(book, report, user(os.getuid()))
+        finally:
+            await book.close()
+
+    # commands take turns, so that what still holds the other lock is a daemon
+    with lock(own_folder(state), wait=True, name="turn"), lock(state):
+        asyncio.run(work())

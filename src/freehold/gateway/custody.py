@@ -1,0 +1,151 @@
+"""What the daemon does for its trail: it notes the configuration, sends checkpoints away, deletes what is too old."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import logging
+import os
+import re
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from freehold.errors import FreeholdError
+from freehold.fleet.config import Config, Trail
+from freehold.fleet.ground import Ground
+from freehold.ledger.checkpoint import Checkpoint, sign, state_of
+from freehold.ledger.deletion import Deletion, What
+from freehold.ledger.signing import signer
+
+RETAIN_S = 86_400.0
+SEND_S = 20.0  # so long may checkpoint_command take
+_DAY_NS = 86_400 * 10**9
+_LOGIN = re.compile(r"://[^/@\s\"]+@")  # the one place of freehold.toml where a secret may stand
+_log = logging.getLogger("freehold.trail")
+
+
+class Custody:
+    """`keep` runs until it is cancelled; nothing that fails in it ends the daemon."""
+
+    def __init__(self, ground: Ground, trail: Trail) -> None:
+        self._ground, self._trail = ground, trail
+        self._failing: set[str] = set()
+
+    async def keep(self) -> None:
+        await asyncio.gather(self._attest_on(), self._retain_on())
+
+    async def attest(self) -> None:
+        """Send a checkpoint wherever the configuration says."""
+        if path := self._trail.checkpoint_file:
+            await self._send(path, lambda line: asyncio.to_thread(_append, Path(path), line))
+        if command := self._trail.checkpoint_command:
+            await self._send(command[0], lambda line: _pipe(command, line))
+
+    async def retain(self) -> None:
+        """Delete what the configuration, or a key, keeps no longer."""
+        now_ns = min(time.time_ns(), self._ground.clock_ns())  # where they differ, the one that deletes less
+        await self._delete("content", now_ns, "its key keeps it no longer", due=True)
+        if (days := self._trail.keep_usage_days) is not UNSET:
+            await self._delete("usage", now_ns - days * _DAY_NS, f"trail.keep_usage_days = {days}")
+        if (days := self._trail.keep_event_days) is not UNSET:
+            await self._delete("events", now_ns - days * _DAY_NS, f"trail.keep_event_days = {days}")
+
+    async def _attest_on(self) -> None:
+        while self._trail.checkpoint_file or self._trail.checkpoint_command:
+            await self.attest()
+            await asyncio.sleep(self._trail.checkpoint_minutes * 60)
+
+    async def _retain_on(self) -> None:
+        while True:
+            await self.retain()
+            await asyncio.sleep(RETAIN_S)
+
+    async def _send(self, where: str, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Its failure is an event, one until it works again."""
+        try:
+            await send((await checkpoint(self._ground)).line)
+        except (OSError, FreeholdError) as error:
+            _log.error("no checkpoint to %s: %s", where, error)
+            if where not in self._failing:
+                self._ground.tell("trail.checkpoint_failed", where, error=str(error))
+            self._failing.add(where)
+        else:
+            self._failing.discard(where)
+
+    async def _delete(self, what: What, before_ns: int, why: str, *, due: bool = False) -> None:
+        deletion = Deletion(what=what, before_ns=before_ns, actor="freehold", why=why, due=due)
+        try:
+            await self._ground.book.delete(deletion)
+        except FreeholdError as error:
+            _log.error("retention of %s: %s", what, error)
+
+
+async def checkpoint(ground: Ground) -> Checkpoint:
+    """Signed now, of everything that has happened. Raises FreeholdError."""
+    signing = await asyncio.to_thread(signer, ground.state)
+    await ground.book.seal()
+    return sign(await ground.book.do(state_of), signing)
+
+
+async def note_config(ground: Ground, config: Config) -> None:
+    """What the daemon goes by, the first time; later what is different from the last time, if anything is."""
+    lines = sorted(_lines(msgspec.to_builtins(config)))
+    before, now = await ground.book.about("config"), "\n".join(lines)
+    if before is None:
+        ground.tell("config.loaded", "freehold.toml", config=now)
+    elif before != now:
+        diff = difflib.unified_diff(before.splitlines(), lines, "before", "now", lineterm="", n=0)
+        ground.tell("config.changed", "freehold.toml", diff="\n".join(diff))
+    else:
+        return
+    await ground.book.set_about("config", now)
+
+
+def _lines(value: Any, at: str = "") -> Iterator[str]:
+    """A line for each value; of an address its login is left out, and files are named, not read."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _lines(inner, f"{at}.{name}" if at else str(name))
+    else:
+        yield _LOGIN.sub("://***@", f"{at} = {json.dumps(value, ensure_ascii=False)}")
+
+
+def _append(path: Path, line: bytes) -> None:
+    """On the disk when this returns; never through a link, which could lead anywhere."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(descriptor, line) < len(line):
+            raise OSError(f"{path}: no space left")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def _pipe(command: Sequence[str], line: bytes) -> None:
+    """The line to a program's standard input. Raises OSError when it cannot be started, fails, or takes too long."""
+    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(Path.home())}
+    pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=pipe, stdout=nothing, stderr=pipe, env=env, cwd="/", start_new_session=True
+    )
+    try:
+        async with asyncio.timeout(SEND_S):
+            _, said = await process.communicate(line)
+    except TimeoutError:
+        raise OSError(f"{command[0]} took longer than {SEND_S:g} s") from None
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    if process.returncode:
+        last = said.decode(errors="replace").strip()[-300:]
+        raise OSError(f"{command[0]} ended with {process.returncode}: {last}")

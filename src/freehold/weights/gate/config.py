@@ -1,0 +1,200 @@
+"""Configurations: keys that make a loader import code, and values that lead out of the folder or out of reason.
+
+What loads what was read in transformers, PEFT, sentence-transformers, Keras, Hydra and diffusers; each rule names it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from freehold.types import Finding
+from freehold.weights.files import File
+from freehold.weights.gate.finding import refuse, review
+from freehold.weights.reading import quoted
+
+MAX_TEXT = 200_000  # characters
+
+# Keys that make a loader import or fetch code, whatever their value, unless it says no.
+CODE_KEYS = {
+    "auto_map", "trust_remote_code", "custom_generate", "custom_pipelines", "custom_objects", "custom_code",
+    "custom_modeling", "remote_code", "_target_", "_partial_", "_args_", "py/object", "py/reduce", "py/function",
+    "py/type", "external_data", "megatron_config", "use_kernels", "hub_kernels", "kernel_mapping", "module_path",
+    "class_path", "import_path", "entry_point", "entrypoint", "post_init_script", "init_script",
+}  # fmt: skip
+_DUNDER = re.compile(r"__(?!(?:version|metadata|comment|doc|name|note|author|date)__)\w+__")
+_NOTHING = (None, False, "", [], {}, "false", "False")
+
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+# A key with one of these values at most. PEFT imports parent_library, transformers fetches a kernel named owner/name,
+# takes a dtype from torch by its name and code from owner/name--module.Class; sentence-transformers imports by name.
+_PLAIN = {
+    "parent_library": re.compile(r"transformers\.models\.\w+\.modeling_\w+"),
+    "base_model_class": _IDENTIFIER,
+    "megatron_core": re.compile(r"megatron\.core"),
+    "torch_dtype": re.compile(r"(?:torch\.)?\w+"),
+    "dtype": re.compile(r"(?:torch\.)?\w+"),
+    "quant_method": re.compile(r"[\w-]*"),
+    "model_type": re.compile(r"[\w.-]*"),
+    **dict.fromkeys(
+        ("architectures", "tokenizer_class", "processor_class", "image_processor_type", "feature_extractor_type",
+         "video_processor_type", "video_processor_class", "image_processor_class", "feature_extractor_class",
+         "slow_tokenizer_class", "fast_tokenizer_class", "tokenizer_type", "audio_processor_class"),
+        _IDENTIFIER,
+    ),
+    **dict.fromkeys(
+        ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
+         "_experts_implementation", "_experts_implementation_internal"),
+        re.compile(r"(?:paged\|)?(?:eager|sdpa|sdpa_paged|eager_paged|flex_attention|flash_attention_[234]|grouped_mm"
+                   r"|batched_mm|auto)|flash_attn|flash_attention"),
+    ),
+    **dict.fromkeys(
+        ("activation_fn", "activation_function", "sbert_ce_default_activation_function", "similarity_fn_name"),
+        re.compile(r"torch\.nn(?:\.modules\.\w+)?\.\w+|[\w-]+"),
+    ),
+}  # fmt: skip
+_SENTENCE_MODULE = re.compile(r"(?:sentence_transformers|pylate)\.[\w.]+")
+# Keys whose value a loader opens or fetches: neither paths nor repositories of others.
+_FETCHED = {
+    "backbone", "repo_id", "code_repo", "tokenizer_repo", "pretrained_model_name_or_path", "vision_tower",
+    "speculative_model", "draft_model", "assistant_model", "tokenizer_name_or_path", "processor_name_or_path",
+    "tokenizer_name", "kernel", "kernel_repo",
+}  # fmt: skip
+# Notes of whoever made the model: where it lay. No loader follows them.
+_NOTED_PATHS = {"_name_or_path", "name_or_path", "special_tokens_map_file"}
+_TRAINING = {
+    "trainer_state.json", "training_args.json", "all_results.json", "train_results.json", "eval_results.json",
+    "training_config.json", "train_config.json", "finetune_config.json", "recipe.json", "dataset_info.json",
+}  # fmt: skip
+_NOTED_URLS = {
+    "uri", "license_link", "license_url", "license", "homepage", "$schema", "documentation", "citation", "paper",
+    "model_card", "source", "dataset", "datasets", "datasets_used", "demo", "website", "base_model", "quantizer",
+}  # fmt: skip
+_SKIPPED = {"chat_template", "added_tokens_decoder", "weight_map"}  # others check them
+
+_URL = re.compile(
+    r"(?i)(?:\b[a-z][a-z0-9+.-]{1,15}://|^\s*(?:data|javascript|mailto|file|https?):\S|^git@|^\s*//[\w-]+\.)"
+)
+_WEB = re.compile(r"https?://[^\s\\@]+", re.IGNORECASE)
+_PATH = re.compile(r"\s*(?:/[^/\s]+/|/(?:etc|root|home|usr|tmp|proc|dev|var|mnt|opt|data|sys|bin)\b|~[\w.-]*[/\\]"
+                   r"|[A-Za-z]:[\\/]|\\\\\w|\$\{?\w+\}?[/\\]|%\w+%\\)")  # fmt: skip
+_UPWARDS = re.compile(r"(?i)(?:^|[/\\]|%2f|%5c)(?:\.|%2e){2}(?:[/\\]|%2f|%5c|$)")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w.-]+)?")
+_CODE = re.compile(
+    r"__import__|\b(?:os\.(?:system|popen|exec\w*|spawn\w*)|subprocess\.\w+|importlib\.\w+|pickle\.loads?|torch\.load"
+    r"|builtins\.\w+|marshal\.loads)\b|\b(?:eval|exec)\s*\(|!!python/|^\s*lambda\b[^\n]*:|\bpowershell\s+-"
+    r"|\b(?:curl|wget)\s+\S*(?:https?:|-)|/bin/(?:ba)?sh\b|\$\(\w+"
+)
+
+_ROOMY = re.compile(r"(?:^|_)max_(?:len|length|position)|model_max_length|max_len")  # transformers writes 10^30 there
+_LIMITS = {
+    "vocab_size": 10**7, "hidden_size": 10**6, "num_hidden_layers": 10**4, "num_attention_heads": 10**5,
+    "num_key_value_heads": 10**5, "intermediate_size": 10**7, "head_dim": 10**5, "max_position_embeddings": 10**9,
+    "num_experts": 10**5, "num_local_experts": 10**5, "n_layer": 10**4, "n_embd": 10**6, "n_head": 10**5, "bits": 64,
+}  # fmt: skip
+_OPTIONAL = {"num_experts", "num_local_experts", "intermediate_size", "bits"}  # 0: there are none
+
+_NO_CODE = "use a build that needs no remote code, or remove the key once you know that it is not needed"
+_INSIDE = "name a file of this folder, or remove the key"
+_MEND = "take the file that the model's publisher ships"
+
+
+def check(file: File, content: Any) -> list[Finding]:
+    """Every reason to refuse a parsed configuration, or to have a person look."""
+    own = PurePosixPath(file.name).name.lower()
+    found: dict[tuple[str, str], Finding] = {}
+    for key, value, owner in _pairs(content):
+        for finding in _look(file, own, key, value, owner):
+            found.setdefault((finding.rule, key), finding)
+    return list(found.values())
+
+
+def _pairs(content: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Every key with its value and the object it is in, at any depth; each item of a list under the list's key."""
+    waiting: list[tuple[str, Any, dict[str, Any]]] = [("", content, {})]
+    while waiting:
+        key, value, owner = waiting.pop()
+        if key in _SKIPPED:
+            continue
+        if key:
+            yield key, value, owner
+        if isinstance(value, dict):
+            waiting.extend((inner, each, value) for inner, each in value.items())
+        elif isinstance(value, list):
+            waiting.extend((key, each, owner) for each in value if isinstance(each, str | dict | list | int | float))
+
+
+def _look(file: File, own: str, key: str, value: Any, owner: dict[str, Any]) -> Iterator[Finding]:
+    yield from _code(file, own, key, value, owner)
+    if isinstance(value, str):
+        yield from _text(file, own, key, value)
+    elif (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != math.inf
+    ):  # parse_json judged it
+        yield from _number(file, key, value, owner)
+
+
+def _code(file: File, own: str, key: str, value: Any, owner: dict[str, Any]) -> Iterator[Finding]:
+    if value in _NOTHING:
+        return
+    if key in CODE_KEYS or _DUNDER.fullmatch(key):
+        yield refuse(file, "remote-code", f"the key {quoted(key)} makes loaders run or fetch code", _NO_CODE)
+    plain = _PLAIN.get(key)
+    values = value.values() if isinstance(value, dict) and key.endswith("implementation") else [value]
+    if plain and any(isinstance(each, str) and not plain.fullmatch(each[:1000]) for each in values):
+        why = f"{quoted(key)} is {quoted(str(value))}: a loader would import or fetch what it names"
+        yield refuse(file, "foreign-class", why, _NO_CODE)
+    if own == "modules.json" and key == "type" and not _SENTENCE_MODULE.fullmatch(str(value)):
+        why = f"the module {quoted(str(value))} is not one of sentence-transformers' own"
+        yield refuse(file, "foreign-class", why, _NO_CODE)
+    if key == "class_name" and "config" in owner:  # as Keras writes an object
+        module = str(owner.get("module") or "keras")
+        if (
+            value in {"Lambda", "__lambda__", "function", "PyDataset", "TFSMLayer"}
+            or module.partition(".")[0] != "keras"
+        ):
+            why = f"Keras would make a {quoted(str(value))} of {quoted(module)}, which can run code"
+            yield refuse(file, "foreign-class", why, _NO_CODE)
+
+
+def _text(file: File, own: str, key: str, value: str) -> Iterator[Finding]:
+    if len(value) > MAX_TEXT:
+        why = f"{quoted(key)} has {len(value):,} characters; at most {MAX_TEXT:,} are read"
+        yield refuse(file, "long-value", why, _MEND)
+        return
+    if _CODE.search(value):
+        yield refuse(file, "code-in-value", f"{quoted(key)} holds code: {quoted(value)}", _MEND)
+    if own in _TRAINING:
+        return
+    shown = f"{quoted(key)} is {quoted(value)}"
+    address = _URL.search(value)
+    prose = address and address.start() > 0 and len(value.split()) > 3  # nobody fetches a sentence
+    if address and not prose and not (key in _NOTED_URLS and _WEB.search(value)):
+        yield refuse(file, "address-in-config", f"{shown}: an address outside the folder", _INSIDE)
+    elif _UPWARDS.search(value) or (
+        _PATH.match(value) and key not in _NOTED_PATHS and key != "base_model_name_or_path"
+    ):
+        yield refuse(file, "path-in-config", f"{shown}: a path outside the folder", _INSIDE)
+    elif key in _FETCHED and _REPOSITORY.fullmatch(value):
+        yield refuse(file, "foreign-repository", f"{shown}: a loader would fetch it", _INSIDE)
+
+
+def _number(file: File, key: str, value: float, owner: dict[str, Any]) -> Iterator[Finding]:
+    if abs(value) == float("inf"):
+        return  # parse_json lets it in only under the keys of genuine models
+    limit = _LIMITS.get(key)
+    low = 0 if key in _OPTIONAL else 1
+    if abs(value) > (10**31 if _ROOMY.search(key) else 2**64 if isinstance(value, int) else 4e38):
+        yield refuse(file, "absurd-number", f"{quoted(key)} is {value:.6g}", _MEND)
+    elif limit and not low <= value <= limit:
+        yield refuse(file, "absurd-number", f"{quoted(key)} is {value:,}; it lies between {low} and {limit:,}", _MEND)
+    elif key.endswith("_token_id"):
+        size = owner.get("vocab_size")
+        if not -1 <= value < _LIMITS["vocab_size"] or value != int(value):
+            yield refuse(file, "token-id", f"{quoted(key)} is {value}, which is no token's id", _MEND)
+        elif isinstance(size, int) and value >= size:
+            why = f"{quoted(key)} is {value:,}, and the vocabulary has {size:,} tokens"
+            yield review(file, "token-id", why, "ask the publisher: the engine may fail when this token is needed")

@@ -1,0 +1,124 @@
+"""Texts, YAML, SVG and PDF: read as text, searched for what makes a reader of them run or fetch something."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from freehold.types import Finding
+from freehold.weights.files import File
+from freehold.weights.gate.disguise import hidden_in, is_pickle
+from freehold.weights.gate.finding import refuse, review
+from freehold.weights.reading import Malformed
+
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # how its lists of tokens begin, some under the name *.model
+_FIX = "remove the file, or put back the publisher's own"
+_CONTROLS = re.compile("[\0-\x08\x0b\x0e-\x1f\x7f]")
+_SCRIPT = re.compile(r"\s*(?:#! ?/|<\?php|<!doctype\s+html|<html|<script)", re.IGNORECASE)
+_FENCED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+_HTML_SCRIPT = re.compile(r"<script\b|\bjavascript:", re.IGNORECASE)
+_YAML_TAG = re.compile(r"!(?:!?[A-Za-z_]|<)")
+_YAML_VALUE = re.compile(r"(?:^|[-?:][ \t]+|[\[{,:])[ \t]*(?:&\S+[ \t]+)?$")  # what stands before a value, and so a tag
+_YAML_ALIAS = re.compile(r"(?m)(?:^|[-:,\[{])[ \t]*\*\w+[ \t]*(?=[,\]}\n]|$)")
+_MAX_ALIASES = 50
+_SVG_ACTIVE = (
+    (
+        re.compile(r"<\s*(?:[\w-]+:)?(script|foreignobject|handler|iframe|embed|object)\b", re.IGNORECASE),
+        "the element <{}>",
+    ),
+    (
+        re.compile(
+            r"[\s\"'/](on(?:load|unload|click|dblclick|error|begin|end|repeat|abort|resize|scroll|zoom|focus|blur|input"
+            r"|change|select|submit|wheel|toggle|activate|(?:mouse|key|pointer|touch|drag|animation|transition|focus)"
+            r"[a-z]{1,20}))\s*=",
+            re.IGNORECASE,
+        ),
+        "the event attribute {}",
+    ),
+    (re.compile(r"(<!entity|<\?xml-stylesheet|@import|javascript:|vbscript:)", re.IGNORECASE), "{}"),
+    (
+        re.compile(r"\burl\(\s*+[\"']?+\s*+((?:https?:|//|file:|ftp:)[^\s)\"']{0,40})", re.IGNORECASE),
+        "the external reference {}",
+    ),
+    (
+        re.compile(
+            r"<(?!\s*a\b)[^<>]*\b(?:href|src)\s*+=\s*+[\"']?+\s*+(?!#|data:image/(?:png|jpe?g|gif|webp)[;,])([^\s\"'>]{1,40})",
+            re.IGNORECASE,
+        ),
+        "the external reference {}",
+    ),
+    (re.compile(r"<\s*a\b[^<>]*\bhref\s*+=\s*+[\"']?+\s*+(data:[^\s\"'>]{0,20})", re.IGNORECASE), "the link {}"),
+)
+_PDF_ACTIVE = re.compile(
+    rb"/(JavaScript|Launch|EmbeddedFiles?|RichMedia|(?:JS|XFA)(?=\s*(?:[(<\[]|\d+ \d+ R)))(?![A-Za-z0-9])"
+)
+_PDF_ESCAPE = re.compile(rb"#([0-9A-Fa-f]{2})")
+_BLOCK_BYTES = 1 << 20
+
+
+def check(file: File, data: bytes) -> list[Finding]:
+    """Of any text. Raises Malformed when it is none."""
+    text = read(data)
+    if _SCRIPT.match(text):
+        return [refuse(file, "script", "a script or a web page under the name of a text", _FIX)]
+    if is_pickle(data):
+        return [refuse(file, "disguised", "a pickle under the name of a text", _FIX)]
+    if what := hidden_in(data):
+        return [refuse(file, "encoded-program", f"it holds, encoded, {what}", _FIX)]
+    if file.name.lower().endswith(".md") and _HTML_SCRIPT.search(_FENCED.sub("", text)):
+        return [review(file, "page-script", "the page holds a script, which some viewers run", "read it as plain text")]
+    return []
+
+
+def check_yaml(file: File, data: bytes) -> list[Finding]:
+    text = read(data)
+    lines = ((text[text.rfind("\n", 0, tag.start()) + 1 : tag.start()]) for tag in _YAML_TAG.finditer(text))
+    if "%TAG" in text or any(_YAML_VALUE.search(line[-200:]) and not line.lstrip().startswith("#") for line in lines):
+        why = "a YAML tag: readers make objects of any class of it"
+        return [refuse(file, "yaml-tag", why, "remove the tag, or the file: no engine needs it")]
+    if len(_YAML_ALIAS.findall(text)) > _MAX_ALIASES:
+        return [refuse(file, "yaml-alias", "so many aliases can grow beyond all memory when they are read", _FIX)]
+    return check(file, data)
+
+
+def check_svg(file: File, data: bytes) -> list[Finding]:
+    text = html.unescape(read(data))
+    if "<svg" not in text.lower() and "<svg:svg" not in text.lower():
+        raise Malformed("wrong-magic", "no <svg> in it")
+    for pattern, what in _SVG_ACTIVE:
+        if found := pattern.search(text):
+            why = f"{what.format(found[1])}: a browser that shows it runs or fetches something"
+            return [refuse(file, "svg-active", ascii(why)[1:-1], "show it as PNG, or remove it")]
+    return check(file, data)
+
+
+def check_pdf(file: File) -> list[Finding]:
+    """In blocks: a card's PDF may have hundreds of megabytes. Names in compressed streams are not seen."""
+    with file.open() as stream:
+        block = stream.read(_BLOCK_BYTES)
+        if b"%PDF-" not in block[:1024]:
+            raise Malformed("wrong-magic", "does not begin as a PDF does")
+        while block:
+            if found := _PDF_ACTIVE.search(_PDF_ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), block)):
+                why = f"it holds /{found[1].decode()}: readers of it run or unpack something"
+                return [refuse(file, "pdf-active", why, "print it to a plain PDF, or remove it")]
+            more = stream.read(_BLOCK_BYTES)
+            block = block[-64:] + more if more else b""
+    return []
+
+
+def read(data: bytes) -> str:
+    """The characters of a text: UTF-8, UTF-16 with its mark, or bytes of an older code without control characters.
+
+    No program is without them. Raises Malformed.
+    """
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        text = data.decode("latin-1")
+        if encoding == "utf-16" or _CONTROLS.search(text):
+            raise Malformed("not-text", f"not UTF-8 at byte {error.start:,}") from None
+    if "\0" in text:
+        raise Malformed("not-text", "binary data under the name of a text")
+    return text
