@@ -19,14 +19,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from figures import keep
+from msgspec.structs import replace
 
 from freehold import catalogue
+from freehold.catalogue.places import by_words
 from freehold.errors import Unknown
 from freehold.facts import Card, Model
 from freehold.plan import kv, llamacpp, vllm
 from freehold.plan.params import count
 from freehold.plan.units import GIB
-from freehold.plan.weights import SCHEMES, split
+from freehold.plan.weights import SCHEMES, Split, held_bytes, weigh
 
 MIB = 1 << 20
 HERE = Path(__file__).parent
@@ -41,9 +43,7 @@ QUANTIZATIONS = {  # the engine's word, or what the model's name says where that
     "fp8": "fp8",
     "mxfp4": "mxfp4-experts",
     "awq": "int4-awq",
-    "awq_marlin": "int4-awq",
     "gptq": "int4-gptq",
-    "gptq_marlin": "int4-gptq",
     "auto_round": "int4-gptq",
     "inc": "int4-gptq",
 }
@@ -68,7 +68,8 @@ def main() -> int:
         rows = list(csv.DictReader(file))
     errors, unanswered = score(rows, show=options.list)
     print(f"{len(rows)} rows, {len(rows) - len(unanswered)} answered, {len(unanswered)} not:")
-    for reason, cases in sorted(_by_reason(unanswered).items()):
+    for reason in sorted(set(unanswered.values())):
+        cases = [case for case, why in unanswered.items() if why == reason]
         print(f"  {len(cases):3} {reason}: {', '.join(cases)}")
     table = summary(errors)
     print()
@@ -124,40 +125,33 @@ def render(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _by_reason(unanswered: dict[str, str]) -> dict[str, list[str]]:
-    found = defaultdict(list)
-    for case, reason in unanswered.items():
-        found[reason].append(case)
-    return found
-
-
 def _vllm(row: Row, known: catalogue.Catalogue) -> Iterator[Answer]:
     model, pp = _model(row, known), _count(row, "pp")
     if not model.attention:
         raise Unknown("its attention is outside the formulas")
     tp = _count(row, "tp", 0) or (1 if _number(row, "gpu_count") == 1 else _tp(row, model))
-    settings, card = _settings(row), _card(row, known)
-    layout = vllm.kv_layout(model, settings, tp=tp, pp=pp)
+    settings, card, split = _settings(row), _card(row, known), Split(tp, pp)
+    layout = vllm.layout(model.attention, settings, split)
     step = settings.step_tokens(card or _size_class(row))
     pools = _numbers(row, "available_kv_gib_min", "available_kv_gib_max")
     if pools:
         yield from _cache(row, layout, pools, step, settings.version)
     scheme = _scheme(row, model)
     held = _numbers(row, "model_loading_gib_min", "model_loading_gib_max")
-    ours = None
+    drafts = settings.draft_layers > 0
     if held and scheme and (counts := count(model)):
-        drafts = settings.draft_layers > 0
-        ours = split(counts, SCHEMES[scheme], model, tp=tp, pp=pp, mtp=drafts).total / GIB
+        ours = weigh(counts, SCHEMES[scheme], model, split, mtp=drafts).total / GIB
         yield "vLLM: weights from dimensions", ours, held[0], held[-1]
     told = row["dtype"] or row["max_model_len"] or row["gpu_memory_utilization"]  # how the engine was started
     if pools and card and scheme and told and (counts := count(model)):
-        place = vllm.rank(model, counts, scheme, card, settings, split=(tp, pp, 1))
+        loaded = held_bytes(counts, scheme, model, split, mtp=drafts)
+        place = vllm.rank(model, loaded, scheme, card, settings, split=split)
         same = row["engine_version"] == "0.19.0" and row["gpu_total_gib"] == "79.19"
         group = "same machine (H100, 0.19.0)" if same else "other machines"
-        yield f"vLLM: pool from scratch, {group}", place.pool / GIB, pools[0], pools[-1]
+        yield f"vLLM: pool from scratch, {group}", place.pool_bytes / GIB, pools[0], pools[-1]
 
 
-def _cache(row: Row, layout: kv.Layout, pools: list[float], step: int, version: tuple[int, ...]) -> Iterator[Answer]:
+def _cache(row: Row, layout: vllm.Layout, pools: list[float], step: int, version: tuple[int, ...]) -> Iterator[Answer]:
     """Tokens and requests, given the pool as it was printed: to two places, so up to half of the last is its due."""
     pool = pools[0] * GIB
     tokens = _numbers(row, "kv_tokens_min", "kv_tokens_max")
@@ -178,7 +172,7 @@ def _tp(row: Row, model: Model) -> int:
     loaded, scheme, counts = _number(row, "model_loading_gib_max"), _scheme(row, model), count(model)
     if not loaded or not scheme or not counts:
         raise Unknown("does not say over how many cards it was split")
-    whole = split(counts, SCHEMES[scheme], model).total / GIB
+    whole = weigh(counts, SCHEMES[scheme], model).total / GIB
     return min((1, 2, 4, 8), key=lambda tp: abs(whole / tp - loaded))
 
 
@@ -236,7 +230,7 @@ def _settings(row: Row) -> vllm.Settings:
         eager=row["enforce_eager"] == "True",
         speculative=int(drafts[1] or drafts[2]) if drafts else 0,
         draft_layers=1 if drafts else 0,
-        prefix_caching=row["prefix_caching"] == "True" or None,
+        prefix_caching=row["prefix_caching"] == "True",
         block_tokens=max(16, _count(row, "block_size", 16)),
     )
 
@@ -251,7 +245,7 @@ def _version(text: str) -> tuple[int, int, int]:
 
 def _scheme(row: Row, model: Model) -> str | None:
     """What the weights are kept in; None where nobody says."""
-    said, name = row["quantization"].lower(), row["model"].lower()
+    said, name = row["quantization"].lower().removesuffix("_marlin"), row["model"].lower()
     if not said or said == "none":
         if any(part in name for part, _ in NAMED):
             return next(scheme for part, scheme in NAMED if part in name)
@@ -263,34 +257,24 @@ def _scheme(row: Row, model: Model) -> str | None:
 
 def _card(row: Row, known: catalogue.Catalogue) -> Card | None:
     """The card by its name in the log, with the total the engine printed where it did."""
-    said = set(re.findall(r"[a-z0-9]+", row["gpu"].lower()))
-    named = [(words, card) for card in known.cards if (words := _words(card.id)) <= said]
-    card = max(named, key=lambda each: len(each[0]))[1] if named else None
+    card = next(iter(by_words(known.cards, row["gpu"])), None)
     hinted = re.search(r"~(\d+) GiB card", row["notes"])
     if total := _number(row, "gpu_total_gib"):
-        return Card(
-            id=card.id if card else row["gpu"],
-            vendor=card.vendor if card else "NVIDIA",
-            memory_gb=round(total * GIB / 1e9),
-            memory_bytes=round(total * GIB),
-            memory_source="printed by the engine",
-            unified=card.unified if card else False,
-        )
+        return replace(card or _unnamed(row["gpu"], 0), memory_bytes=round(total * GIB))
     if card is None and hinted:
         return min(known.cards, key=lambda each: abs(each.memory_bytes / GIB - float(hinted[1])))
     return card
-
-
-def _words(name: str) -> set[str]:
-    """What tells one card from another: without its form."""
-    return set(re.findall(r"[a-z0-9]+", name.lower())) - {"sxm", "pcie", "nvl", "blackwell", "server", "80gb"}
 
 
 def _size_class(row: Row) -> Card:
     """A card nobody named, of the size that the printed figures add up to: it decides vLLM's defaults."""
     held = (_number(row, "model_loading_gib_max") or 0) + (_number(row, "available_kv_gib_max") or 80)
     total = held / (_number(row, "gpu_memory_utilization") or 0.9)
-    return Card(id="unnamed", vendor="NVIDIA", memory_gb=0, memory_bytes=round(total * GIB), memory_source="guessed")
+    return _unnamed("unnamed", total)
+
+
+def _unnamed(name: str, memory_gib: float) -> Card:
+    return Card(id=name, vendor="NVIDIA", memory_gb=0, memory_bytes=round(memory_gib * GIB), memory_source="the log")
 
 
 def _number(row: Row, column: str) -> float | None:

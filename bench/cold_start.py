@@ -4,6 +4,7 @@
 
 The bare engine is the very same command line in the very same sandbox, started directly: until /health says 200, and
 then until the first streamed byte of the same request. Both take turns in one run, the first of each is left out.
+Freehold's start also tries the sandbox from inside, which is the start of one more Python.
 """
 
 import argparse
@@ -37,8 +38,8 @@ BODY = {
     "stream": True,
     "temperature": 0,
 }
-STAGES = ("replica.starting", "plan.made", "engine.launching", "engine.started", "engine.loading", "probe.passed",
-          "replica.ready")  # fmt: skip
+STAGES = ("replica.starting", "plan.made", "engine.launching", "engine.started", "isolation.tested",
+          "engine.loading", "probe.passed", "replica.ready")  # fmt: skip
 
 
 def command(socket: Path) -> tuple[str, ...]:
@@ -125,6 +126,7 @@ def main() -> None:
     print(f"{machine()['cpu']}, {machine()['cores']} cores; medians of {pairs} pairs\n")
     print(f"bare engine   {bare_s * 1e3:7.1f} ms   ready {ready_s * 1e3:.1f} + first byte {first_s * 1e3:.1f}")
     print(f"freehold      {freehold_s * 1e3:7.1f} ms   request to first byte")
+    print(f"added         {(freehold_s - bare_s) * 1e3:7.1f} ms")
     print(f"ratio         {ratio:7.3f}      median of the pairs' own ratios {by_pair:.3f}\n")
     for span, median_ms in spans.items():
         print(f"  {span:40}{median_ms:8.2f} ms")
@@ -136,6 +138,7 @@ def main() -> None:
             "freehold_ms": [round(each * 1e3, 2) for _, each in taken],
             "bare_median_ms": round(bare_s * 1e3, 2),
             "freehold_median_ms": round(freehold_s * 1e3, 2),
+            "added_ms": round((freehold_s - bare_s) * 1e3, 2),
             "ratio_of_medians": round(ratio, 3),
             "median_ratio": round(by_pair, 3),
             "stages_median_ms": spans,

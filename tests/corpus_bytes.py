@@ -133,6 +133,10 @@ GGUF = [
     *g("text holds a program", "hidden-payload", *(with_entries(entry("k", base64.b64encode(each).decode()))
         for each in (PICKLE, ELF, PE))),
     *g("bytes are a program", "hidden-payload", key(struct.pack("<IIQ", 9, 0, len(PICKLE)) + PICKLE)),
+    *g("a template that is no text", "template-syntax", *(with_entries(entry("tokenizer.chat_template" + more, value))
+        for more, value in (("", 1), ("", ["{{ a }}"]), (".tool_use", 1)))),
+    *g("templates by name", None, with_entries(entry("tokenizer.chat_templates", ["rag"]),
+        entry("tokenizer.chat_template.rag", "{{ a }}"))),
     *g("every type", None, *(typed(kind) for kind in gguf_format.TENSOR_TYPES)),
     *g("version 2", None, gguf_bytes(version=2)),
     *g("no tensor", None, gguf_bytes(tensors=[], data=b"")),

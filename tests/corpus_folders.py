@@ -92,6 +92,7 @@ FORMATS = [
             "UPPER.SAFETENSORS": safetensors_bytes(),
         "model-Q4_K_M.gguf": gguf_bytes(), "mmproj-F16.gguf": gguf_bytes(),
             ".eval_results/gsm8k.yaml": "- dataset: x\n  value: 1\n",
+        "USAGE_POLICY": "x", "tokenizer.vocab": "<unk>\t0\n", "SHA256SUMS": "00  m.gguf\n", "model.sig": "{}",
         "1_Pooling/config.json": {"word_embedding_dimension": 8},
     }),
 ]  # fmt: skip
@@ -150,10 +151,13 @@ JSON = [
     *several("json", "json-too-deep", "a.json", ["[" * 100 + "]" * 100, '{"a":' * 65 + "1" + "}" * 65, "[" * 5000]),
     *several("json", "not-utf8", "a.json", [b'"\xe9"', '{"a": 1}'.encode("utf-16"), b'{"a": "\xed\xa0\x80"}']),
     *several("json", "json-too-big", "a.json", [b"[" + b"[]," * 1_000_000 + b"[]]", b"[" + b"1," * 3_000_001 + b"1]",
-        b"[" + b"{}," * 1_000_001 + b"1]"]),
+        b"[" + b"{}," * 1_000_001 + b"1]", '["' + "a" * (5 << 20) + '"]']),
     *(made("json", f"too big {name}", "too-big", lambda folder, name=name: os.truncate(write(folder,
         {name: b""}) / name, 100 << 20))
       for name in ("big.json", "README.md", "tokenizer.model")),
+    *(made("json", f"too big for its kind {name}", "too-big", lambda folder, name=name: os.truncate(write(folder,
+        {name: b""}) / name, 20 << 20))
+      for name in ("config.json", "README.md", "a.svg", "a.yaml", "chat_template.jinja")),
     *several("json", None, "a.json", [
         '{"time_step_limit": [0.0, Infinity]}', '{"a": {"time_step_max": Infinity}}',
             '{"model_max_length": 1000000000000000019884624838656}',

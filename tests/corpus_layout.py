@@ -11,7 +11,7 @@ from pathlib import Path
 from corpus import Case, case, model
 from corpus_bytes import ELF, PICKLE
 from corpus_folders import PNG
-from weight_files import CONFIG, entry, facts, gguf_bytes, safetensors_bytes, tensor, write
+from weight_files import CONFIG, entry, facts, gguf_bytes, safetensors_bytes, tensor, text, write
 
 COMMIT, ETAG = "c" * 40, "e" * 64
 
@@ -87,6 +87,11 @@ SHARDS = [
     index_case("GGUF part says another count", "gguf-split", parts(split(0, 3, 2, "a"), split(1, 3, 2, "b"))),
     index_case("GGUF parts hold more tensors", "gguf-split", parts(split(0, 2, 1, "a"), split(1, 2, 1, "b"))),
     index_case("GGUF parts hold one tensor twice", "gguf-split", parts(split(0, 2, 2, "a"), split(1, 2, 2, "a"))),
+    *(index_case(f"GGUF part says a text for {key}", "gguf-split",
+        parts(gguf_bytes([entry("split." + key, b"\x08\0\0\0" + text(b"\x1b[2J\xff"))])))
+        for key in ("no", "count", "tensors.count")),
+    index_case("GGUF part beyond the last", "missing-shard", {f"big-{n:05}-of-00002.gguf": split(n - 1, 2, 3, str(n))
+        for n in (1, 2, 3)}),
     index_case("GGUF part under a plain name", "gguf-split", {"m.gguf": split(0, 2, 2, "a")}),
 ]  # fmt: skip
 

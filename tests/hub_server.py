@@ -50,10 +50,10 @@ class Hub:
         self.lfs = {name for name in files if name.endswith(lfs)}
         self.token = ""  # "": anybody
         self.error = (0, "")  # a status and its X-Error-Code, for every request
-        self.busy: list[tuple[int, str]] = []  # (status, Retry-After), each once
+        self.busy: list[tuple[int, str]] = []  # (status, Retry-After), each once, for files
         self.lied: dict = {}  # over the fields of the listing
         self.listed: list[dict] | None = None  # instead of the true siblings
-        self.said_commit = COMMIT  # in X-Repo-Commit
+        self.headers: dict[str, str] = {}  # of the listing
         self.redirect = ""  # where LFS files are; "": the CDN
         self.cuts: dict[str, list[int]] = {}  # the next answers for a file end after so many bytes
         self.served: dict[str, bytes] = {}  # instead of what is listed
@@ -113,7 +113,7 @@ class Hub:
     def answer(self, to: BaseHTTPRequestHandler):
         path = unquote(urlsplit(to.path).path)
         wrong, said = self.error, {"error": "no"}
-        if self.busy:
+        if self.busy and "/resolve/" in path:
             wrong = self.busy.pop(0)
         elif self.token and to.headers.get("Authorization") != f"Bearer {self.token}":
             wrong, said = (401, ""), {"error": "Invalid username or password."}
@@ -123,13 +123,13 @@ class Hub:
         if path.startswith(api):
             if path.removeprefix(api) not in ("main", "v1.0", self.commit, "0" * 40):
                 return _say(to, 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
-            return _say(to, 200, self.listing())
+            return _say(to, 200, self.listing(), self.headers)
         name = path.removeprefix(resolve)
         if name == path or name not in self.files:
             return _say(to, 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         if name in self.lfs:
             sha256 = hashlib.sha256(self.files[name]).hexdigest()
-            headers = {"X-Repo-Commit": self.said_commit, "Location": self.redirect or f"{self.cdn.url}/blob/{name}"}
+            headers = {"X-Repo-Commit": COMMIT, "Location": self.redirect or f"{self.cdn.url}/blob/{name}"}
             headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(self.files[name]))}
             return _say(to, 302, {}, headers)
         return self.send_file(to, name)
@@ -153,7 +153,7 @@ class Hub:
         to.send_header("Content-Length", str(len(data) - start))
         if start:
             to.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        to.send_header("X-Repo-Commit", self.said_commit)
+        to.send_header("X-Repo-Commit", COMMIT)
         to.end_headers()
         end = start + cut if cut else len(data)
         step = max(1, self.rate_bytes_s // 50) if self.rate_bytes_s else 1 << 16

@@ -5,6 +5,7 @@ import json
 import os
 import pwd
 import re
+import resource
 import shutil
 import socket
 import sqlite3
@@ -35,7 +36,7 @@ def trail(team, lines):
     path.write_text(f"{path.read_text()}\n[trail]\n{lines}\n")
 
 
-def test_a_day_of_a_team_from_its_events_to_the_proof_of_one_request(team):
+def test_a_day_of_a_team_and_its_checkpoints(team):
     team.write(demo=team.fake(), other=f'weights = "{DEMO}"')
     trail(team, 'checkpoint_file = "kept/checkpoints"')
     (team.folder / "kept").mkdir()
@@ -45,9 +46,6 @@ def test_a_day_of_a_team_from_its_events_to_the_proof_of_one_request(team):
     said = team.run("audit", "verify")
     assert re.search(r"\d+ events and 2 usage rows are as they were written", said), said
     assert "Without a checkpoint that was kept elsewhere" in said
-    proof = team.run("audit", "prove", request)
-    assert "has this root" in proof
-    assert json.loads(team.run("audit", "prove", request, "--json"))["holds"] is True
     printed = json.loads(team.run("audit", "checkpoint"))  # by the daemon
     team.kill()
     assert json.loads(team.run("audit", "checkpoint"))["public"] == printed["public"]  # without it
@@ -71,7 +69,6 @@ def test_a_day_of_a_team_from_its_events_to_the_proof_of_one_request(team):
     said = team.run("audit", "verify", "--checkpoint", "kept/checkpoints", code=3)
     assert re.search(r"CHANGED +usage row 2: .*\n", said), said
     assert re.search(r"CUT +checkpoint 3", said), said
-    assert "HAS ANOTHER ROOT" in team.run("audit", "prove", request, code=3)
     (team.state / "book.db").write_bytes(b"no database")
     for name in ("book.db-wal", "book.db-shm"):
         (team.state / name).unlink(missing_ok=True)
@@ -178,26 +175,28 @@ class Stand:
     """What is used of a Ground."""
 
     def __init__(self, folder, book=None):
-        self.state, self.book, self.told = folder, book, []
+        self.state, self.book, self.told, self.now_ns = folder, book, [], 0
+
+    def clock_ns(self):
+        return self.now_ns or time.time_ns()
 
     def tell(self, kind, subject, **detail):
         self.told.append((kind, subject, detail))
 
 
-async def test_a_flood_is_a_few_events(monkeypatch, tmp_path):
-    monkeypatch.setattr(limiting, "QUIET_S", 0.05)
+def test_a_flood_is_a_few_events(tmp_path):
     stand = Stand(tmp_path)
+    stand.now_ns = 1
     limits = Limits(stand)
     for _ in range(1000):
         limits.hit("requests waiting", "k", "demo")
     assert [detail["times"] for _, _, detail in stand.told] == [1]
-    async with asyncio.timeout(10):
-        while len(stand.told) < 2:  # noqa: ASYNC110  a timer tells nobody
-            await asyncio.sleep(0.005)
-    assert [detail["times"] for _, _, detail in stand.told] == [1, 999]
-    limits.hit("requests waiting", "k", "demo")
+    stand.now_ns += limiting.QUIET_NS
+    for _ in range(5):
+        limits.hit("requests waiting", "k", "demo")
+    assert [detail["times"] for _, _, detail in stand.told] == [1, 1000]
     limits.close()
-    assert [detail["times"] for _, _, detail in stand.told] == [1, 999, 1]
+    assert [detail["times"] for _, _, detail in stand.told] == [1, 1000, 4]
 
 
 # where checkpoints go
@@ -234,6 +233,32 @@ async def test_a_place_that_fails_is_told_once_until_it_works_again(stand, tmp_p
     full = Custody(stand, Trail(checkpoint_file="/dev/full"))
     await full.attest()
     assert "No space left" in failures(stand)[-1][1]
+
+
+async def test_half_a_line_does_not_stay_on_a_full_disk(stand, tmp_path):
+    path = tmp_path / "checkpoints"
+    custody = Custody(stand, Trail(checkpoint_file=str(path)))
+    await custody.attest()
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 50, hard))
+    try:
+        with pytest.raises(OSError, match="no space"):
+            custodies._append(path, before)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+
+
+async def test_a_book_that_cannot_be_cleared_does_not_end_the_checkpoints(stand, monkeypatch):
+    """Whatever SQLite says about it."""
+    stand.book.settle_request(a_record())
+
+    def fail(*_, **__):
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr("freehold.ledger.book.sqlite3.connect", fail)
+    await Custody(stand, Trail(keep_usage_days=1)).retain()
 
 
 async def test_a_command_gets_the_line_and_next_to_no_environment(stand, tmp_path, monkeypatch):

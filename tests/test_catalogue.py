@@ -119,7 +119,7 @@ def test_a_slip_of_the_pen_is_an_error(tool, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     for name, entries in files.items():
         (tmp_path / name).write_text(yaml.safe_dump([entries[0] | {"bandwith": 1}, *entries[1:]]))
-        with pytest.raises(ValueError, match=f"{entries[0]['id']}.*'bandwith'"):
+        with pytest.raises(ValueError, match=f"{entries[0]['id']}.*`bandwith`"):
             tool.build(tmp_path)
         (tmp_path / name).write_bytes((tool.SOURCE / name).read_bytes())
 

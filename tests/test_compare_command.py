@@ -16,7 +16,7 @@ from freehold.plan.deployment import settings
 from freehold.plan.kv import kv_bytes_per_token
 from freehold.plan.need import Need
 from freehold.plan.params import count
-from freehold.plan.weights import SCHEMES, split
+from freehold.plan.weights import SCHEMES, Split, held_bytes, weigh
 
 CATALOGUE = load()
 MODELS = {each.id: each for each in CATALOGUE.models}
@@ -62,7 +62,7 @@ def test_the_table_says_what_the_json_says():
         assert rows["KV a token"][at].startswith(f"{said['kv_bytes_per_token']:,} bytes")
         assert rows["KV at 32K"][at] == f"{said['kv_bytes_at_32k'] / 2**30:,.2f} GiB"
         for form, scheme in (("shipped", model.checkpoint), ("BF16", "bf16"), ("FP8", "fp8"), ("INT4", "int4-awq")):
-            files = split(count(model), SCHEMES[scheme], model, mtp=True, tables=False)
+            files = weigh(count(model), SCHEMES[scheme], model, mtp=True, tables=False)
             assert said["weight_bytes"][form] == files.total
         assert rows["weights FP8"][at] == f"{said['weight_bytes']['FP8'] / 1e9:,.1f} GB"
         for card, way in said["cards"].items():
@@ -79,8 +79,10 @@ def test_a_dense_model_takes_the_fewest_cards_that_hold_the_users():
     for name, way in data("qwen3-32b", "qwen3-8b", "--users", "20", "--context", "32768")["qwen3-32b"]["cards"].items():
         fits = []
         for tp in (1, 2, 4, 8):
-            rank = vllm.rank(model, count(model), "bf16", CARDS[name], asked, split=(tp, 1, 1))
-            held = int(rank.layout.requests(rank.pool, context, asked.step_tokens(CARDS[name]))) if rank.pool > 0 else 0
+            loaded, split = held_bytes(count(model), "bf16", model, Split(tp)), Split(tp)
+            pool = vllm.rank(model, loaded, "bf16", CARDS[name], asked, split=split).pool_bytes
+            layout = vllm.layout(model.attention, asked, split)
+            held = int(layout.requests(pool, context, asked.step_tokens(CARDS[name]))) if pool > 0 else 0
             fits += [tp * replicas for replicas in range(1, 8 // tp + 1) if held * replicas >= users]
         assert way["cards"] == min(fits)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from weight_files import CONFIG, SHAPE, entry, facts, gguf_bytes, safetensors_bytes, tensor, write
 
 from freehold.errors import Refused
-from freehold.plan.kv import kv_bytes_per_token, windowed_bytes_per_token
+from freehold.plan.kv import kv_bytes_per_token
 from freehold.plan.params import count
 from freehold.plan.weights import SCHEMES
 from freehold.weights import describe
@@ -116,7 +116,7 @@ def test_a_config_gives_the_layers_cache_and_parameters(config, text, groups, kv
     model = dimensions(config)
     assert [(group.kind, group.layers, group.window) for group in model.attention] == groups
     assert sum(layers for _, layers, _ in groups) + model.other_layers == model.layers
-    assert (kv_bytes_per_token(model), windowed_bytes_per_token(model)) == (kv_bytes, windowed_bytes)
+    assert (kv_bytes_per_token(model), kv_bytes_per_token(model, windowed=True)) == (kv_bytes, windowed_bytes)
     if text:
         assert model.parameters.text == text
 

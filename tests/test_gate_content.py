@@ -76,7 +76,7 @@ def test_any_pattern_gets_an_answer(pattern):
 @pytest.mark.parametrize(
     "pattern",
     [GPT2, r"\d{1,3}(?=(?:\d{3})*\b)", r"(?=(\d{3})+(?!\d))", r"[^\n]+|[\n]+", r"(?i:'s|'t|'re)|\p{N}{1,3}",
-     r"[]a]+[^]b]*",
+     r"[]a]+[^]b]*", r"\d+(?:[.,]\d+)*", r"(?:\r?\n)+(?!\r?\n)", r"(?:\p{L}\p{M}*)+",
      r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|\s+(?!\S)", r"(?:foo\.)+\w", r"<\|[\w ]+\|>", r"\p{L}++\s?+"],
 )  # fmt: skip
 def test_patterns_in_use_pass(pattern):

@@ -18,34 +18,24 @@ from msgspec.structs import replace
 from freehold.cli.main import cli
 from freehold.errors import BadConfig
 from freehold.executors.nftables import rules
-from freehold.executors.systemd import Peer, Service, quoted, unit
+from freehold.executors.systemd import Service, plain, unit
 
 SERVICE = Service(
     user="freehold",
     command=("/opt/freehold/bin/python", "-m", "freehold", "-c", "/etc/freehold/freehold.toml", "serve"),
-    listen=("127.0.0.1", 8080),
-    writable=("/var/lib/freehold",),
-    readable=("/srv/models", "/opt/freehold"),
+    port=8080,
+    writable=("/home/ai/state",),
+    readable=("/home/ai/models", "/opt/freehold"),
 )
 OPEN = replace(
     SERVICE,
-    listen=("0.0.0.0", 443),
+    port=8443,
     clients=("10.0.0.0/8", "192.168.7.4/32", "2001:db8::/32"),
-    peers=(Peer(name="llm.example", port=9000, addresses=("10.9.9.9", "2001:db8::9")), Peer(name="hub", port=443)),
+    peers=(("10.9.9.9", 9000), ("2001:db8::9", 9000), ("", 443)),
     nameservers=("10.0.0.53",),
     devices=("/dev/nvidia0", "/dev/nvidiactl"),
 )
-AT_HOME = replace(SERVICE, writable=("/home/ai/state",), readable=("/home/ai/my models", "/opt/freehold"))
-STRANGE = replace(SERVICE, command=("/opt/100%/free hold", "$HOME", "a;b"), writable=("/srv/100 % free",))
-SERVICES = {
-    "plain": SERVICE,
-    "open": OPEN,
-    "at home": AT_HOME,
-    "strange": STRANGE,
-    "bubblewrap inside": replace(SERVICE, sandboxes=True),
-    "a program": replace(SERVICE, also=("ssh", "log@vault", "cat\n[Service]\nUser=root")),
-    "temporary": replace(SERVICE, readable=("/tmp/models",)),
-}
+SERVICES = {"plain": SERVICE, "open": OPEN}
 
 
 def settings(text: str) -> dict[str, list[str]]:
@@ -58,14 +48,14 @@ def settings(text: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("service", "expected"),
     [
-        ("plain", {"User": ["freehold"], "PrivateDevices": ["yes"], "ProtectHome": ["yes"], "PrivateTmp": ["yes"]}),
-        ("plain", {"ReadWritePaths": ["/var/lib/freehold"], "ReadOnlyPaths": ["-/srv/models -/opt/freehold"]}),
+        ("plain", {"User": ["freehold"], "PrivateDevices": ["yes"], "ProtectHome": ["tmpfs"], "PrivateTmp": ["yes"]}),
+        ("plain", {"ReadWritePaths": ["/home/ai/state"], "BindPaths": ["/home/ai/state"]}),
+        ("plain", {"BindReadOnlyPaths": ["-/home/ai/models -/opt/freehold"]}),
         ("plain", {"IPAddressDeny": ["any"], "IPAddressAllow": ["localhost"], "SocketBindAllow": ["tcp:8080"]}),
         ("plain", {"CapabilityBoundingSet": [""], "AmbientCapabilities": [""], "NoNewPrivileges": ["yes"]}),
         ("plain", {"RestrictNamespaces": ["yes"], "MemoryDenyWriteExecute": ["yes"], "LimitCORE": ["0"]}),
         ("plain", {"KillMode": ["control-group"], "Restart": ["on-failure"], "UMask": ["0077"]}),
         ("plain", {"SystemCallFilter": ["@system-service", "~@privileged"], "KeyringMode": ["private"]}),
-        ("open", {"CapabilityBoundingSet": ["CAP_NET_BIND_SERVICE"], "AmbientCapabilities": ["CAP_NET_BIND_SERVICE"]}),
         ("open", {"DevicePolicy": ["closed"], "DeviceAllow": ["/dev/nvidia0 rw", "/dev/nvidiactl rw"]}),
         (
             "open",
@@ -75,13 +65,6 @@ def settings(text: str) -> dict[str, list[str]]:
                 ],
             },
         ),
-        ("at home", {"ProtectHome": ["tmpfs"], "BindPaths": ["/home/ai/state"]}),
-        ("at home", {"BindReadOnlyPaths": ['"-/home/ai/my models"']}),
-        ("strange", {"ExecStart": ['"/opt/100%%/free hold" $$HOME "a;b"'], "ReadWritePaths": ['"/srv/100 %% free"']}),
-        ("bubblewrap inside", {"RestrictNamespaces": ["cgroup ipc mnt net pid user uts"]}),
-        ("bubblewrap inside", {"RestrictAddressFamilies": ["AF_UNIX AF_INET AF_INET6 AF_NETLINK"]}),
-        ("a program", {"User": ["freehold"]}),
-        ("temporary", {"PrivateTmp": ["no"]}),
     ],
 )
 def test_the_unit_says(service, expected):
@@ -89,15 +72,8 @@ def test_the_unit_says(service, expected):
     assert {name: found[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("service", "unsaid"),
-    [
-        ("open", "PrivateDevices|MemoryDenyWriteExecute"),  # a card's driver has nodes, and compiles
-        ("bubblewrap inside", "ProtectProc|ProtectKernelTunables|ProtectHostname|MemoryDenyWriteExecute"),
-    ],
-)
-def test_the_unit_does_not_say_what_would_break_it(service, unsaid):
-    assert not [name for name in settings(unit(SERVICES[service])) if re.fullmatch(unsaid, name)]
+def test_with_cards_the_unit_does_not_say_what_would_break_their_drivers():
+    assert not {"PrivateDevices", "MemoryDenyWriteExecute"} & settings(unit(OPEN)).keys()
 
 
 def test_the_rules():
@@ -115,11 +91,12 @@ table inet freehold {
   }
   chain daemon {
     oifname "lo" accept
-    ip daddr { 10.0.0.0/8, 192.168.7.4/32 } tcp sport 443 ct direction reply accept
-    ip6 daddr { 2001:db8::/32 } tcp sport 443 ct direction reply accept
-    ip daddr { 10.0.0.53/32 } meta l4proto { tcp, udp } th dport 53 accept
-    ip daddr { 10.9.9.9/32 } tcp dport 9000 accept
-    ip6 daddr { 2001:db8::9/128 } tcp dport 9000 accept
+    ip daddr 10.0.0.0/8 tcp sport 8443 ct direction reply accept
+    ip daddr 192.168.7.4/32 tcp sport 8443 ct direction reply accept
+    ip6 daddr 2001:db8::/32 tcp sport 8443 ct direction reply accept
+    ip daddr 10.0.0.53 meta l4proto { tcp, udp } th dport 53 accept
+    ip daddr 10.9.9.9 tcp dport 9000 accept
+    ip6 daddr 2001:db8::9 tcp dport 9000 accept
     meta nfproto { ipv4, ipv6 } tcp dport 443 accept
     counter name dropped drop
   }
@@ -141,15 +118,12 @@ def test_the_first_line_says_that_it_was_not_run(text):
 
 
 @given(st.text())
-def test_a_word_of_a_unit_is_one_word_or_refused(word):
+def test_a_word_of_a_unit_means_itself_or_is_refused(word):
     try:
-        written = quoted(word)
+        assert plain(word) == word
     except BadConfig:
-        assert not word or re.search(r"[\x00-\x1f\x7f\"'\\:]", word)
         return
-    assert written.strip('"').replace("%%", "%") == word
-    assert "%" not in written.replace("%%", "")
-    assert written.startswith('"') == bool(re.search(r"[\s;#]", word))
+    assert not set(word) & set(" \t\n%$;#\"'\\:*?[]{}")
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -183,7 +157,7 @@ state_dir = "/var/lib/freehold"
 listen = "0.0.0.0:8443"
 behind_proxy = true
 [policy]
-isolation = "{isolation}"
+isolation = "off"
 [trail]
 checkpoint_file = "/mnt/worm/checkpoints"
 checkpoint_command = ["ssh", "log@vault"]
@@ -204,38 +178,34 @@ url = "unix:/run/x.sock"
 
 
 def test_the_command_takes_everything_from_the_configuration(tmp_path):
-    said = run(tmp_path, TOML.format(isolation="preferred"), "systemd", "--user", "llm", "--clients", "10.0.0.0/8")
+    said = run(tmp_path, TOML, "systemd", "--user", "llm", "--clients", "10.0.0.0/8")
     found = settings(said.output)
     assert found["User"] == ["llm"]
     assert found["ExecStart"] == [f"{sys.executable} -m freehold -c {tmp_path}/freehold.toml serve"]
     assert found["ReadWritePaths"] == ["/var/lib/freehold /mnt/worm"]
     readable = {"/srv/models/demo.gguf", "/opt/llama", "/etc/freehold/far.key", f"{tmp_path}/freehold.toml"}
-    assert {f"-{path}" for path in readable} <= set(found["ReadOnlyPaths"][0].split())
+    assert {f"-{path}" for path in readable} <= set(found["BindReadOnlyPaths"][0].split())
     assert found["IPAddressAllow"] == ["localhost 10.0.0.0/8 192.0.2.7"]
-    assert "ssh log@vault" in said.output
-    inside = settings(run(tmp_path, TOML.format(isolation="required"), "systemd", "--clients", "10.0.0.0/8").output)
-    assert inside["RestrictNamespaces"] != found["RestrictNamespaces"] == ["yes"]
 
 
 def test_the_hub_only_if_that_is_said(tmp_path):
-    toml = TOML.format(isolation="off")
     without, with_hub = (
-        run(tmp_path, toml, "nftables", "--clients", "10.0.0.0/8", *more).output for more in ((), ("--allow-hub",))
+        run(tmp_path, TOML, "nftables", "--clients", "10.0.0.0/8", *more).output for more in ((), ("--allow-hub",))
     )
     hub = "    meta nfproto { ipv4, ipv6 } tcp dport 443 accept\n"
     assert hub not in without
     assert hub in with_hub
-    assert "    ip daddr { 192.0.2.7/32 } tcp dport 9000 accept\n" in without
+    assert "    ip daddr 192.0.2.7 tcp dport 9000 accept\n" in without
 
 
 @pytest.mark.parametrize(
     ("toml", "args", "why"),
     [
-        (TOML.format(isolation="off"), (), "is open to the network"),
-        (TOML.format(isolation="off"), ("--clients", "10.0.0.1/8"), "has host bits set"),
+        (TOML, (), "is open to the network"),
+        (TOML, ("--clients", "10.0.0.1/8"), "has host bits set"),
         ("", ("--user", "a b"), "is no user's name"),
-        (f'state_dir = "/{"x" * 90}"', (), "too long a path"),
-        ('state_dir = "/srv/a:b"', (), "cannot be written into a unit"),
+        ('state_dir = "/srv/a b"', (), "cannot be written into a unit"),
+        ('[policy]\nisolation = "required"', (), "policy.isolation requires it"),
         ('[endpoints.x]\nengine = "external"\nurl = "http://no.such.host.invalid"', (), "has no address here"),
     ],
 )

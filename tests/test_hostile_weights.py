@@ -7,6 +7,7 @@ import json
 import os
 import random
 import struct
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -111,6 +112,30 @@ def test_a_side_file_past_the_limit_is_not_read(tmp_path, name):
     tracemalloc.stop()
     assert [each.rule for each in findings] == ["too-big"]
     assert peak_bytes < 8 << 20
+
+
+def test_what_a_check_stumbles_over_is_refused(tmp_path, monkeypatch):
+    def stumble(*_):
+        raise TypeError("unhashable type: 'list'")
+
+    monkeypatch.setattr("freehold.weights.gate.config.check", stumble)
+    verdict = verify(write(tmp_path, {"m.gguf": gguf_bytes(), "config.json": {}}))
+    assert [(each.path, each.rule) for each in verdict.findings] == [("config.json", "unjudged")]
+    assert not verdict.accepted
+
+
+@pytest.mark.parametrize(
+    "unit", [b"a/../", b"<a ", b"a: *b\n", b"- !a ", b"#41/J", b"eval ", b"A" * 39 + b" ", b"A" * 40 + b" ", b"{{ a"]
+)
+@pytest.mark.parametrize("name", ["config.json", "README.md", "a.svg", "a.yaml", "a.pdf", "chat_template.jinja"])
+def test_a_side_file_as_long_as_may_be_takes_no_second(tmp_path, name, unit):
+    limit_bytes = {"a.svg": 4, "a.yaml": 4, "chat_template.jinja": 1}.get(name, 15) << 20
+    start = {"config.json": b'{"x":"', "a.svg": b"<svg>", "a.pdf": b"%PDF-1.7"}.get(name, b"")
+    content = start + unit * (limit_bytes // len(unit) - 9) + b'"}' * name.endswith("json")
+    files, _ = list_files(write(tmp_path, {"m.gguf": gguf_bytes(), name: content}))
+    began = time.process_time()
+    examine(files)
+    assert time.process_time() - began < 2  # under one, on a machine that does nothing else
 
 
 def test_random_weights_are_taken_for_nothing_else():

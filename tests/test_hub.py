@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from freehold.errors import BadConfig, BadRequest, DoesNotFit, Forbidden, Freeho
 from freehold.sources import hub as adapter
 from freehold.sources.hub import Listed, Listing
 from freehold.weights import fetch
-from freehold.weights.choice import FORMATS, choose
+from freehold.weights.choice import choose
 from freehold.weights.fetch import Fetch
 
 REPO = "acme/tiny"
@@ -37,11 +38,8 @@ class Quiet:
     def say(self, text):
         self.said.append(text)
 
-    def begin(self, done_bytes, total_bytes):
-        self.done, self.total = done_bytes, total_bytes
-
-    def advance(self, by_bytes):
-        self.done += by_bytes
+    def show(self, have_bytes, total_bytes):
+        self.done, self.total = have_bytes, total_bytes
 
 
 @pytest.fixture
@@ -53,14 +51,17 @@ def server():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    monkeypatch.setattr(adapter, "_STALL_S", 0.4)
     monkeypatch.setattr(adapter, "_PAUSES_S", (0, 0.01, 0.01, 0.01, 0.01))
 
 
 def pull(server, root, watcher=None, revision="main"):
-    door = adapter.Hub(server.url, stall_s=0.4)
+    door = adapter.Hub(server.url)
     try:
         listing = door.listing(REPO, revision)
-        return Fetch(door, listing, choose(listing, FORMATS), root, watcher or Quiet()).run()
+        fetch = Fetch(door, listing, choose(listing), root, watcher or Quiet())
+        with fetch.alone():
+            return fetch.run()
     finally:
         door.close()
 
@@ -81,6 +82,28 @@ def test_a_broken_connection_is_taken_up_again_where_it_broke(server, tmp_path):
     assert pull(server, tmp_path).downloaded_bytes == len(BIG) + 7
     sent = [count for name, count in server.sent if name == NAME]
     assert sent == [100_000, 200_000, len(BIG) - 300_000]
+
+
+def test_only_tries_that_bring_nothing_are_counted(server, tmp_path):
+    server.cuts[NAME] = [1000] * 9
+    assert pull(server, tmp_path).downloaded_bytes == len(BIG) + 7
+
+
+def test_a_refusal_ends_the_other_downloads(server, tmp_path):
+    server.served["README.md"], server.rate_bytes_s = b"# Evil\n", 100_000
+    with pytest.raises(Refused):
+        pull(server, tmp_path)
+    threads = [each for each in threading.enumerate() if "ThreadPool" in each.name]
+    for each in threads:
+        each.join(2)
+    assert not any(each.is_alive() for each in threads)
+    assert dict(server.sent)[NAME] < len(BIG) / 2
+
+
+def test_compressed_answers_are_not_unpacked(server, tmp_path):
+    server.headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(HubFailed, match="compressed"):
+        pull(server, tmp_path)
 
 
 def test_a_server_without_ranges_sends_all_again(server, tmp_path):
@@ -124,8 +147,12 @@ def test_a_part_that_was_damaged_here_heals(server, tmp_path):
     (partial / NAME).write_bytes(b"\0" * 1000)
     (partial / "README.md").write_bytes(b"much longer than it was listed")
     (partial / "stray.py").write_text("from another pull")
+    (partial / "LICENSE").symlink_to(secret := tmp_path / "secret")
+    server.files["LICENSE"] = b"As you like.\n"
+    secret.touch(0o600)
     assert pull(server, tmp_path).folder.joinpath(NAME).read_bytes() == BIG
     assert not (tmp_path / REPO / COMMIT / "stray.py").exists()
+    assert (secret.stat().st_size, secret.stat().st_mode & 0o777) == (0, 0o600)
 
 
 def test_small_files_are_held_to_gits_digest(server, tmp_path):
@@ -143,28 +170,30 @@ def test_more_bytes_than_were_listed_stop_at_the_limit(server, tmp_path, more):
     assert path.stat().st_size <= len(BIG)
 
 
-def test_the_hub_offers_another_file_than_it_lists(server, tmp_path):
-    server.listed = server.listing()["siblings"]
-    server.files[NAME] = BIG[:-1] + b"\2"
-    with pytest.raises(Refused, match="offers one with"):
-        pull(server, tmp_path)
-    assert not server.asked("hub")[-1].endswith("blob")
-
-
-def test_another_commit_in_the_middle(server, tmp_path):
-    server.said_commit = "beef" * 10
-    with pytest.raises(Refused, match="answers with commit beef"):
-        pull(server, tmp_path)
+@pytest.mark.parametrize(
+    ("revision", "lie", "said"),
+    [
+        (COMMIT, {"sha": "beef" * 10}, "with commit 'beef"),
+        ("main", {"sha": "main"}, "with commit 'main'"),
+        ("main", {"sha": "../../../" + COMMIT}, "with commit '../"),
+        ("main", {"id": "acme/new\x1b[2J"}, r"answers for 'acme/new\\x1b\[2J', not for acme/tiny"),
+        ("main", {"id": "acme/../../tiny"}, "answers for 'acme/"),
+    ],
+)
+def test_another_repository_or_commit_than_was_asked_for(server, tmp_path, revision, lie, said):
+    server.lied = lie
+    with pytest.raises(Refused, match=said):
+        pull(server, tmp_path, revision=revision)
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
-        ((404, "RepoNotFound"), Unknown, "has no repository"),
-        ((404, "RevisionNotFound"), Unknown, "no branch, tag or commit"),
+        ((404, "RepoNotFound"), Unknown, r"is not there, .*404 RepoNotFound"),
+        ((404, "RevisionNotFound"), Unknown, "acme/tiny at main is not there, .*404 RevisionNotFound"),
         ((401, ""), Forbidden, "token_file is not set"),
         ((401, "RepoNotFound"), Forbidden, "token_file is not set"),
-        ((403, "GatedRepo"), Forbidden, "is gated"),
+        ((403, "GatedRepo"), Forbidden, "was not let in .403 GatedRepo"),
         ((418, ""), HubFailed, "answers 418"),
         ((503, "100000"), HubFailed, "answers 503"),
         ((500, ""), HubFailed, "answers 500"),
@@ -184,8 +213,15 @@ def test_a_busy_hub_is_asked_again(server, tmp_path, status):
     assert server.busy == []
 
 
+def test_a_hub_that_is_busy_for_long_is_not_waited_for(server, tmp_path):
+    server.busy = [(503, "100000")]
+    with pytest.raises(HubFailed, match="answers 503") as raised:
+        pull(server, tmp_path)
+    assert "100000 s" in raised.value.hint
+
+
 def test_a_revision_that_is_not_there(server, tmp_path):
-    with pytest.raises(Unknown, match="no branch, tag or commit 'nope'"):
+    with pytest.raises(Unknown, match="acme/tiny at nope is not there"):
         pull(server, tmp_path, revision="nope")
 
 
@@ -226,7 +262,7 @@ def test_a_disk_that_fills_up_keeps_what_came(server, tmp_path, monkeypatch):
         return real(descriptor)
 
     monkeypatch.setattr(fetch.os, "fsync", full)
-    with pytest.raises(DoesNotFit, match="is full"):
+    with pytest.raises(DoesNotFit, match="No space left"):
         pull(server, tmp_path)
     monkeypatch.undo()
     before = len(server.sent)
@@ -234,28 +270,39 @@ def test_a_disk_that_fills_up_keeps_what_came(server, tmp_path, monkeypatch):
     assert NAME not in [name for name, _ in server.sent[before:]]
 
 
-def test_what_lies_there_is_checked_before_it_is_believed(server, tmp_path):
-    file = pull(server, tmp_path).folder / NAME
+@pytest.mark.parametrize(("name", "data"), [(NAME, BIG[:-1] + b"\2"), ("README.md", b"# Evil\n")])
+def test_what_lies_there_is_checked_before_it_is_believed(server, tmp_path, name, data):
+    """Also the small files, of which the hub gives Git's digest: a chat template is one."""
+    file = pull(server, tmp_path).folder / name
     assert pull(server, tmp_path).already
     file.chmod(0o644)
-    file.write_bytes(BIG[:-1] + b"\2")
+    file.write_bytes(data)
     with pytest.raises(Refused, match="not what the hub listed"):
         pull(server, tmp_path)
 
 
-@pytest.mark.parametrize("url", ["", "huggingface.co", "ftp://hub", "https://", "https://u:p@hub", "https://hub:x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "huggingface.co",
+        "ftp://hub",
+        "https://",
+        "https://u:p@hub",
+        "https://hub:x",
+        "http://mirror.example",
+        "http://localhost.example",
+    ],
+)
 def test_addresses_that_are_none(url):
     with pytest.raises(BadConfig, match=r"\[hub\] url"):
         adapter.Hub(url)
 
 
-def test_a_token_does_not_cross_a_network_in_the_clear(tmp_path):
-    token = tmp_path / "token"
-    token.write_text("hf_x")
-    token.chmod(0o600)
-    with pytest.raises(BadConfig, match="unencrypted"):
-        adapter.Hub("http://mirror.example", token_file=str(token))
-    assert adapter.Hub("http://mirror.example").plain
+@pytest.mark.parametrize("proxy", ["nonsense", "http://proxy:x", "socks5://localhost:1080", "ftp://proxy"])
+def test_proxies_that_are_none(proxy):
+    with pytest.raises(BadConfig, match="the proxy on the way"):
+        adapter.Hub("https://hub.example", proxy=proxy).listing(REPO, "main")
 
 
 def test_without_the_extra_it_says_how_to_get_it():
@@ -264,31 +311,40 @@ def test_without_the_extra_it_says_how_to_get_it():
     assert "needs huggingface_hub" in done.stderr
 
 
-def listing(*names: str, size=10, **more) -> Listing:
-    files = tuple(Listed(name=name, size_bytes=size, sha256="a" * 64) for name in names)
-    return Listing(**{"repo": REPO, "commit": COMMIT, "files": files, "scan": "", **more})
+def listing(*names: str, size=10) -> Listing:
+    files = tuple(Listed(name=name, size_bytes=size, digest="a" * 64) for name in names)
+    return Listing(repo=REPO, commit=COMMIT, files=files, scan="")
 
 
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../x.gguf", "a/../../x.gguf", "a//b.gguf", ".", "a\\b.gguf", "x\0.gguf", ""]
 )
-def test_names_that_no_repository_has_refuse_all_of_it(name):
-    with pytest.raises(Refused, match="no repository can have"):
-        choose(listing("good.gguf", name), FORMATS)
+def test_names_that_are_not_plain_are_never_chosen(name):
+    assert [each.name for each in choose(listing("good.gguf", name))] == ["good.gguf"]
+    with pytest.raises(Refused, match="no weights"):
+        choose(listing(name))
 
 
-def test_listings_that_cannot_be_true():
-    for wrong, said in (
-        (listing("a.gguf", commit="main"), "no commit"),
-        (listing("a.gguf", "a.gguf"), "no repository can have"),
-        (listing("a.gguf", "README.md", "readme.md"), "only in case"),
-        (listing("a.gguf", "LICENSE", "LICENSE/x.md"), "also a folder"),
-        (listing("a.gguf", size=None), "no size and digest"),
-        (listing("a.gguf", size=-1), "no size and digest"),
-        (listing(*(f"{n}.md" for n in range(10_001)), "a.gguf"), "10,002 files"),
-    ):
-        with pytest.raises(Refused, match=said):
-            choose(wrong, FORMATS)
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a.gguf", "README.md", "readme.md"], "only in case"),
+        (["a.gguf", "LICENSE", "LICENSE/x.md"], "also a folder"),
+        (["a.gguf", *(f"{n}.md" for n in range(10_001))], "10,002 files"),
+    ],
+)
+def test_listings_that_cannot_be_true(names, said):
+    with pytest.raises(Refused, match=said):
+        choose(listing(*names))
+
+
+@pytest.mark.parametrize("lie", [{"size": None}, {"size": -1}, {"blobId": None}, {"blobId": "x"}, {"lfs": {"size": 1}}])
+def test_files_without_size_and_digest(server, tmp_path, lie):
+    server.listed = server.listing()["siblings"]
+    server.listed[1] |= lie
+    with pytest.raises((Refused, HubFailed)):
+        pull(server, tmp_path)
+    assert server.sent == []
 
 
 @pytest.mark.parametrize(
@@ -305,37 +361,39 @@ def test_listings_that_cannot_be_true():
             "model-00001-of-00001.safetensors model.safetensors.index.json",
         ),
         ("model.safetensors 1_Pool/a.json onnx/m.onnx onnx/a.json", (), "model.safetensors 1_Pool/a.json"),
+        ("model-1.safetensors original/model.safetensors original/a.json", (), "model-1.safetensors"),
+        ("model.safetensors consolidated.safetensors", ("c*",), "consolidated.safetensors"),
+        ("m.gguf model.safetensors config.json", ("*.safetensors",), "model.safetensors config.json"),
         ("model.safetensors .cache/x.json -x.json é.md a.png", (), "model.safetensors"),
     ],
 )  # fmt: skip
 def test_what_is_chosen(names, include, chosen):
-    found = choose(listing(*names.split()), FORMATS, include)
-    assert sorted(each.name for each in found.files) == sorted(chosen.split())
-    assert sorted([*(each.name for each in found.files), *found.left_out]) == sorted(names.split())
+    found = choose(listing(*names.split()), include=include)
+    assert [each.name for each in found] == sorted(chosen.split())
 
 
 def test_many_quantisations_ask_for_a_choice_with_their_sizes():
     several = listing("m-Q4.gguf", "m-Q8-00001-of-00002.gguf", "m-Q8-00002-of-00002.gguf", size=10**9)
-    with pytest.raises(BadRequest, match="choose one with --include") as raised:
-        choose(several, FORMATS)
+    with pytest.raises(BadRequest, match="choose one model of acme/tiny with --include") as raised:
+        choose(several)
     assert "--include 'm-Q4.gguf'  (1.0 GB)" in raised.value.hint
     assert "--include 'm-Q8-*-of-00002.gguf'  (2.0 GB)" in raised.value.hint
-    with pytest.raises(BadRequest, match="no weights"):
-        choose(several, FORMATS, ["*Q5*"])
+    with pytest.raises(BadRequest, match="choose one model"):
+        choose(several, include=["*Q5*"])
 
 
 def test_pickles_alone_are_no_weights():
     with pytest.raises(Refused, match="no weights in gguf or safetensors"):
-        choose(listing("pytorch_model.bin", "config.json"), FORMATS)
+        choose(listing("pytorch_model.bin", "config.json"))
 
 
 @given(st.lists(st.text("aA./é \\-", max_size=12).map(lambda name: name + ".json"), max_size=6))
 def test_whatever_is_listed_nothing_is_written_elsewhere(names):
     try:
-        found = choose(listing("model.safetensors", *names), FORMATS)
+        found = choose(listing("model.safetensors", *names))
     except FreeholdError:
         return
-    for each in found.files:
+    for each in found:
         assert each.name.isascii()
         assert ".." not in each.name.split("/")
         assert not each.name.startswith("/")

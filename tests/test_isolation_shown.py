@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import _socket
 import json
 import os
 import shutil
 import socket
 import stat
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import DEMO
 
-from freehold.executors import isolation
+from freehold.executors import isolation, isolation_probe
 from freehold.executors.isolation_probe import TESTS
 from freehold.executors.local import Local
 from freehold.types import Launch
@@ -23,7 +25,7 @@ HOLED = """#!{python} -I
 import json, os, sys
 edit = json.loads({edit!r})
 argv = "\\0" + "\\0".join(sys.argv[1:]) + "\\0"
-if "isolation_probe.py" in argv:
+if "isolation_probe." in argv:
     for before, after in edit.get("replace", []):
         assert "\\0" + before + "\\0" in argv, before
         argv = argv.replace("\\0" + before + "\\0", "\\0" + after + "\\0" if after else "\\0", 1)
@@ -148,7 +150,6 @@ HOLES = {
         {"private"},
     ),
     "environment": (replace("--clearenv", "--clearenv\0--setenv\0AWS_SECRET\0x"), {"environment"}),
-    "host name": (replace("sandbox", "db-1"), {"host_name"}),
     "namespaces": (replace("--disable-userns"), {"user_namespaces"}),
     "capabilities": (replace("--cap-drop\0ALL", "--cap-add\0ALL"), {"capabilities"}),
     "devices": (replace("--dev\0/dev", "--dev-bind\0/dev\0/dev"), {"devices"}),
@@ -172,9 +173,67 @@ async def test_a_hole_is_found_and_no_engine_runs(scene, monkeypatch, hole):
     assert stat.S_IMODE(scene.weights.stat().st_mode) == stat.S_IMODE((scene.state / "book.db").stat().st_mode)
 
 
+PROC = {
+    "a local network": ("routes", "Iface Destination\neth0 0000000A 00000000 0001\n", "eth0"),
+    "an abstract socket": ("unix_sockets", "Num\n0: 2 0 10000 1 1 9 @bus\n", "1 can be seen"),
+    "a setuid program": ("capabilities", "CapEff:\t0\nNoNewPrivs:\t0\n", "setuid"),
+    "a bounding set": ("capabilities", "CapBnd:\t1\nNoNewPrivs:\t1\n", "CapBnd is 1"),
+    "a mount": ("writable", "1 2 0:1 / /srv/my\\040models rw,nosuid - ext4 /dev/vda rw\n", r"/srv/my\\040models can"),
+}
+
+
+@pytest.mark.parametrize("case", PROC)
+def test_what_proc_shows_is_understood(monkeypatch, case):
+    name, content, expected = PROC[case]
+    given = {name: [] for name in isolation_probe.NAMES}
+    monkeypatch.setattr(isolation_probe, "lines", lambda _: content.splitlines())
+    with pytest.raises(isolation_probe.Hole, match=expected):
+        TESTS[name](given)
+    if name == "writable":
+        TESTS[name]({**given, "folder": ["/srv/my models"]})
+
+
+ANSWERS = {  # what the world answers, where it should not
+    "tcp": (isolation_probe, "OUTSIDE", ("127.0.0.1",), "there is a way to 127.0.0.1: .*refused"),
+    "udp": (isolation_probe, "OUTSIDE", ("127.0.0.1",), "there is a way to 127.0.0.1: .*refused"),
+    "dns": (_socket, "getaddrinfo", lambda *_: [], "was resolved"),
+    "keyring": (isolation_probe, "libc", SimpleNamespace(syscall=lambda *_: 4), "there are keys"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_is_a_hole(monkeypatch, name):
+    where, what, answer, expected = ANSWERS[name]
+    monkeypatch.setattr(where, what, answer)
+    with pytest.raises(isolation_probe.Hole, match=expected):
+        TESTS[name]({})
+
+
+def test_an_answer_from_the_gateway_is_a_hole():
+    with socket.create_server(("127.0.0.1", 0)) as listening, pytest.raises(isolation_probe.Hole, match="answers"):
+        isolation_probe.gateway({"gateway": [f"127.0.0.1:{listening.getsockname()[1]}"]})
+
+
+def test_weights_that_another_user_owns_are_not_taken_for_read_only(monkeypatch, tmp_path):
+    given = {"weights": [str(tmp_path)]}
+    monkeypatch.setattr(os, "utime", lambda *_, **__: (_ for _ in ()).throw(PermissionError(1, "not yours")))
+    with pytest.raises(isolation_probe.Hole):
+        isolation_probe.weights(given)
+
+
+async def test_names_that_are_no_text_are_no_fault(scene):
+    (scene.state / os.fsdecode(b"caf\xe9")).touch()
+    process = await scene.start()
+    report = await process.tested()
+    assert await process.wait() == 0
+    assert report.failed == {}
+    assert "caf?" in report.passed["private"]
+
+
 WORDLESS = {
     "killed": ("kill -9 $$", "there is none"),
     "cut short": ("""printf '{"passed":{"tcp":"no ro' >/proc/self/fd/N""", "cut short"),
+    "empty": ("echo {} >/proc/self/fd/N", "nonsense"),
     "not ours": ("""echo '{"passed":{},"failed":{},"weights":[],"more":1}' >/proc/self/fd/N""", "nonsense"),
     "too long": ("cat /dev/zero >/proc/self/fd/N", "nonsense"),
     "late": ("exec cat /dev/zero", "none within 0.3 s"),

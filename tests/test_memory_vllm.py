@@ -14,6 +14,7 @@ from freehold.facts import Attention, Card, Indexer, Moe
 from freehold.plan import kv, vllm
 from freehold.plan.params import count
 from freehold.plan.units import GIB
+from freehold.plan.weights import NOT_SPLIT, Split, held_bytes
 
 EVERYTHING = catalogue.load()
 COUNTED = [model for model in EVERYTHING.models if model.ready and count(model)]
@@ -66,7 +67,7 @@ LOGS = {
 def test_tokens_and_requests_are_those_that_vllm_printed(log):
     """The pool is printed to 0.01 GiB and the requests to 0.01: more than half of either, and 0.02 %, is an error."""
     settings = vllm.Settings(version=log.version, **dict(log.asked))
-    layout = vllm.kv_layout(catalogue.model(EVERYTHING, log.model), settings, tp=log.tp)
+    layout = vllm.layout(catalogue.model(EVERYTHING, log.model).attention, settings, Split(log.tp))
     requests = layout.requests(log.pool_gib * GIB, log.length, log.step_tokens)
     due = 0.005 / log.pool_gib + 2e-4
     assert requests == pytest.approx(log.requests, abs=0.005 + due * log.requests)
@@ -92,8 +93,7 @@ LOADED = [  # case, model, precision, (tp, pp, ep), GiB that one card loaded
 @pytest.mark.parametrize(("case", "name", "scheme", "split", "gib"), LOADED, ids=[row[0] for row in LOADED])
 def test_weights_are_those_that_vllm_loaded(case, name, scheme, split, gib):
     model = catalogue.model(EVERYTHING, name)
-    found = vllm.rank(model, count(model), scheme, CARDS["B300-SXM"], vllm.Settings(), split=split)
-    assert found.weights / GIB == pytest.approx(gib, rel=0.012)
+    assert held_bytes(count(model), scheme, model, Split(*split)) / GIB == pytest.approx(gib, rel=0.012)
 
 
 def test_the_pool_of_one_h100_from_scratch():
@@ -102,8 +102,12 @@ def test_the_pool_of_one_h100_from_scratch():
     card = replace(CARDS["H100-SXM"], memory_bytes=seen)
     settings = vllm.Settings(version=(0, 19, 0), utilisation=0.95)
     for tp, printed in ((1, 58.11), (2, 63.76)):
-        pool = vllm.rank(model, count(model), "bf16", card, settings, split=(tp, 1, 1)).pool
+        pool = rank(model, "bf16", card, settings, Split(tp)).pool_bytes
         assert pool / GIB == pytest.approx(printed, rel=0.01)
+
+
+def rank(model, scheme, card, settings, split=NOT_SPLIT):
+    return vllm.rank(model, held_bytes(count(model), scheme, model, split), scheme, card, settings, split=split)
 
 
 # -- what must hold for all --------------------------------------------------------------------------------------------
@@ -116,7 +120,7 @@ settings_ = st.builds(
     vllm.Settings,
     kv_dtype=st.sampled_from(["bf16", "fp8", "nvfp4"]),
     speculative=st.sampled_from([0, 1, 3]),
-    hybrid=st.booleans(),
+    version=st.sampled_from([(0, 8, 0), vllm.VERSION]),
     block_tokens=st.sampled_from([16, 32, 64]),
 )
 tps = st.sampled_from([1, 2, 4, 8])
@@ -124,14 +128,14 @@ tps = st.sampled_from([1, 2, 4, 8])
 
 @given(models, settings_, tps, pools, two_lengths)
 def test_a_longer_context_never_needs_fewer_blocks(model, settings, tp, pool, lengths):
-    layout, (short, long) = vllm.kv_layout(model, settings, tp=tp), lengths
+    layout, (short, long) = vllm.layout(model.attention, settings, Split(tp)), lengths
     assert 1 <= layout.blocks_per_request(short, 8192) <= layout.blocks_per_request(long, 8192)
     assert layout.requests(pool, short, 8192) >= layout.requests(pool, long, 8192)
 
 
 @given(models, settings_, tps, pools, two_crowds)
 def test_longest_is_the_longest_and_shrinks_with_users(model, settings, tp, pool, crowds):
-    layout, (few, many), limit = vllm.kv_layout(model, settings, tp=tp), crowds, 1 << 22
+    layout, (few, many), limit = vllm.layout(model.attention, settings, Split(tp)), crowds, 1 << 22
     longest = layout.longest(pool, few, 8192, limit)
     assert layout.longest(pool, many, 8192, limit) <= longest
     if longest:
@@ -145,31 +149,34 @@ def test_a_narrower_cache_and_more_cards_never_need_more(model, tp):
     sizes = [kv.kv_bytes_per_token(model, dtype, tp) for dtype in ("fp32", "bf16", "fp8", "nvfp4")]
     assert sizes == sorted(sizes, reverse=True)
     assert kv.kv_bytes_per_token(model, "bf16", 2 * tp) <= sizes[1]
-    assert kv.windowed_bytes_per_token(model, "bf16", 2 * tp) <= kv.windowed_bytes_per_token(model, "bf16", tp)
+    narrow, wide = (kv.kv_bytes_per_token(model, "bf16", n, windowed=True) for n in (tp, 2 * tp))
+    assert wide <= narrow
 
 
 @given(models, st.sampled_from(sorted(CARDS)), st.integers(0, 1 << 36), st.sampled_from([8, 64, 256, 1024]))
 def test_a_larger_card_and_fewer_sequences_leave_more_for_the_cache(model, name, more, sequences):
     """Under the same settings: vLLM's defaults allow more at once on cards from 70 GiB up."""
-    card, counts = CARDS[name], count(model)
+    card = CARDS[name]
     larger = replace(card, memory_bytes=card.memory_bytes + more)
     fixed = vllm.Settings(sequences=sequences, batched_tokens=8192)
-    one, other = (vllm.rank(model, counts, "bf16", each, fixed) for each in (card, larger))
-    assert other.pool >= one.pool
+    one, other = (rank(model, "bf16", each, fixed) for each in (card, larger))
+    assert other.pool_bytes >= one.pool_bytes
     busier = replace(fixed, sequences=2 * sequences)
-    assert vllm.rank(model, counts, "bf16", card, busier).pool <= one.pool
+    assert rank(model, "bf16", card, busier).pool_bytes <= one.pool_bytes
 
 
 @given(models, st.sampled_from(["fp8", "int8", "int4-awq", "nvfp4"]), tps)
 def test_what_a_rank_holds_adds_up(model, scheme, tp):
-    rank = vllm.rank(model, count(model), scheme, CARDS["H200-SXM"], vllm.Settings(), split=(tp, 1, 1))
-    parts = rank.weights + rank.activation + rank.other + rank.graphs + rank.pool
-    assert parts == rank.usable == int(0.92 * rank.card)
-    assert min(rank.weights, rank.activation, rank.other, rank.graphs) > 0
+    card = CARDS["H200-SXM"]
+    found = rank(model, scheme, card, vllm.Settings(), Split(tp))
+    parts = (found.weight_bytes, found.activation_bytes, found.other_bytes, found.graph_bytes)
+    assert sum(parts) + found.pool_bytes == found.usable_bytes == int(0.92 * card.memory_bytes)
+    assert min(parts) > 0
 
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
 
+PLAIN = vllm.Settings()
 FULL = Attention(kind="full", layers=10, heads=8, kv_heads=4, head_dim=64)
 SLIDING = Attention(kind="sliding", layers=30, heads=8, kv_heads=4, head_dim=64, window=1024)
 LINEAR = Attention(
@@ -181,24 +188,24 @@ LATENT = Attention(
 
 
 def test_a_cache_by_hand():
-    one = kv.layout([FULL])
+    one = vllm.layout([FULL], PLAIN)
     assert (one.block_bytes, one.blocks_per_request(100, 8192)) == (16 * 10 * 4 * 128 * 2, 7)
-    assert kv.layout([FULL], tp=8).block_bytes == 16 * 10 * 1 * 128 * 2, "a head at least on every card"
-    mixed = kv.layout([SLIDING, FULL])  # three groups of ten sliding layers, one of ten full ones
+    assert vllm.layout([FULL], PLAIN, Split(8)).block_bytes == 16 * 10 * 1 * 128 * 2, "a head at least on every card"
+    mixed = vllm.layout([SLIDING, FULL], PLAIN)  # three groups of ten sliding layers, one of ten full ones
     assert mixed.block_bytes == 16 * 10 * 4 * 128 * 2
     assert mixed.blocks_per_request(100_000, 2048) == 3 * (-(-(1023 + 2048) // 16) + 1) + 6250
-    whole = kv.layout([SLIDING, FULL], hybrid=False)
+    whole = vllm.layout([SLIDING, FULL], vllm.Settings(version=(0, 8, 5)))
     assert whole.blocks_per_request(1600, 2048) * whole.block_bytes == 1600 * 40 * 4 * 128 * 2
-    assert kv.layout([LATENT], tp=8).block_bytes == 16 * 4 * 576 * 2
-    assert kv.layout([LATENT], pp=2).block_bytes == 16 * 2 * 576 * 2
-    assert kv.layout([FULL], draft_layers=1).block_bytes == 16 * 11 * 4 * 128 * 2
+    assert vllm.layout([LATENT], PLAIN, Split(8)).block_bytes == 16 * 4 * 576 * 2
+    assert vllm.layout([LATENT], PLAIN, Split(pp=2)).block_bytes == 16 * 2 * 576 * 2
+    assert vllm.layout([FULL], vllm.Settings(draft_layers=1)).block_bytes == 16 * 11 * 4 * 128 * 2
 
 
 def test_a_state_by_hand():
     state = (2 * 2 * 8 + 4 * 8) * 3 * 2 + 4 * 8 * 8 * 4
     assert kv.state_bytes(LINEAR) == state
     assert kv.state_bytes(LINEAR, tp=2) == state // 2
-    mixed = kv.layout([LINEAR, FULL])
+    mixed = vllm.layout([LINEAR, FULL], PLAIN)
     assert mixed.block_tokens % 16 == 0
     assert mixed.block_tokens * 4 * 128 * 2 >= state, "a page of keys and values holds a state"
     assert mixed.blocks_per_request(1, 8192) == 3 + 1
@@ -227,17 +234,22 @@ def test_the_share_of_a_card_depends_on_the_version(version, share):
     assert vllm.Settings(version=version, utilisation=0.5).share() == 0.5
 
 
+def graph_bytes(asked, card, tp):
+    sizes, each = vllm.graphs(asked, card, tp)
+    return round(sizes * each * GIB)
+
+
 @pytest.mark.parametrize(
     ("sequences", "sizes"), [(1, 2), (8, 5), (64, 19), (124, 34), (130, 35), (256, 51), (1024, 51)]
 )
 def test_graphs_are_captured_for_so_many_batch_sizes(sequences, sizes):
     """1, 2, 4, then every 8 below 256, then every 16 up to 512; at most twice the sequences."""
     asked, card = vllm.Settings(sequences=sequences), CARDS["H100-SXM"]
-    assert vllm.graph_bytes(asked, card, tp=1) == round(0.8 * GIB * sizes / 51)
-    assert vllm.graph_bytes(asked, card, tp=2) == round(1.2 * GIB * sizes / 51)
-    assert vllm.graph_bytes(asked, CARDS["MI300X"], tp=2) == round(0.14 * GIB * sizes)
+    assert graph_bytes(asked, card, tp=1) == round(0.8 * GIB * sizes / 51)
+    assert graph_bytes(asked, card, tp=2) == round(1.2 * GIB * sizes / 51)
+    assert graph_bytes(asked, CARDS["MI300X"], tp=2) == round(0.14 * GIB * sizes)
     for off in (replace(asked, eager=True), replace(asked, version=(0, 20, 9))):
-        assert vllm.graph_bytes(off, card, tp=1) == 0
+        assert graph_bytes(off, card, tp=1) == 0
 
 
 @pytest.mark.parametrize(("tp", "ep", "width"), [(1, 1, 256), (4, 1, 64), (1, 8, 256)])
@@ -250,13 +262,13 @@ def test_activations_by_hand(tp, ep, width):
     many = replace(few, sequences=4096)
     prefill, sampler = 2 * 8192 * (2 * 1024 / tp + 2.5 * 384), 15 * 4096 * 1000 + 2 * 384 * 8192
     fused = 2 * 8192 * 2 * (max(2 * width, 384) + width)
-    split = {"tp": tp, "ep": ep}
-    assert vllm.activation_bytes(model, "bf16", few, card, **split) == prefill + fused
-    assert vllm.activation_bytes(model, "bf16", many, card, **split) == max(prefill, sampler) + fused
-    assert vllm.activation_bytes(model, "nvfp4", few, card, **split) == prefill
-    assert vllm.activation_bytes(model, "nvfp4", few, CARDS["MI300X"], **split) == prefill + fused
+    split = Split(tp, ep=ep)
+    assert vllm.activation(model, "bf16", few, card, split).peak == prefill + fused
+    assert vllm.activation(model, "bf16", many, card, split).peak == max(prefill, sampler) + fused
+    assert vllm.activation(model, "nvfp4", few, card, split).peak == prefill
+    assert vllm.activation(model, "nvfp4", few, CARDS["MI300X"], split).peak == prefill + fused
     before = replace(many, version=(0, 16, 9))
-    assert vllm.activation_bytes(replace(model, moe=None), "bf16", before, card) == 38.5 * 4096 * 1000 + 2 * 384 * 8192
+    assert vllm.activation(replace(model, moe=None), "bf16", before, card).peak == 38.5 * 4096 * 1000 + 2 * 384 * 8192
 
 
 def test_a_latent_read_sparsely_takes_656_bytes_in_fp8_beside_its_indexer():

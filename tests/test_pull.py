@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -9,8 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from conftest import DEMO
 from hub_server import COMMIT, Hub, proxy
 from weight_files import CONFIG, gguf_bytes, safetensors_bytes, tensor
+
+from freehold.cli import pull as command
+from freehold.cli.main import cli
 
 REPO = "acme/tiny"
 ACCEPTED = f'[policy.accepted."{REPO}"]\nby = "J. Weber"\non = 2026-01-01\nwhy = "ours"\n'
@@ -100,6 +106,24 @@ def test_what_is_pulled_is_in_place_read_only_pinned_signed_and_in_the_book(team
     assert len(team.events("weights.pulled")) == 1
 
 
+def test_what_is_pulled_is_served_by_its_pin(team):
+    """By the real llama.cpp, from a folder of models that lies elsewhere, with the lines that the pull printed."""
+    hub = Hub(REPO, {"demo.gguf": DEMO.read_bytes(), "README.md": b"# Demo\n"})
+    elsewhere = team.folder / "elsewhere"
+    elsewhere.mkdir()
+    (team.folder / "models").symlink_to(elsewhere)
+    write(team, hub, "require_pin = true")
+    weights = next(line for line in pull(team).splitlines() if line.startswith("weights"))
+    hub.close()
+    with (team.folder / "freehold.toml").open("a") as config:
+        config.write(f'[server]\nlisten = "127.0.0.1:0"\n[endpoints.tiny]\n{weights}\ncontext = 512\n')
+    team.serve()
+    assert team.up("tiny")["up"], team.status("tiny")
+    assert team.ask("tiny")["usage"]["completion_tokens"]
+    (accepted,) = team.events("weights.accepted")
+    assert accepted["detail"]["pinned"] == "pinned"
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_pull_goes_on_where_it_stopped(team, hub, how):
     write(team, hub)
@@ -142,21 +166,42 @@ def test_two_pulls_of_one_model_bring_it_once(team, hub):
     assert "was there already" in said[1]
 
 
+def test_the_next_pull_waits_until_this_one_is_in_the_book(team, hub, monkeypatch):
+    """Else it looks for the pin in a book that is just being made."""
+    write(team, hub)
+    held = []
+
+    def record(*_) -> None:
+        with (home(team) / ".lock").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.append(True)
+
+    monkeypatch.setattr(command._Pull, "_record", record)
+    monkeypatch.chdir(team.folder)
+    assert CliRunner().invoke(cli, ["pull", REPO], catch_exceptions=False).exit_code == 0
+    assert held
+
+
 @pytest.mark.parametrize(
-    ("policy", "args", "said"),
+    ("policy", "said"),
     [
-        ("", (), 'policy.accepted."acme/tiny"'),
-        ('publishers = ["Mistral AI"]', (), "policy.publishers"),
-        ('publisher_countries = ["EU"]', (), "policy.publisher_countries"),
-        ('formats = ["safetensors"]', ("--format", "gguf"), "policy.formats"),
+        ("", 'policy.accepted."acme/tiny"'),
+        ('publishers = ["Mistral AI"]', "policy.publishers"),
+        ('publisher_countries = ["EU"]', "policy.publisher_countries"),
     ],
 )
-def test_policy_is_asked_before_the_first_byte(team, hub, policy, args, said):
+def test_policy_is_asked_before_the_first_byte(team, hub, policy, said):
     write(team, hub, policy, accepted=ACCEPTED if policy else "")
-    assert said in pull(team, *args, code=3)
+    assert said in pull(team, code=3)
     assert hub.log == []
     (event,) = team.events("weights.pull_refused")
     assert event["subject"] == REPO
+
+
+def test_a_licence_that_nobody_read_is_refused_however_plans_show_it(team, hub):
+    write(team, hub, 'unreviewed = "show"')
+    assert 'policy.accepted."apertus-70b-2509"' in team.run("pull", "apertus-70b-2509", code=3)
+    assert hub.log == []
 
 
 def test_formats_of_policy_choose(team, hub):
@@ -164,13 +209,13 @@ def test_formats_of_policy_choose(team, hub):
     hub.lfs.add("model.safetensors")
     hub.files["config.json"] = json.dumps(CONFIG).encode()
     write(team, hub)
-    assert "--format" in pull(team, code=2)
+    assert "--include '*.safetensors'" in pull(team, code=2)
     write(team, hub, 'formats = ["safetensors"]')
     assert "model.safetensors" in pull(team, "--json")
     assert not (home(team) / COMMIT / "tiny-Q4.gguf").exists()
     assert (
         "holds other files of this commit: model.safetensors"
-        in (write(team, hub), pull(team, "--format", "gguf", code=2))[1]
+        in (write(team, hub), pull(team, "--include", "*.gguf", code=2))[1]
     )
 
 
@@ -211,11 +256,11 @@ def test_offline_takes_only_what_is_there_and_pinned(team, hub):
     file = home(team) / COMMIT / "tiny-Q4.gguf"
     file.chmod(0o644)
     file.write_bytes(BIG[:-1] + b"\2")
-    assert "not to be used" in pull(team, "--offline", code=3)
+    assert "is not what was pulled" in pull(team, "--offline", code=3)
     elsewhere = team.folder / "copied"
     (elsewhere / REPO).mkdir(parents=True)
     (home(team) / COMMIT).rename(elsewhere / REPO / COMMIT)
-    assert "is not pinned" in pull(team, "--offline", "--to", "copied", code=3)
+    assert "is not what was pulled" in pull(team, "--offline", "--to", "copied", code=3)
     assert len(hub.log) == asked
 
 
@@ -235,11 +280,13 @@ def test_a_token_goes_to_the_hub_and_to_nobody_else(team, hub):
     assert "hf_secret" not in said + (team.state / "book.db").read_bytes().decode(errors="replace")
     agents = {headers["User-Agent"].partition("/")[0] for _, _, headers in hub.log}
     assert agents == {"freehold"}
+    assert {headers["Accept-Encoding"] for _, _, headers in hub.log} == {"identity"}
 
 
 def test_the_environment_names_no_hub_and_no_token(team, hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # for other machines than this
     monkeypatch.setenv("HF_HOME", str(team.folder / "hf"))
     write(team, hub)
     pull(team)

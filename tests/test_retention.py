@@ -6,6 +6,8 @@ import time
 
 import pytest
 from conftest import ME
+from hypothesis import given
+from hypothesis import strategies as st
 from trails import DAY_NS, T0_NS, a_record, an_event, breaks, tampering
 
 from freehold.errors import FreeholdError
@@ -59,11 +61,11 @@ async def test_what_is_deleted_is_gone_from_every_file_and_the_chain_holds(tmp_p
     monkeypatch.setattr(deletions, "STEP_ROWS", steps)
     book = await filled(tmp_path)
     assert {"book.db-wal", "journal-1"} <= set(on_disk(tmp_path, MARK))
-    assert await book.delete(deletion("usage")) == 300
-    assert await book.delete(deletion("events")) == 300
+    assert await book.delete(deletion("usage")) == [300]
+    assert await book.delete(deletion("events")) == [300]
     assert on_disk(tmp_path, MARK) == []  # while the daemon runs
     assert breaks(tmp_path) == []
-    assert await book.delete(deletion("usage")) == await book.delete(deletion("events")) == 0
+    assert await book.delete(deletion("usage"), deletion("events")) == [0, 0]
     await book.close()
     told = events(tmp_path)
     assert {(event["actor"], event["detail"]["why"]) for event in told} == {("ada", "asked for")}
@@ -103,10 +105,25 @@ async def test_a_reader_who_holds_old_pages_is_named(tmp_path, monkeypatch):
         with pytest.raises(FreeholdError, match="somebody reads it"):
             await book.delete(deletion("usage"))
     assert "book.db-wal" in on_disk(tmp_path, MARK)
-    assert await book.delete(deletion("usage")) == 0
+    assert await book.delete(deletion("usage")) == [0]
     assert {name for name in on_disk(tmp_path, MARK) if name != "book.db"} == set()  # events have it still
     await book.delete(deletion("events"))
     assert (breaks(tmp_path), on_disk(tmp_path, MARK)) == ([], [])
+    await book.close()
+
+
+async def test_daily_a_large_book_is_not_written_anew_but_overwritten(tmp_path, monkeypatch):
+    monkeypatch.setattr("freehold.ledger.book.REWRITE_BYTES", 0)
+    book = await filled(tmp_path, rows=100)
+    book.settle_request(a_record("kept", started_ns=T0_NS), a_content(T0_NS + DAY_NS, "another"))
+    pages = await book.do(lambda db: db.execute("pragma page_count").fetchone()[0])
+    assert await book.delete(deletion("content"), deletion("usage"), thorough=False) == [1, 51]
+    assert await book.do(lambda db: db.execute("pragma page_count").fetchone()[0]) >= pages
+    assert on_disk(tmp_path, "another") == []
+    assert "book.db-wal" not in on_disk(tmp_path, MARK)
+    await book.delete(deletion("usage"), deletion("events"))
+    assert on_disk(tmp_path, MARK) == []
+    assert await book.do(lambda db: db.execute("pragma page_count").fetchone()[0]) < pages
     await book.close()
 
 
@@ -168,9 +185,9 @@ async def test_with_a_usage_row_goes_what_was_kept_of_it(tmp_path):
     book = Book(tmp_path)
     book.settle_request(a_record("r1", key="a"), a_content(T0_NS + DAY_NS))
     book.settle_request(a_record("r2", key="b"), a_content(T0_NS + DAY_NS, "another"))
-    assert await book.delete(deletion("usage", keys=("a",))) == 1
+    assert await book.delete(deletion("usage", keys=("a",))) == [1]
     assert (on_disk(tmp_path, MARK), breaks(tmp_path)) == ([], [])
-    assert await book.delete(deletion("content", keys=("b",))) == 1
+    assert await book.delete(deletion("content", keys=("b",))) == [1]
     assert (on_disk(tmp_path, "another"), breaks(tmp_path)) == ([], [])
     await book.close()
 
@@ -227,13 +244,16 @@ def test_no_byte_of_a_prompt_or_answer_is_kept_unless_the_key_asks(team):
     team.run("audit", "delete", "--before", "1d", "--usage", "--key", "nobody", code=2)
 
 
-def test_ranges_are_sets_of_numbers():
-    ranges = Ranges([5, 1, 2, 3, 9, 10, 4])
-    assert (str(ranges), len(ranges), 4 in ranges, 6 in ranges) == ("1-5,9-10", 7, True, False)
-    again = Ranges()
-    again.add_text(str(ranges))
-    assert str(again) == str(ranges)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 6)), max_size=12), st.integers(1, 40), st.integers(0, 20))
+def test_ranges_are_sets_of_numbers(parts, first, more):
+    ranges, numbers = Ranges(), set()
+    for low, length in parts:
+        ranges.add(low, low + length)
+        numbers |= {*range(low, low + length + 1)}
+    again = Ranges(numbers)
     again.add_text("x")
     again.add_text("1-2,")
-    assert list(Ranges(range(1, 21)).without(ranges)) == [(6, 8), (11, 20)]
-    assert list(ranges.without(Ranges())) == [(1, 5), (9, 10)]
+    assert str(again) == str(ranges)
+    holes = [number for low, high in ranges.holes(first, first + more) for number in range(low, high + 1)]
+    assert holes == [number for number in range(first, first + more + 1) if number not in numbers]
+    assert ranges.has(first) == (first in numbers)

@@ -1,14 +1,21 @@
 """Which weights are started: pins, where they come from, and reading again."""
 
+import asyncio
 import json
 import os
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from conftest import DEMO, ME
 
 from freehold.errors import BadRequest, Refused
+from freehold.fleet.config import Endpoint
+from freehold.fleet.replica import Replica
+from freehold.fleet.trust import Trust
+from freehold.ledger.book import Book
 from freehold.ledger.signing import holds, signer
+from freehold.policy.law import Rules as Policy
 from freehold.types import Artifact, Manifest
 from freehold.weights import verify
 from freehold.weights.manifest import differences, load, save
@@ -116,18 +123,168 @@ def test_what_was_read_in_full_is_not_read_again_while_it_looks_the_same(team, w
 
 
 def test_reading_again_on_a_schedule_stops_what_was_changed(team, weights):
-    fake_endpoint = fake(team, weights)
-    team.write(demo=fake_endpoint)
-    with (team.folder / "freehold.toml").open("a") as file:
-        file.write("\n[weights]\nverify_hours = 0.0003\n")
-    team.serve()
-    team.ask("demo")
+    scheduled(team, fake(team, weights))
     team.until(lambda: len(team.events("weights.accepted")) > 1)  # read again, while it serves
     flip(weights)
     team.until(lambda: team.events("weights.refused"))
     team.until(lambda: team.status("demo")["state"] == "stopped")
     assert "digest-changed" in team.status("demo")["reason"]
     assert "stopped" in refusal(team.post("demo"))
+
+
+def scheduled(team, settings) -> None:
+    team.write(demo=settings)
+    with (team.folder / "freehold.toml").open("a") as file:
+        file.write("\n[weights]\nverify_hours = 0.0003\n")
+    team.serve()
+    team.ask("demo")
+
+
+def test_weights_that_vanish_while_they_are_served_stop_it_and_that_is_on_record(team, weights):
+    scheduled(team, fake(team, weights))
+    weights.unlink()
+    team.until(lambda: team.status("demo")["state"] == "stopped")
+    (stop,) = team.events("endpoint.stop")
+    assert (stop["actor"], stop["detail"]["reason"]) == ("freehold", team.status("demo")["reason"])
+    assert "there is nothing at" in stop["detail"]["reason"]
+
+
+def test_a_rereading_that_fails_of_itself_stops_the_endpoint_and_not_the_daemon(team, weights):
+    scheduled(team, fake(team, weights))
+    (team.state / "signing.key").unlink()
+    (team.state / "signing.key").mkdir()
+    team.until(lambda: team.status("demo")["state"] == "stopped")
+    assert "could not be read again: IsADirectoryError" in team.status("demo")["reason"]
+    assert team.daemon.running()
+
+
+def test_others_that_were_pinned_meanwhile_are_not_taken_for_what_is_served(team, weights):
+    team.write(demo=fake(team, weights))
+    team.serve()
+    team.ask("demo")
+    other = team.folder / "other.gguf"
+    other.write_bytes(with_context(1024))
+    other.replace(weights)
+    team.run("pin", "demo")
+    assert "not those that its engine was started with" in team.run("up", "--full", code=3)
+    assert team.status("demo")["state"] == "stopped"
+    team.run("up")
+    assert json.loads(team.engine("demo", "/launch"))["model_bytes"] == weights.stat().st_size
+
+
+def with_context(trained: int) -> bytes:
+    """The demonstration model, trained on another context."""
+    content, key = bytearray(DEMO.read_bytes()), b"llama.context_length"
+    at = content.index(key) + len(key) + 4  # behind the value's type
+    content[at : at + 4] = trained.to_bytes(4, "little")
+    return bytes(content)
+
+
+def test_a_plan_is_made_for_the_weights_that_are_there(team, weights):
+    weights.write_bytes(with_context(2048))
+    team.write(demo=fake(team, weights, "parallel = 1").replace("context = 512\n", ""))
+    team.serve()
+    for context in (2048, 1024):
+        weights.write_bytes(with_context(context))
+        team.run("pin", "demo")
+        team.run("up", "--full")
+        assert json.loads(team.engine("demo", "/launch"))["args"]["--ctx-size"] == str(context)
+        team.run("stop", "demo")
+        team.until(lambda: team.status("demo")["state"] == "stopped")
+
+
+def trust_in(tmp_path, weights, **rules):
+    """A trust without a daemon, and the book it goes by."""
+    book = Book(tmp_path / "state")
+    told = []
+    ground = SimpleNamespace(
+        book=book, state=tmp_path / "state", clock_ns=book.clock_ns, tell=lambda kind, *_, **more: told.append(kind)
+    )
+    permission = SimpleNamespace(require=lambda: None, digests=rules.pop("digests", ()))
+    made = Trust("demo", Endpoint(weights=str(weights)), ground, permission, rules=Policy(**rules), lasts_ns=1 << 62)
+    return made, ground, told
+
+
+@pytest.fixture
+def copy(tmp_path):
+    (tmp_path / "state").mkdir()
+    path = tmp_path / "copy.gguf"
+    path.write_bytes(DEMO.read_bytes())
+    return path
+
+
+async def test_what_policy_refused_is_not_started_the_second_time_either(tmp_path, copy):
+    trust, ground, _ = trust_in(tmp_path, copy, formats=("gguf",))
+    await trust.ensure()
+    trust._rules = Policy(formats=("safetensors",))  # as if others were in their place
+    flip(copy)
+    await ground.book.set_pin(str(copy), verify(copy).digest, "ada", replace=True)
+    for _ in range(2):
+        with pytest.raises(Refused, match="policy refuses"):
+            await trust.ensure()
+    await ground.book.close()
+
+
+async def test_what_a_rereading_refused_is_not_started_although_it_looks_as_before(tmp_path, copy):
+    trust, ground, _ = trust_in(tmp_path, copy)
+    await trust.ensure()
+    await ground.book.set_pin(str(copy), OTHER, "ada", replace=True)  # as a disk that rots: no time of change tells
+    trust.expire()
+    with pytest.raises(Refused, match="digest-changed"):
+        await trust.reread()
+    with pytest.raises(Refused, match="digest-changed"):
+        await trust.ensure()
+    with pytest.raises(Refused, match="changed after"):
+        await trust.recheck()
+    await ground.book.close()
+
+
+async def test_what_is_recalled_is_held_to_the_catalogue_too(tmp_path, copy):
+    trust, ground, told = trust_in(tmp_path, copy)
+    await trust.ensure()
+    await ground.book.close()
+    trust, ground, told = trust_in(tmp_path, copy, digests=(OTHER,))
+    with pytest.raises(Refused, match="are none of"):
+        await trust.ensure()
+    assert "weights.unchanged" not in told
+    await ground.book.close()
+
+
+async def test_two_who_want_them_read_at_once_read_them_once(tmp_path, copy):
+    trust, ground, told = trust_in(tmp_path, copy)
+    await trust.ensure()
+    trust.expire()
+    await asyncio.gather(trust.reread(), trust.reread(), trust.ensure())
+    assert told.count("weights.checking") == 2
+    await ground.book.close()
+
+
+def test_a_refusal_that_comes_late_does_not_stop_the_next_run():
+    """Two had them read at once; the second is refused when an operator has already opened it again."""
+    closed = []
+    life = SimpleNamespace(run=2, state="ready")
+    replica = Replica.__new__(Replica)
+    replica.name, replica._life, replica._inbox = "demo", life, SimpleNamespace(put_nowait=closed.append)
+    replica._ground = SimpleNamespace(tell=lambda *_, **__: None)
+    replica.close(1, Refused("old"))
+    assert closed == []
+    replica.close(2, Refused("new"))
+    assert [note.run for note in closed] == [2]
+
+
+async def test_a_rereading_leaves_the_cores_to_others(tmp_path, copy, monkeypatch):
+    trust, ground, _ = trust_in(tmp_path, copy)
+    await trust.ensure()
+    trust.expire()
+    nice = tmp_path / "bin" / "nice"
+    nice.parent.mkdir()
+    nice.write_text(f'#!/bin/sh\necho "$1 $2" > {tmp_path}/asked\nshift 2\nexec "$@"\n')
+    nice.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{nice.parent}:/usr/bin:/bin")
+    await trust.reread()
+    assert not trust.due
+    assert (tmp_path / "asked").read_text() == "-n 19\n"
+    await ground.book.close()
 
 
 def test_an_engine_whose_weights_changed_while_it_loaded_them_serves_nothing(team, weights):

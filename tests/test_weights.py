@@ -228,3 +228,8 @@ def test_verify_command_says_unpinned_plainly_and_its_exit_status_is_the_verdict
     assert refused.exit_code == 3
     assert rules(msgspec.json.decode(refused.stdout, type=Verdict)) == {"code"}
     assert "[code]" in CliRunner().invoke(command, [str(tmp_path)], obj=Path("no.toml")).stdout
+
+
+def test_one_shard_that_was_named_itself_is_judged_alone(tmp_path):
+    write(tmp_path, {"model-00001-of-00002.safetensors": safetensors_bytes()})
+    assert verify(tmp_path / "model-00001-of-00002.safetensors").accepted

@@ -11,7 +11,7 @@ from freehold import catalogue
 from freehold.facts import Attention, Card, Context, LicenceOf, Model, Moe, Mtp, Parameters
 from freehold.plan.params import count
 from freehold.plan.speed import active_bytes, decode_ceiling
-from freehold.plan.weights import SCHEMES, checkpoint_bytes, held_bytes, split
+from freehold.plan.weights import SCHEMES, Split, checkpoint_bytes, held_bytes, weigh
 
 EVERYTHING = catalogue.load()
 COUNTED = [model for model in EVERYTHING.models if model.ready and count(model)]
@@ -35,8 +35,8 @@ MOE = Moe(layers=2, experts=16, experts_per_token=2, intermediate_size=256)
 EXPERTS, ROUTER = 2 * 16 * 3 * 512 * 256, 2 * 16 * 512
 
 
-def held(model: Model, scheme: str, **more) -> int:
-    return held_bytes(count(model), scheme, model, **more)
+def held(model: Model, scheme: str, *split, **more) -> int:
+    return held_bytes(count(model), scheme, model, *split, **more)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_gguf_mixtures(scheme, bits, better, head):
     """A sixth of feed-forward and a twentieth of attention in the better type; norms in float32; no engine's tables."""
     attention, dense = (bits + (better - bits) / share for share in (20, 6))
     quantized = ATTENTION * attention + DENSE * dense + TABLE * (bits + head)
-    assert held(TINY, scheme, engine_tables=False) == round(quantized / 8 + 4 * NORMS)
+    assert held(TINY, scheme, tables=False) == round(quantized / 8 + 4 * NORMS)
 
 
 @pytest.mark.parametrize(
@@ -98,20 +98,20 @@ def test_experts_alone_are_quantized(scheme, expert, other):
 
 def test_cards_share_matrices_but_not_norms():
     each = 2 * ((ATTENTION + DENSE + 2 * TABLE) / 4 + NORMS) + ROTARY
-    assert held(TINY, "bf16", tp=4) == each
+    assert held(TINY, "bf16", Split(tp=4)) == each
     few = replace(TINY, attention=(replace(FULL, kv_heads=1),))  # one head of keys and values, on every card
     kv = KV // 4
-    assert held(few, "bf16", tp=4) == 2 * ((ATTENTION - KV + DENSE + 2 * TABLE) / 4 + kv + NORMS) + ROTARY
+    assert held(few, "bf16", Split(tp=4)) == 2 * ((ATTENTION - KV + DENSE + 2 * TABLE) / 4 + kv + NORMS) + ROTARY
 
 
 def test_a_pipeline_shares_layers_and_the_fullest_has_one_end():
     layers = ATTENTION + DENSE + NORMS  # the last norm is counted like the others
-    assert held(TINY, "bf16", pp=2) == pytest.approx(2 * (layers / 2 + TABLE) + ROTARY, abs=2)
+    assert held(TINY, "bf16", Split(pp=2)) == pytest.approx(2 * (layers / 2 + TABLE) + ROTARY, abs=2)
 
 
 def test_experts_can_be_shared_without_the_rest():
     model = replace(TINY, moe=MOE, dense_layers=0)
-    assert held(model, "bf16", ep=8) == 2 * (EXPERTS // 8 + ATTENTION + 2 * TABLE + NORMS + ROUTER) + ROTARY
+    assert held(model, "bf16", Split(ep=8)) == 2 * (EXPERTS // 8 + ATTENTION + 2 * TABLE + NORMS + ROUTER) + ROTARY
 
 
 def test_mxfp4_widths_are_padded():
@@ -119,9 +119,10 @@ def test_mxfp4_widths_are_padded():
     model = catalogue.model(EVERYTHING, "gpt-oss-20b")
     counts, scheme = count(model), SCHEMES["mxfp4-experts"]
     grown = [
-        split(counts, scheme, model, tp=tp).experts.bytes * tp / (counts.experts.matrices * 17 / 32) for tp in (1, 4)
+        weigh(counts, scheme, model, Split(tp=tp)).experts.bytes * tp / (counts.experts.matrices * 17 / 32)
+        for tp in (1, 4)
     ]
-    whole = split(counts, scheme, model, ep=4).experts.bytes * 4 / (counts.experts.matrices * 17 / 32)
+    whole = weigh(counts, scheme, model, Split(ep=4)).experts.bytes * 4 / (counts.experts.matrices * 17 / 32)
     assert whole == pytest.approx(3072 / 2880), "experts that are shared keep their width"
     assert grown == pytest.approx([3072 / 2880, 3072 / 2880 * 768 / 720])
 
@@ -129,13 +130,13 @@ def test_mxfp4_widths_are_padded():
 def test_mla_keeps_copies_of_what_works_on_latents():
     model = replace(TINY, attention=(LATENT,))
     copies, rotary = 2 * 64 * 8 * (32 + 32), 16 * 4096 * 2
-    assert split(count(model), SCHEMES["bf16"], model).tables.bytes == 2 * copies + rotary
-    assert split(count(model), SCHEMES["bf16"], model, tp=2).tables.bytes == copies + rotary
-    assert split(count(model), SCHEMES["bf16"], model, tables=False).tables.bytes == 0
+    assert weigh(count(model), SCHEMES["bf16"], model).tables.bytes == 2 * copies + rotary
+    assert weigh(count(model), SCHEMES["bf16"], model, Split(tp=2)).tables.bytes == copies + rotary
+    assert weigh(count(model), SCHEMES["bf16"], model, tables=False).tables.bytes == 0
     down = 2 * (512 * (64 + 16) + 512 * 128)  # the projections to the latents are on every card whole
-    whole = split(count(model), SCHEMES["bf16"], model).attention.bytes
-    assert split(count(model), SCHEMES["bf16"], model, tp=8).attention.bytes == (whole - 2 * down) / 8 + 2 * down
-    assert split(count(model), SCHEMES["nvfp4"], model).attention.bytes == whole, "publishers spare latent attention"
+    whole = weigh(count(model), SCHEMES["bf16"], model).attention.bytes
+    assert weigh(count(model), SCHEMES["bf16"], model, Split(tp=8)).attention.bytes == (whole - 2 * down) / 8 + 2 * down
+    assert weigh(count(model), SCHEMES["nvfp4"], model).attention.bytes == whole, "publishers spare latent attention"
 
 
 def test_the_layers_that_predict_further_are_loaded_only_to_speculate():
@@ -150,8 +151,10 @@ def test_the_layers_that_predict_further_are_loaded_only_to_speculate():
 def test_the_vocabulary_is_padded_for_every_card():
     odd = replace(TINY, vocab_size=1000)
     for tp, rows in ((1, 1024), (2, 1024), (4, 1024), (8, 1024)):
-        assert split(count(odd), SCHEMES["bf16"], odd, tp=tp).embedding.bytes == pytest.approx(rows * 512 * 2 / tp)
-    assert split(count(odd), SCHEMES["bf16"], replace(odd, vocab_size=1025)).embedding.bytes > 1024 * 512 * 2
+        assert weigh(count(odd), SCHEMES["bf16"], odd, Split(tp=tp)).embedding.bytes == pytest.approx(
+            rows * 512 * 2 / tp
+        )
+    assert weigh(count(odd), SCHEMES["bf16"], replace(odd, vocab_size=1025)).embedding.bytes > 1024 * 512 * 2
 
 
 def test_tied_embeddings_have_no_head():
@@ -168,7 +171,7 @@ def test_tied_embeddings_have_no_head():
 )
 def test_small_models_in_four_bits(name, file_gb):
     model = catalogue.model(EVERYTHING, name)
-    assert held(model, "gguf-q4_k_m", engine_tables=False) == pytest.approx(file_gb * 1e9, rel=0.013)
+    assert held(model, "gguf-q4_k_m", tables=False) == pytest.approx(file_gb * 1e9, rel=0.013)
 
 
 def test_a_token_reads_what_is_active_and_waits_for_what_comes_after():
@@ -204,8 +207,8 @@ schemes = st.sampled_from(sorted(SCHEMES))
 
 @given(models, schemes, st.sampled_from([1, 2, 4]))
 def test_more_cards_never_put_more_on_one(model, scheme, tp):
-    assert held(model, scheme, tp=2 * tp) <= held(model, scheme, tp=tp)
-    assert held(model, scheme, tp=8, pp=2) <= held(model, scheme, tp=8)
+    assert held(model, scheme, Split(tp=2 * tp)) <= held(model, scheme, Split(tp=tp))
+    assert held(model, scheme, Split(tp=8, pp=2)) <= held(model, scheme, Split(tp=8))
 
 
 @given(models, st.sampled_from([1, 2, 8]))
@@ -219,13 +222,13 @@ def test_a_coarser_precision_is_never_larger(model, tp):
         ("gguf-f16", "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-iq4_xs", "gguf-q3_k_m", "gguf-q2_k"),
     ]
     for row in rows:
-        sizes = [held(model, scheme, tp=tp) for scheme in row]
+        sizes = [held(model, scheme, Split(tp=tp)) for scheme in row]
         assert sizes == sorted(sizes, reverse=True), row
 
 
 @given(models, schemes)
 def test_the_parts_are_positive_and_add_up(model, scheme):
-    found = split(count(model), SCHEMES[scheme], model, mtp=True)
+    found = weigh(count(model), SCHEMES[scheme], model, mtp=True)
     assert min(part.bytes for part in found) >= 0
     assert found.total == pytest.approx(sum(part.parameters * part.rate for part in found))
 

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
 import yaml
-from msgspec.inspect import StructType, UnionType, VarTupleType, type_info
 
 from freehold.catalogue import Catalogue
-from freehold.facts import Attention, AttentionKind, Context, Indexer, Model, Moe, Parameters
+from freehold.facts import Attention, Context, Indexer, Model, Moe, Parameters
 from freehold.plan.params import count
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +25,7 @@ FILES = {  # list of the catalogue: its file; offers stand with their providers
     "rates": "currency.yaml",
 }
 Entry = dict[str, Any]
+Kind = TypeVar("Kind")
 
 
 def _names(struct: type[msgspec.Struct], **renamed: str) -> dict[str, str]:
@@ -35,69 +33,75 @@ def _names(struct: type[msgspec.Struct], **renamed: str) -> dict[str, str]:
     return {field: field for field in struct.__struct_fields__ if field not in renamed.values()} | renamed
 
 
-# models.yaml is older and says more than the package needs. By section: what is taken, and what is left out on purpose
-DIMS = {
-    "num_hidden_layers": "layers", "hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
-    "num_dense_ffn_layers": "dense_layers", "vocab_size": "vocab_size", "output_vocab_size": "output_vocab_size",
-    "tie_word_embeddings": "tied_embeddings", "mlp_gated": "mlp_gated", "block_norms": "layer_norms",
-    "non_attention_layers": "other_layers", "mlp_extra_per_layer": "mlp_extra_per_layer",
+def _left_out(keys: str) -> dict[str, str]:
+    return dict.fromkeys(keys.split(), "")
+
+
+# models.yaml is older and says more than the package needs: what each key of a section becomes; "": left out on purpose
+SECTIONS = {
+    "dims": {
+        "num_hidden_layers": "layers", "hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
+        "num_dense_ffn_layers": "dense_layers", "vocab_size": "vocab_size", "output_vocab_size": "output_vocab_size",
+        "tie_word_embeddings": "tied_embeddings", "mlp_gated": "mlp_gated", "block_norms": "layer_norms",
+        "non_attention_layers": "other_layers", "mlp_extra_per_layer": "mlp_extra_per_layer",
+        **_left_out(
+            "num_attention_heads num_key_value_heads head_dim global_head_dim num_global_key_value_heads activation "
+            "attention_k_eq_v head_dim_note intermediate_size_note layer_note dense_mlp_beside_moe"
+        ),
+    },
+    "attention": _left_out("groups kv_cache_derived layer_pattern note"),
+    "group": {
+        **_names(Attention, num_attention_heads="heads", num_key_value_heads="kv_heads", attention_sinks="sinks"),
+        "num_heads": "heads", "chunk": "window", "sparse_indexer": "indexer", "n_groups": "state_groups",
+        "num_key_heads": "key_heads", "num_value_heads": "value_heads",
+        **_left_out(
+            "state_dtype partial_rotary_factor rotary_dim rope note kv_source_layer block_size topk_blocks local_blocks"
+        ),
+    },
+    "indexer": _names(Indexer),
+    "moe": {
+        **_names(Moe, num_moe_layers="layers", num_experts="experts", moe_intermediate_size="intermediate_size"),
+        "num_shared_experts": "shared_experts", "shared_expert_intermediate_size": "shared_intermediate_size",
+        "shared_expert_gate": "shared_gate",
+        **_left_out("first_k_dense interleave_moe_layer_step n_group topk_group num_hash_routed_layers note"),
+    },
+    "mtp": {
+        "layers": "layers", "style": "style", "ffn": "ffn", "checkpoint_repeats_embeddings": "repeats_embeddings",
+        **_left_out("attention_group dedicated_embeddings published published_params note"),
+    },
+    "parameters": {
+        "method": "method", "computed_text": "text", "computed_total": "total", "computed_active": "active",
+        "hf_safetensors_total": "checkpoint", "published_total": "published", "published_active": "published_active",
+        "published_total_basis": "published_basis", "matches_hf_exactly": "exact",
+        "tolerance_published_pct": "tolerance_published_pct", "tolerance_hf_pct": "tolerance_checkpoint_pct",
+        **_left_out(
+            "computed_mtp deviation_vs_published_pct deviation_vs_hf_pct active_deviation_pct published_total_note "
+            "hf_safetensors_total_from"
+        ),
+    },
+    "context": {**_names(Context), **_left_out("config_max_position_embeddings claimed")},
+    "licence": {  # the terms are in licences.yaml; the two sources go to the model's sources
+        "id": "id", "conditions": "conditions", "hf_licence_tag": "tag", "eu_company_may_run_weights": "eu_companies",
+        **_left_out("spdx name commercial_use url eu_restriction contracting_party text_source claim_source"),
+    },
+    "precision": _left_out(  # read in _checkpoint
+        "checkpoint_quantisation confirmed note note_confirmation confirmed_by not_converted torch_dtype size_gb "
+        "checkpoint_size_gb"
+    ),
+    "multimodal": {
+        "input": "inputs", "encoder_params": "encoder_params",
+        **_left_out("is_multimodal output encoder_params_note image_limit_tested"),
+    },
+    "": {  # the entry itself
+        **{name: name for name in ("id", "name", "family", "publisher", "architecture", "notes", "disagreements")},
+        "unknown": "unknown", "hf_repo": "repo", "release_date": "released", "release_date_basis": "released_basis",
+        "official_quantised_variants": "quantized", "publisher_country": "publisher_country",
+        **_left_out(
+            "model_type text_model_type vllm_recipe publisher_min_gpu_memory_gb dims dims_status moe attention context "
+            "precision multimodal mtp licence parameters sources catalogue_ready"
+        ),
+    },
 }  # fmt: skip
-DIMS_LEFT_OUT = {
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "global_head_dim", "num_global_key_value_heads"),
-    *("attention_k_eq_v", "head_dim_note", "intermediate_size_note", "layer_note", "activation"),
-    "dense_mlp_beside_moe",  # read where dense layers are counted
-}
-GROUP = {
-    **_names(Attention, num_attention_heads="heads", num_key_value_heads="kv_heads", attention_sinks="sinks"),
-    "num_heads": "heads", "chunk": "window", "sparse_indexer": "indexer", "n_groups": "state_groups",
-    "num_key_heads": "key_heads", "num_value_heads": "value_heads",
-}  # fmt: skip
-GROUP_LEFT_OUT = {
-    *("state_dtype", "partial_rotary_factor", "rotary_dim", "rope", "note", "kv_source_layer"),
-    *("block_size", "topk_blocks", "local_blocks"),
-}
-MOE = {
-    **_names(Moe, num_moe_layers="layers", num_experts="experts", moe_intermediate_size="intermediate_size"),
-    "num_shared_experts": "shared_experts", "shared_expert_intermediate_size": "shared_intermediate_size",
-    "shared_expert_gate": "shared_gate",
-}  # fmt: skip
-MOE_LEFT_OUT = {"first_k_dense", "interleave_moe_layer_step", "n_group", "topk_group", "num_hash_routed_layers", "note"}
-MTP = {"layers": "layers", "style": "style", "ffn": "ffn", "checkpoint_repeats_embeddings": "repeats_embeddings"}
-MTP_LEFT_OUT = {"attention_group", "dedicated_embeddings", "published", "published_params", "note"}
-PARAMETERS = {
-    "method": "method", "computed_text": "text", "computed_total": "total", "computed_active": "active",
-    "hf_safetensors_total": "checkpoint", "published_total": "published", "published_active": "published_active",
-    "published_total_basis": "published_basis", "matches_hf_exactly": "exact",
-    "tolerance_published_pct": "tolerance_published_pct", "tolerance_hf_pct": "tolerance_checkpoint_pct",
-}  # fmt: skip
-PARAMETERS_LEFT_OUT = {
-    *("computed_mtp", "deviation_vs_published_pct", "deviation_vs_hf_pct", "active_deviation_pct"),  # counted anew
-    *("published_total_note", "hf_safetensors_total_from"),
-}
-CONTEXT_LEFT_OUT = {"config_max_position_embeddings", "claimed"}
-LICENCE = {
-    "id": "id",
-    "conditions": "conditions",
-    "hf_licence_tag": "tag",
-    "eu_company_may_run_weights": "eu_companies",
-}
-LICENCE_LEFT_OUT = {  # the terms are in licences.yaml; the two sources go to the model's sources
-    *("spdx", "name", "commercial_use", "url", "eu_restriction", "contracting_party", "text_source", "claim_source"),
-}
-PRECISION = {"checkpoint_quantisation", "confirmed", "note", "note_confirmation", "confirmed_by", "not_converted"}
-PRECISION_LEFT_OUT = {"torch_dtype", "size_gb", "checkpoint_size_gb"}
-MULTIMODAL = {"input": "inputs", "encoder_params": "encoder_params"}
-MULTIMODAL_LEFT_OUT = {"is_multimodal", "output", "encoder_params_note", "image_limit_tested"}
-WHOLE = {
-    **{name: name for name in ("id", "name", "family", "publisher", "architecture", "notes", "disagreements")},
-    "unknown": "unknown", "hf_repo": "repo", "release_date": "released", "release_date_basis": "released_basis",
-    "official_quantised_variants": "quantized", "publisher_country": "publisher_country",
-}  # fmt: skip
-WHOLE_LEFT_OUT = {
-    *("model_type", "text_model_type", "vllm_recipe", "publisher_min_gpu_memory_gb"),
-    *("dims", "dims_status", "moe", "attention", "context", "precision", "multimodal", "mtp", "licence", "parameters"),
-    *("sources", "catalogue_ready"),  # read below
-}
 ONLY_A_TAG = re.compile(r"(PyPI )?llmfit\b[^;]*")  # a scrape of the hub's tags
 SOURCES_LEFT_OUT = {"publisher_min_gpu_memory_gb"}
 CHECKPOINTS = (  # how the words about a checkpoint begin: its scheme
@@ -134,10 +138,10 @@ def build(folder: Path) -> bytes:
         offer | {"provider": each["id"]} for each in lists["providers"] for offer in each.pop("offers", ())
     ]
     lists["known"] = [_counted(entry) for entry in lists["known"]]
-    for name, entries in lists.items():
-        for entry in entries:
-            _refuse_unknown(entry, type_info(_type_of(name)), f"{name} {entry.get('id', '')}")
-    whole = msgspec.convert(lists, Catalogue, strict=True)
+    types = {field.name: get_args(field.type)[0] for field in msgspec.structs.fields(Catalogue)}
+    whole = Catalogue(
+        **{name: tuple(_converted(entry, types[name], name) for entry in entries) for name, entries in lists.items()}
+    )
     _refuse_twins(whole)
     encode = msgspec.json.Encoder(order="deterministic").encode
     parts = [
@@ -161,23 +165,11 @@ def _read(path: Path) -> list[Entry]:
     return document["models"] if path.name == "models.yaml" else document
 
 
-def _type_of(name: str) -> Any:
-    return get_args(msgspec.structs.fields(Catalogue)[Catalogue.__struct_fields__.index(name)].type)[0]
-
-
-def _refuse_unknown(value: Any, kind: Any, where: str) -> None:
-    """msgspec passes over keys that a struct lacks; here they are errors."""
-    if isinstance(kind, UnionType):
-        kind = next((each for each in kind.types if isinstance(each, (StructType, VarTupleType))), None)
-    if isinstance(kind, StructType) and isinstance(value, dict):
-        fields = {field.encode_name: field.type for field in kind.fields}
-        if unknown := sorted(value.keys() - fields.keys()):
-            raise ValueError(f"{where}: nobody reads {unknown}")
-        for key, each in value.items():
-            _refuse_unknown(each, fields[key], f"{where} {key}")
-    elif isinstance(kind, VarTupleType) and isinstance(value, Iterable):
-        for each in value:
-            _refuse_unknown(each, kind.item_type, where)
+def _converted(entry: Entry, kind: type[Kind], where: str) -> Kind:
+    try:
+        return msgspec.convert(entry, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{where} {entry.get('id', '')}: {error}") from None
 
 
 def _refuse_twins(catalogue: Catalogue) -> None:
@@ -189,66 +181,49 @@ def _refuse_twins(catalogue: Catalogue) -> None:
             raise ValueError(f"twice in the catalogue: {twins}")
 
 
-def _take(section: Entry, names: dict[str, str], left_out: set[str], where: str) -> Entry:
-    """The section under the structs' names, without nulls; a key in neither list is an error."""
-    if unknown := sorted(section.keys() - names.keys() - left_out):
-        raise ValueError(f"{where}: nobody reads {unknown}")
-    return {names[key]: value for key, value in section.items() if key in names and value is not None}
+def _take(section: str, found: Entry, where: str) -> Entry:
+    """A section under the structs' names, without nulls; a key that its table does not name is an error."""
+    names = SECTIONS[section]
+    if unknown := sorted(found.keys() - names.keys()):
+        raise ValueError(f"models {where} {section}: nobody reads {unknown}")
+    return {names[key]: value for key, value in found.items() if names[key] and value is not None}
 
 
 def _whole(entry: Entry) -> Entry:
     """An entry of models.yaml as a facts.Model."""
-    take = partial(_part, entry)
-    dims, moe, licence = entry["dims"], entry["moe"], entry["licence"]
-    dense = dims.get("num_dense_ffn_layers", 0 if moe else dims["num_hidden_layers"])
+    where, dims = entry["id"], entry["dims"]
+    taken = {name: _take(name, entry[name], where) for name in SECTIONS if entry.get(name)}
+    dense = dims.get("num_dense_ffn_layers", 0 if entry["moe"] else dims["num_hidden_layers"])
     if dims.get("dense_mlp_beside_moe"):
         dense = dims["num_hidden_layers"]
-    model = take(None, WHOLE, WHOLE_LEFT_OUT)
-    model |= (
-        take("dims", DIMS, DIMS_LEFT_OUT)
-        | {"dense_layers": dense}
-        | take("multimodal", MULTIMODAL, MULTIMODAL_LEFT_OUT)
-    )
-    _take(entry["attention"], {}, {"groups", "kv_cache_derived", "layer_pattern", "note"}, entry["id"])
-    model["attention"] = [_group(each, entry["id"]) for each in entry["attention"]["groups"]]
+    model = _take("", entry, where) | taken["dims"] | {"dense_layers": dense} | taken["multimodal"]
+    model |= {name: taken[name] for name in ("moe", "context", "licence", "parameters") if name in taken}
+    model["attention"] = [_group(each, where) for each in entry["attention"]["groups"]]
     words = [entry["attention"].get(key, "") for key in ("layer_pattern", "note")]
     model["attention_note"] = "; ".join(each for each in words if each)
-    if moe:
-        model["moe"] = take("moe", MOE, MOE_LEFT_OUT)
     if entry["mtp"]["layers"]:
-        model["mtp"] = take("mtp", MTP, MTP_LEFT_OUT)
+        model["mtp"] = taken["mtp"]
         if group := entry["mtp"].get("attention_group"):
-            model["mtp"]["attention"] = _group(group, entry["id"])
-    model["context"] = take("context", _names(Context), CONTEXT_LEFT_OUT)
-    model["licence"] = take("licence", LICENCE, LICENCE_LEFT_OUT)
-    model["parameters"] = take("parameters", PARAMETERS, PARAMETERS_LEFT_OUT)
+            model["mtp"]["attention"] = _group(group, where)
     model |= _checkpoint(entry)
-    model["sources"] = _sources(entry, licence)
+    model["sources"] = _sources(entry, entry["licence"])
     model["licence"]["read"] = not all(ONLY_A_TAG.fullmatch(each) for each in model["sources"]["licence"])
     model["ready"] = bool(model["attention"]) and entry.get("catalogue_ready", True)
     return model
 
 
-def _part(entry: Entry, section: str | None, names: dict[str, str], left_out: set[str]) -> Entry:
-    where = f"models {entry.get('id')} {section or ''}"
-    return _take(entry[section] if section else entry, names, left_out, where)
-
-
 def _group(group: Entry, where: str) -> Entry:
-    if group["kind"] not in get_args(AttentionKind):
-        raise ValueError(f"{where}: no attention is called {group['kind']!r}")
-    taken = _take(group, GROUP, GROUP_LEFT_OUT, f"{where} attention")
+    taken = _take("group", group, where)
     if (gate := taken.pop("output_gate", None)) is not None:
         if gate not in ("q_doubled", True):
             raise ValueError(f"{where}: no output gate is called {gate!r}")
         taken["output_gate"] = True
-    return taken | ({"indexer": _take(taken["indexer"], _names(Indexer), set(), where)} if "indexer" in taken else {})
+    return taken | ({"indexer": _take("indexer", taken["indexer"], where)} if "indexer" in taken else {})
 
 
 def _checkpoint(entry: Entry) -> Entry:
     """In which precision the named repository is, and what was said of it."""
     said = entry["precision"]
-    _take(said, dict.fromkeys(PRECISION, ""), PRECISION_LEFT_OUT, f"models {entry['id']} precision")
     words = said["checkpoint_quantisation"]
     scheme = next((scheme for start, scheme in CHECKPOINTS if words.startswith(start)), None)
     if scheme is None:
@@ -282,8 +257,7 @@ def _counted(entry: Entry) -> Entry:
         "licence": entry["licence"] | {"read": False},
         "dense_layers": entry.get("dense_layers", 0 if "moe" in entry else entry["layers"]),
     }
-    bare = msgspec.convert(entry | {"parameters": {"method": "formula"}}, Model, strict=True)
-    counts = count(bare)
+    counts = count(_converted(entry | {"parameters": {"method": "formula"}}, Model, "known"))
     figures = (
         Parameters(method="none", checkpoint=total)  # outside the formulas
         if counts is None

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- rooms: made by tools/rooms.py -->\n", "<!-- rooms end -->\n"
-# From the roof down, as pyproject.toml holds it; rooms of one floor stand side by side.
-FLOORS = (
-    "cli",
-    "gateway",
-    "fleet",
-    "weights",
-    "engines",
-    "executors",
-    "sources",
-    "ledger",
-    "catalogue",
-    "plan",
-    "policy",
-    "errors",
-    "types",
-    "facts",
-)
+# From the roof down, as import-linter holds it; rooms of one floor stand side by side.
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LAYERS = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
+FLOORS = [room.removeprefix("freehold.") for layer in LAYERS for room in layer.split(" | ")]
 
 
 def says(room: str) -> str:

@@ -27,7 +27,7 @@ AttentionKind = Literal[
 ]
 
 
-class Indexer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Indexer(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The small attention that chooses which tokens the large one reads."""
 
     heads: int
@@ -35,7 +35,7 @@ class Indexer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     topk: int = 0
 
 
-class Attention(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Attention(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Layers of one model that attend alike. A field that means nothing for the kind is 0."""
 
     kind: AttentionKind
@@ -66,7 +66,7 @@ class Attention(Struct, frozen=True, kw_only=True, omit_defaults=True):
     state_groups: int = 0
 
 
-class Moe(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Moe(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A mixture of experts, in `layers` of the model's layers."""
 
     layers: int
@@ -82,7 +82,7 @@ class Moe(Struct, frozen=True, kw_only=True, omit_defaults=True):
     expert_bias: bool = False
 
 
-class Mtp(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Mtp(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Layers that predict further tokens; used for speculation only."""
 
     layers: int
@@ -92,7 +92,7 @@ class Mtp(Struct, frozen=True, kw_only=True, omit_defaults=True):
     repeats_embeddings: bool = False
 
 
-class Parameters(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Parameters(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How many there are: by the dimensions, by the checkpoint, by the publisher."""
 
     method: Literal["formula", "transformers_meta", "none"]  # how `text`, `total` and `active` were counted
@@ -108,7 +108,7 @@ class Parameters(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tolerance_checkpoint_pct: float = 0.02
 
 
-class Context(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Context(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Tokens, prompt and answer together."""
 
     native: int
@@ -117,7 +117,7 @@ class Context(Struct, frozen=True, kw_only=True, omit_defaults=True):
     note: str = ""
 
 
-class LicenceOf(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LicenceOf(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What licence one model is under, and who says so. Its terms are the Licence of that id."""
 
     id: str
@@ -127,7 +127,7 @@ class LicenceOf(Struct, frozen=True, kw_only=True, omit_defaults=True):
     eu_companies: bool | None = None  # False: a company in the EU gets no right to run the weights
 
 
-class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Model(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A publisher's model, with the dimensions from which everything else is counted."""
 
     id: str
@@ -190,7 +190,7 @@ TermKind = Literal[
 ]
 
 
-class Term(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Term(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One thing a licence says, in plain words, with its clause."""
 
     kind: TermKind
@@ -203,7 +203,7 @@ class Term(Struct, frozen=True, kw_only=True, omit_defaults=True):
     commercial: bool = False  # binds commercial use only
 
 
-class Licence(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Licence(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The terms of a licence as far as they were read."""
 
     id: str
@@ -214,7 +214,7 @@ class Licence(Struct, frozen=True, kw_only=True, omit_defaults=True):
     terms: tuple[Term, ...] = ()
 
 
-class Card(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Card(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """An accelerator's data sheet."""
 
     id: str
@@ -257,7 +257,7 @@ class Offer(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     note: str = ""
 
 
-class Provider(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Provider(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Who rents machines out, and under whose law."""
 
     id: str
@@ -284,7 +284,7 @@ class Rate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
     note: str = ""
 
 
-class ApiPrice(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ApiPrice(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a closed API asks for a million tokens."""
 
     id: str

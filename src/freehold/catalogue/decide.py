@@ -94,7 +94,7 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
     elif need.cards and not need.kinds:
         allowed = [at_hand(catalogue, need)]
         notes.append(f"{need.cards} read as {allowed[0].name}: what they cost is unknown; --offer rents such cards")
-        if rules.asks_for_place:
+        if rules.residency or rules.jurisdiction_not or rules.certifications:
             notes.append("where these cards stand, and who runs them, is yours to show: policy asks for it")
     else:
         allowed, refused = places(catalogue, need, rules, situation.hosts)

@@ -138,23 +138,19 @@ def _abbreviated(models: Sequence[Model], asked: Pieces) -> Model | None:
     for model in models:
         for own in _named(model):
             missing = set(own) - set(asked)
-            if own[0] == asked[0] and set(asked) <= set(own) and not any(map(_tells_apart, missing)):
+            tells_apart = missing & (_OTHER_THINGS | _VARIANTS) or any(re.fullmatch(r"\d{1,3}", e) for e in missing)
+            if own[0] == asked[0] and set(asked) <= set(own) and not tells_apart:
                 found.append(model)
     return _agreed(found)
 
 
-def _tells_apart(piece: str) -> bool:
-    return bool(re.fullmatch(r"\d{1,3}", piece)) or piece in _OTHER_THINGS or piece in _VARIANTS
-
-
 def _agreed(found: Sequence[Model]) -> Model | None:
     """The first of them, if all have the same dimensions."""
-    return found[0] if len({_dimensions(model) for model in found}) == 1 else None
-
-
-def _dimensions(model: Model) -> tuple[object, ...]:
-    dense = model.intermediate_size if model.dense_layers else 0
-    return (model.layers, model.hidden_size, dense, model.vocab_size, model.attention, model.moe)
+    shapes = {
+        (m.layers, m.hidden_size, m.dense_layers and m.intermediate_size, m.vocab_size, m.attention, m.moe)
+        for m in found
+    }
+    return found[0] if len(shapes) == 1 else None
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:

@@ -18,7 +18,7 @@ from freehold.plan.llamacpp import RESERVE_BYTES
 from freehold.plan.need import Need
 from freehold.policy.countries import expand
 from freehold.policy.law import Rules, in_words, judge_place
-from freehold.types import Host, Refusal, Ruling
+from freehold.types import Host, Refusal
 
 IN_ONE_MACHINE = 8  # cards, where an offer is by the card and does not say
 Found = tuple[Place, tuple[str, ...], Provider | None]  # countries where it may stand, and who runs it
@@ -43,7 +43,9 @@ def judged(found: Iterable[Found], rules: Rules) -> tuple[list[Place], list[Refu
             country = " or ".join(filter(None, good))
             allowed.append(replace(place, country=country, ruling=rulings[good[0]]))
         else:
-            refused.append(_refusal(place.name, next(iter(rulings.values()))))
+            against = next(iter(rulings.values())).objections
+            reasons = tuple(map(in_words, against))
+            refused.append(Refusal(subject=place.name, reason=reasons[0], hint=against[0].hint, steps=reasons))
     return allowed, refused
 
 
@@ -66,7 +68,7 @@ def here(catalogue: Catalogue, host: Host, hourly_price: float, need: Need, curr
     found = [Place(name="this machine", card=None, cards=1, machines=1, offer=offer, rate=rate, ram_bytes=ram)]
     if alike:
         gpu = min(alike, key=lambda each: each.memory_bytes)
-        known = _by_words(catalogue.cards, gpu.name)
+        known = by_words(catalogue.cards, gpu.name)
         base = known[0] if known else Card(
             id=gpu.name, vendor="NVIDIA", memory_gb=gpu.memory_bytes // 10**9, memory_bytes=0, memory_source=""
         )  # fmt: skip
@@ -85,13 +87,13 @@ def read_cards(cards: Sequence[Card], text: str) -> tuple[int, list[Card]]:
     count, name = int(found[1] or 1), found[2]
     if not 1 <= count <= 100_000:
         raise BadRequest(f"{count} cards", hint="from 1 to 100,000 cards")
-    named = [card for card in cards if card.id.casefold() == name.casefold()] or _by_words(cards, name)
+    named = [card for card in cards if card.id.casefold() == name.casefold()] or by_words(cards, name)
     if not named:
         raise Unknown(f"no card is called {name!r}", hint=nearest(name, [card.id for card in cards]))
     return count, named
 
 
-def _by_words(cards: Iterable[Card], name: str) -> list[Card]:
+def by_words(cards: Iterable[Card], name: str) -> list[Card]:
     """Cards of which every telling word is in the name, those with the most such words first."""
     said = set(re.findall(r"[a-z0-9]+", name.casefold()))
     telling = [(set(re.findall(r"[a-z0-9]+", card.id.casefold())) - _FORMS, card) for card in cards]
@@ -153,8 +155,3 @@ def operator(catalogue: Catalogue, name: str) -> Provider | None:
         return None
     known = (each for each in catalogue.providers if name.casefold() in (each.id.casefold(), each.name.casefold()))
     return next(known, Provider(id=name, name=name))
-
-
-def _refusal(name: str, ruling: Ruling) -> Refusal:
-    reasons = tuple(map(in_words, ruling.objections))
-    return Refusal(subject=name, reason=reasons[0], hint=ruling.objections[0].hint, steps=reasons)

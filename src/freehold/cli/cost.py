@@ -9,9 +9,9 @@ import click
 
 if TYPE_CHECKING:
     from freehold.cli.costing import Bill
-    from freehold.plan.cost import BreakEven
 
 _KINDS = ("on-demand", "spot", "reserved", "dedicated", "owned")
+_REACHED = {True: "yes", False: "no", None: "unknown"}
 
 
 @click.command
@@ -92,7 +92,7 @@ def _table(answer: Bill) -> tuple[list[str], list[list[str]]]:
         row += [f"{cost.hour:,.2f}", amount(cost.month), "-" if missing else str(cost.replicas)]
         row += [_percent(cost.utilisation), _percent(cost.idle_share)]
         row += [f"unknown: {missing}" if cost.per_million is None else amount(cost.per_million)]
-        rows.append([*row, tokens(even.tokens), _reached(even.deliverable)] if even else row)
+        rows.append([*row, tokens(even.tokens), _REACHED[even.deliverable]] if even else row)
     return heads, rows
 
 
@@ -109,10 +109,6 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _reached(deliverable: bool | None) -> str:
-    return {True: "yes", False: "no", None: "unknown"}[deliverable]
-
-
 def _against(answer: Bill) -> list[str]:
     """The API, where the best row breaks even with it, and what both cost at the stated load."""
     api, best, unit = answer.api, answer.rows[0], answer.wanted.currency
@@ -124,9 +120,12 @@ def _against(answer: Bill) -> list[str]:
     machines = (
         f"{replicas} x {answer.wanted.cards} card{'s' if replicas * answer.wanted.cards > 1 else ''} on all month"
     )
+    capacity = "whether they can deliver it is unknown: no --rate"
+    if even.capacity is not None:
+        capacity = f"they can{'' if even.deliverable else 'not'} deliver it: {even.capacity:,.0f} at most"
     lines = [
         f"{api.id}: {asked} ({api.date or 'undated'}; {api.source}); {mixed}",
-        f"break-even of {best.offer.id}: {even.tokens:,.0f} tokens a month with {machines}; {_capacity(even)}",
+        f"break-even of {best.offer.id}: {even.tokens:,.0f} tokens a month with {machines}; {capacity}",
     ]
     if answer.wanted.load:
         asked = mix.tokens_a_month
@@ -137,16 +136,11 @@ def _against(answer: Bill) -> list[str]:
     return lines
 
 
-def _capacity(even: BreakEven) -> str:
-    if even.capacity is None:
-        return "whether they can deliver it is unknown: no --rate"
-    return f"they can{'' if even.deliverable else 'not'} deliver it: {even.capacity:,.0f} at most"
-
-
 def _notes(answer: Bill) -> list[str]:
     """Rates of exchange with their day, prices not to be believed as they are, and what was assumed."""
     from freehold.cli.known import exchanged
     from freehold.plan.cost import SETUP_MONTHS
+    from freehold.plan.traffic import FILL
 
     rows, wanted, speed, cut = answer.rows, answer.wanted, answer.wanted.speed, answer.wanted.interruptions
     kinds, currencies = {row.cost.kind for row in rows}, {wanted.currency, *(row.offer.currency for row in rows)}
@@ -157,7 +151,7 @@ def _notes(answer: Bill) -> list[str]:
         f"* {old} of {len(rows)} prices are undated, or a newer one is known: ask before you rely on them": old,
         "a month is 730 hours; no taxes are included; --explain shows arithmetic, sources and what offers say": True,
         "a month is of one replica, always on: how many a load needs, --requests and --rate tell": not known,
-        f"replicas suffice for the peak hour at {wanted.fill:.0%} of --rate ({speed.source if speed else ''})": known,
+        f"replicas suffice for the peak hour at {FILL:.0%} of --rate ({speed.source if speed else ''})": known,
         "--rate is taken as measured with prompts like yours, --prompt-rate was not given": speed and not speed.prompt,
         f"days that work: {load.days_a_month:.4g} a month" if load else "": load,
         (

@@ -56,7 +56,10 @@ def bill(given: Mapping[str, Any], catalogue: Catalogue) -> Bill:
         has = sorted({offer.card for offer in catalogue.offers})
         hint = f"fewer conditions, or --own CAPEX; cards with offers: {', '.join(has)}"
         raise BadRequest(f"nobody here offers {given['cards']} so", hint=hint)
-    rows = [Row(offer, cost, current, _even(cost, api, wanted, mix)) for offer, cost, current in costs]
+    rows = []
+    for offer, cost, current in costs:
+        mixed = replace(wanted, load=mix, egress_month=0.0 if cost.kind == "owned" else wanted.egress_month)
+        rows.append(Row(offer, cost, current, money.break_even(cost, api, mixed) if api else None))
     rows.sort(key=lambda row: (not row.current, row.cost.month))
     return Bill(tuple(rows), wanted, api, mix)
 
@@ -98,10 +101,3 @@ def _owned(owned: Owned, wanted: Wanted) -> tuple[Offer, Cost]:
         owned = replace(owned, utilisation=min(1.0, found.utilisation))
         found = money.owned_cost(owned, wanted)
     return money.owned_offer(owned), found
-
-
-def _even(found: Cost, api: ApiPrice | None, wanted: Wanted, mix: Load) -> BreakEven | None:
-    if api is None:
-        return None
-    sent = 0.0 if found.kind == "owned" else wanted.egress_month
-    return money.break_even(found, api, replace(wanted, load=mix, egress_month=sent))

@@ -42,9 +42,9 @@ class Daemon:
             return False
         return True
 
-    def ask(self, method: str, path: str, body: object = None) -> Any:
+    def ask(self, method: str, path: str, body: object = None, *, timeout_s: float | None = ANSWER_S) -> Any:
         """One answer. Raises NoDaemon, or the daemon's own error."""
-        with contextlib.closing(_Connection(self._path, ANSWER_S)) as connection:
+        with contextlib.closing(_Connection(self._path, timeout_s)) as connection:
             return json.loads(_answer(connection, method, path, body).read())
 
     def lines(self, method: str, path: str) -> Iterator[dict[str, Any]]:

@@ -160,11 +160,11 @@ def _grouped(refusals: Sequence[Refusal]) -> list[tuple[str, str]]:
 
 def _listed(rows: Sequence[tuple[str, str]]) -> str:
     """Each reason, and under it the models: their names would make a table too wide."""
-    folded = (
-        "\n".join(wrap(models, 116, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
-        for _, models in rows
+    indent = " " * 4
+    return "\n".join(
+        "\n".join([reason, *wrap(names, 116, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)])
+        for reason, names in rows
     )
-    return "\n".join(f"{reason}\n{models}" for (reason, _), models in zip(rows, folded, strict=True))
 
 
 def _cut(text: str) -> str:

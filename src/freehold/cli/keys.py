@@ -10,8 +10,6 @@ from typing import Any
 
 import click
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
 
 @click.group
 def command() -> None:
@@ -88,12 +86,13 @@ def _state(key: dict[str, Any], now_ns: int) -> str:
 
 
 def _expires_ns(text: str | None) -> int | None:
+    from freehold.cli.tables import span_ns
+
     if text is None:
         return None
-    span = re.fullmatch(r"(\d+)([smhd])", text)
-    if span is None:
+    if (span := span_ns(text)) is None:
         raise click.BadParameter(f"{text!r} is no span of time: write 90d, 12h or 30m", param_hint="--expires")
-    return time.time_ns() + int(span[1]) * _UNITS_S[span[2]] * 10**9
+    return time.time_ns() + span
 
 
 def _days(text: str | None) -> int | None:

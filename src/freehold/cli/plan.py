@@ -34,44 +34,36 @@ def tokens(_: click.Context, parameter: click.Parameter, value: str | None) -> i
     return int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()]
 
 
-_OPTIONS = [
-    click.option("--task", type=click.Choice(["chat", "coding", "vision", "audio"]), help="What it is for."),
-    click.option("--size", metavar="B", help="Billions of parameters: 70 is 56 to 84; or 60-80."),
-    click.option("--context", metavar="TOKENS", callback=tokens, help="Tokens of a request, prompt and answer: 32K."),
-    click.option("--users", type=int, metavar="N", help="Requests at the same moment, each with the whole context."),
-    click.option("--speed", type=float, metavar="TPS", help="Tokens a second that each of them gets at least."),
-    click.option("--budget", type=float, metavar="MONEY", help="A month, at most."),
-    click.option("--currency", metavar="CODE", help="Of the budget and of all prices shown."),
-    click.option("--use", type=click.Choice(["commercial", "internal", "research"]), help="Of the output."),
-    click.option("--residency", multiple=True, metavar="COUNTRY", help="Where machines may stand: DE, EU, EEA."),
-    click.option("--jurisdiction-not", multiple=True, metavar="COUNTRY", help="Home law that must not reach them."),
-    click.option("--no-cloud-act", is_flag=True, help="The same as --jurisdiction-not US."),
-    click.option("--cards", metavar="NxCARD", help="Cards at hand, for example 2xH100; with --offer, to be rented."),
-    click.option(
-        "--offer", "kinds", multiple=True,
-        type=click.Choice(["on-demand", "spot", "reserved", "dedicated", "owned"]), help="Only offers of this kind.",
-    ),
-    click.option("--hours", "hours_a_day", type=float, metavar="H", help="A day on which machines are paid."),
-    click.option("--quantization", multiple=True, metavar="SCHEME", help="Only these: fp8, int4-awq, gguf-q4_k_m ..."),
-    click.option("--vllm", metavar="VERSION", help="The vLLM that is sized: 0.26, 0.19 ..."),
-    click.option("--kv-dtype", metavar="TYPE", help="Of the KV cache: bf16, fp8, nvfp4."),
-    click.option("--requests", "requests_a_day", type=float, metavar="N", help="A day, for the cost of tokens."),
-    click.option("--prompt", "prompt_tokens", type=float, metavar="TOKENS", help="Of a request, on average."),
-    click.option("--completion", "completion_tokens", type=float, metavar="TOKENS", help="Of a request, on average."),
-    click.option("--rate", type=float, metavar="TPS", help="Completion tokens a second of one replica."),
-    click.option("--rate-source", metavar="TEXT", help="Who measured it."),
-]  # fmt: skip
-
-
-def _with_options(function: Any) -> Any:
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
 @click.command
 @click.argument("model", required=False)
-@_with_options
+@click.option("--task", type=click.Choice(["chat", "coding", "vision", "audio"]), help="What it is for.")
+@click.option("--size", metavar="B", help="Billions of parameters: 70 is 56 to 84; or 60-80.")
+@click.option("--context", metavar="TOKENS", callback=tokens, help="Tokens of a request, prompt and answer: 32K.")
+@click.option("--users", type=int, metavar="N", help="Requests at the same moment, each with the whole context.")
+@click.option("--speed", type=float, metavar="TPS", help="Tokens a second that each of them gets at least.")
+@click.option("--budget", type=float, metavar="MONEY", help="A month, at most.")
+@click.option("--currency", metavar="CODE", help="Of the budget and of all prices shown.")
+@click.option("--use", type=click.Choice(["commercial", "internal", "research"]), help="Of the output.")
+@click.option("--residency", multiple=True, metavar="COUNTRY", help="Where machines may stand: DE, EU, EEA.")
+@click.option("--jurisdiction-not", multiple=True, metavar="COUNTRY", help="Home law that must not reach them.")
+@click.option("--no-cloud-act", is_flag=True, help="The same as --jurisdiction-not US.")
+@click.option("--cards", metavar="NxCARD", help="Cards at hand, for example 2xH100; with --offer, to be rented.")
+@click.option(
+    "--offer",
+    "kinds",
+    multiple=True,
+    type=click.Choice(["on-demand", "spot", "reserved", "dedicated", "owned"]),
+    help="Only offers of this kind.",
+)
+@click.option("--hours", "hours_a_day", type=float, metavar="H", help="A day on which machines are paid.")
+@click.option("--quantization", multiple=True, metavar="SCHEME", help="Only these: fp8, int4-awq, gguf-q4_k_m ...")
+@click.option("--vllm", metavar="VERSION", help="The vLLM that is sized: 0.26, 0.19 ...")
+@click.option("--kv-dtype", metavar="TYPE", help="Of the KV cache: bf16, fp8, nvfp4.")
+@click.option("--requests", "requests_a_day", type=float, metavar="N", help="A day, for the cost of tokens.")
+@click.option("--prompt", "prompt_tokens", type=float, metavar="TOKENS", help="Of a request, on average.")
+@click.option("--completion", "completion_tokens", type=float, metavar="TOKENS", help="Of a request, on average.")
+@click.option("--rate", type=float, metavar="TPS", help="Completion tokens a second of one replica.")
+@click.option("--rate-source", metavar="TEXT", help="Who measured it.")
 @click.option("--here", is_flag=True, help="Only this machine.")
 @click.option("--every", is_flag=True, help="Every way to serve each model, not only the best.")
 @click.option("--top", type=click.IntRange(1), default=_SHOWN, show_default=True, help="Deployments shown.")

@@ -13,16 +13,15 @@ from freehold.catalogue.decide import judge
 from freehold.catalogue.places import places
 from freehold.cli.models import active, commercial_uses, total
 from freehold.errors import BadRequest
-from freehold.facts import Attention, Model
+from freehold.facts import Model
 from freehold.fleet.config import Config
 from freehold.plan.choose import choose
 from freehold.plan.deployment import Deployment, Place
-from freehold.plan.kv import WINDOWED, bytes_per_token, kv_bytes_per_token, state_bytes, windowed_bytes_per_token
+from freehold.plan.kv import WINDOWED, bytes_per_token, kv_bytes_per_token, state_bytes
 from freehold.plan.need import Need
 from freehold.plan.params import count
-from freehold.plan.weights import SCHEMES, split
+from freehold.plan.weights import SCHEMES, checkpoint_bytes
 from freehold.policy.law import Rules, in_words
-from freehold.types import Refusal
 
 CARDS = ("H100-SXM", "H200-SXM", "L40S")
 TOKENS = 32_768
@@ -36,7 +35,8 @@ def profiles(names: Sequence[str], need: Need, catalogue: Catalogue, config: Con
         same = "" if len(found) == len(names) else f": they mean {', '.join(found)}"
         raise BadRequest(f"{len(names)} names given{same}", hint="give from 2 to 6 different models")
     rules = config.policy if config else Rules()
-    rented = _offers(need, catalogue, rules)
+    allowed, _ = places(catalogue, replace(need, kinds=("on-demand",)), rules, {})
+    rented = [place for place in allowed if place.offer and place.offer.date]
     return [
         _facts(each.model)
         | {"matched": "" if each.exact else f"{each.how}; licence and notes are of {each.model.id}"}
@@ -82,26 +82,20 @@ def _law(model: Model, catalogue: Catalogue, rules: Rules) -> dict[str, Any]:
 
 def _sizes(model: Model) -> dict[str, Any]:
     """Bytes of the KV cache in BF16, and of weights as files."""
-    kept = None
+    kept, counts = None, count(model)
     if model.attention:
-        kept = sum(each.layers * (bytes_per_token(each) * _kept(each) + state_bytes(each)) for each in model.attention)
+        tokens = [min(each.window, TOKENS) if each.kind in WINDOWED else TOKENS for each in model.attention]
+        sizes = zip(model.attention, tokens, strict=True)
+        kept = sum(each.layers * (bytes_per_token(each) * n + state_bytes(each)) for each, n in sizes)
     return {
         "kv_bytes_per_token": kv_bytes_per_token(model) if model.attention else None,
-        "kv_windowed_bytes_per_token": windowed_bytes_per_token(model) if model.attention else None,
+        "kv_windowed_bytes_per_token": kv_bytes_per_token(model, windowed=True) if model.attention else None,
         "kv_bytes_at_32k": kept,
-        "weight_bytes": {name: _file_bytes(model, scheme or model.checkpoint) for name, scheme in FORMS.items()},
+        "weight_bytes": {
+            name: checkpoint_bytes(counts, scheme or model.checkpoint, model) if counts else None
+            for name, scheme in FORMS.items()
+        },
     }
-
-
-def _file_bytes(model: Model, scheme: str) -> int | None:
-    """All weight files, layers for multi-token prediction included."""
-    counts = count(model)
-    return split(counts, SCHEMES[scheme], model, mtp=True, tables=False).total if counts else None
-
-
-def _kept(group: Attention) -> int:
-    """Tokens of TOKENS that a layer keeps."""
-    return min(group.window, TOKENS) if group.kind in WINDOWED else TOKENS
 
 
 def _fewest(model: Model, need: Need, catalogue: Catalogue) -> dict[str, dict[str, Any]]:
@@ -109,32 +103,22 @@ def _fewest(model: Model, need: Need, catalogue: Catalogue) -> dict[str, dict[st
     need = replace(need, model=model.id, quantization=(model.checkpoint,))
     ways = {}
     for card in (each for each in catalogue.cards if each.id in CARDS):
-        plans, refusals = _ways(model, need, [Place(name=card.id, card=card, machines=1)])
-        best = min(plans, key=lambda plan: (plan.cards, plan.replicas), default=None)
-        ways[card.id] = _said(best) if best else {"cards": None, "reason": refusals[0].reason}
+        choice = choose(need, [model], {}, [Place(name=card.id, card=card, machines=1)], every=True)
+        best = min(choice.plans, key=lambda plan: (plan.cards, plan.replicas), default=None)
+        ways[card.id] = _said(best) if best else {"cards": None, "reason": choice.refusals[0].reason}
     return {name: ways[name] for name in CARDS}
 
 
-def _offers(need: Need, catalogue: Catalogue, rules: Rules) -> list[Place]:
-    """Dated on-demand offers that [policy] allows, of which no newer price is known."""
-    allowed, _ = places(catalogue, replace(need, kinds=("on-demand",)), rules, {})
-    return [each for each in allowed if each.offer and each.offer.date]
-
-
 def _cheapest(model: Model, need: Need, rented: list[Place]) -> dict[str, Any]:
-    """In a precision that loses next to nothing if there is one: as choose ranks them."""
+    """On dated on-demand offers that [policy] allows, in the precision that choose ranks first."""
     if not rented:
         return {"month": None, "reason": "[policy] allows none of the places that have a dated on-demand price"}
-    plans, refusals = _ways(model, replace(need, model=model.id), rented)
-    if not plans:
-        return {"month": None, "reason": refusals[0].reason}
-    offer = next(place.offer for place in rented if place.name == plans[0].place)
-    return _said(plans[0]) | {"month": plans[0].month, "offer": plans[0].place, "date": offer.date if offer else ""}
-
-
-def _ways(model: Model, need: Need, where: list[Place]) -> tuple[Sequence[Deployment], Sequence[Refusal]]:
-    choice = choose(need, [model], {}, where, every=True)
-    return choice.plans, choice.refusals
+    choice = choose(replace(need, model=model.id), [model], {}, rented)
+    if not choice.plans:
+        return {"month": None, "reason": choice.refusals[0].reason}
+    best = choice.plans[0]
+    dates = {place.name: place.offer.date for place in rented if place.offer}
+    return _said(best) | {"month": best.month, "offer": best.place, "date": dates[best.place]}
 
 
 def _said(plan: Deployment) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import time
 from contextlib import closing
 from os.path import normpath
@@ -15,15 +17,16 @@ if TYPE_CHECKING:
     from freehold.catalogue import Catalogue
     from freehold.facts import Model
     from freehold.fleet.config import Config
-    from freehold.sources.hub import Hub, Listing
+    from freehold.sources.hub import Listing
     from freehold.types import Detail
     from freehold.weights.fetch import Fetched
+
+_REPO = r"(?!.*(?:--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"  # as the hub has it
 
 
 @click.command
 @click.argument("model")
 @click.option("--revision", metavar="NAME", default="main", show_default=True, help="A branch, a tag or a commit.")
-@click.option("--format", "file_format", type=click.Choice(["gguf", "safetensors"]), help="Of the weights.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only weights whose names match; again for more.")
 @click.option("--to", type=click.Path(path_type=Path), help="Instead of [weights] folder.")
 @click.option("--offline", is_flag=True, envvar="HF_HUB_OFFLINE", help="Only check what was pulled before.")
@@ -42,76 +45,73 @@ def command(context: click.Context, model: str, to: Path | None, *, offline: boo
     catalogue, config = known(context.obj)
     if config is None:
         raise BadConfig(f"no {context.obj}", hint="copy docs/freehold.toml: pins and events belong to a team's book")
-    root = Path(normpath(Path.cwd() / (to or config.weights.folder)))
-    pull = _Pull(context.obj, config, catalogue, model, root)
+    pull = _Pull(config, catalogue, model, Path(normpath(Path.cwd() / (to or config.weights.folder))))
     try:
         done = pull.check(said["revision"]) if offline else pull.bring(**said)
     except KeyboardInterrupt:
-        click.echo(
-            "\ninterrupted: what came so far is kept\n hint: the same command goes on where it stopped", err=True
-        )
-        context.exit(130)
-    click.echo(pull.as_json(done) if as_json else pull.render(done))
+        click.echo("\ninterrupted: what came is kept\n hint: the same command goes on where it stopped", err=True)
+        os._exit(130)  # a thread may wait for a hub that is silent; what is on the disk outlives worse
+    click.echo(pull.as_json(done) if as_json else pull.render(done, context.obj.resolve().parent))
 
 
 class _Pull:
     """One run of the command."""
 
-    def __init__(self, config_path: Path, config: Config, catalogue: Catalogue, name: str, root: Path) -> None:
-        self._config_path, self._config, self._root = config_path, config, root
-        self._model = _model(catalogue, name)
-        self._known = any(each is self._model for each in (*catalogue.models, *catalogue.known))
+    def __init__(self, config: Config, catalogue: Catalogue, name: str, root: Path) -> None:
+        self._config, self._root, self._model = config, root, _model(catalogue, name)
+        self._id = "" if "/" in self._model.id else self._model.id  # in the catalogue
         self._licences = {each.id: each for each in catalogue.licences}
-        self._left_out: tuple[str, ...] = ()
-        self._detail: Detail = {"repo": self._model.repo, "model": self._model.id if self._known else None}
+        self._left_out: list[str] = []
+        self._detail: Detail = {"repo": self._model.repo, "model": self._id or None}
 
-    def bring(self, revision: str, file_format: str | None, include: tuple[str, ...]) -> Fetched:
+    def bring(self, revision: str, include: tuple[str, ...]) -> Fetched:
         """The whole road. Raises FreeholdError; a refusal is in the book when this returns."""
         from freehold.cli.daemon import report
-        from freehold.cli.progress import Progress
         from freehold.errors import Refused
         from freehold.sources.hub import Hub
         from freehold.weights.choice import FORMATS, choose
         from freehold.weights.fetch import Fetch
 
-        config = self._config
+        config, where = self._config, self._config.hub
         try:
-            self._ask(file_format)
-            where = config.hub
+            self._ask()
             hub = Hub(where.url, token_file=where.token_file, ca_file=where.ca_file, proxy=where.proxy)
-            with closing(hub), Progress() as progress:
-                listing = self._listing(hub, revision)
-                formats = (file_format,) if file_format else config.policy.formats or FORMATS
-                choice = choose(listing, formats, include)
-                self._detail |= {"files": len(choice.files), "bytes": choice.size_bytes}
-                self._left_out = choice.left_out
-                done = Fetch(hub, listing, choice, self._root, progress).run(self._model.digests)
+            self._detail |= {"hub": hub.url, "asked": revision}
+            with closing(hub), closing(_Progress()) as progress:
+                listing = hub.listing(self._model.repo, revision)
+                self._detail |= {"revision": listing.commit, "scan": listing.scan or None}
+                files = choose(listing, config.policy.formats or FORMATS, include)
+                self._detail |= {"files": len(files), "bytes": sum(each.size_bytes for each in files)}
+                self._left_out = sorted(each.name for each in {*listing.files} - {*files})
+                fetch = Fetch(hub, listing, files, self._root, progress)
+                with fetch.alone():
+                    done = fetch.run(self._model.digests)
+                    self._record(done, listing)
         except Refused as error:
             report(config, "weights.pull_refused", self._model.repo, {**self._detail, "reason": str(error)})
             raise
-        self._record(done, listing, hub)
         return done
 
     def check(self, revision: str) -> Fetched:
         """What was pulled before, held to its pin. Raises FreeholdError."""
-        from freehold.errors import Refused
+        from freehold.errors import Refused, Unknown
         from freehold.weights import verify
-        from freehold.weights.fetch import Fetched, at_hand
+        from freehold.weights.fetch import Fetched
 
-        self._ask(None)
-        folder = at_hand(self._root, self._model.repo, revision)
-        verdict = verify(folder, self._pin(folder))
+        self._ask()
+        home, commit = self._root / self._model.repo, r"[0-9a-f]{40}"
+        wanted = revision if re.fullmatch(commit, revision) else commit
+        found = [each for each in home.glob("*") if re.fullmatch(wanted, each.name)]
+        if len(found) != 1:
+            hint = "--revision COMMIT, if there are several; else pull it where there is a network: docs/pull.md"
+            raise Unknown(f"offline, and {home} has {len(found)} commits that may be meant", hint=hint)
+        verdict = verify(found[0], self._pin(found[0]), require_pin=True)
         if not verdict.accepted:
-            raise Refused(f"{folder} is not to be used", hint=f"freehold verify {folder} lists why")
-        if verdict.pinned != "pinned":
-            hint = f"freehold pin {folder} --manifest FILE, with the manifest of where it was pulled; docs/pull.md"
-            raise Refused(
-                f"{folder} is not pinned: nothing says that these are the files of {self._model.repo}", hint=hint
-            )
-        self._detail |= {"revision": folder.name}
-        return Fetched(folder=folder, verdict=verdict, downloaded_bytes=0, already=True)
+            hint = f"freehold verify --require-pin {found[0]} lists why"
+            raise Refused(f"{found[0]} is not what was pulled and pinned", hint=hint)
+        return Fetched(folder=found[0], verdict=verdict, downloaded_bytes=0, already=True)
 
-    def _ask(self, file_format: str | None) -> None:
+    def _ask(self) -> None:
         """May we? As at `up`: what nobody has accepted is refused. Raises Refused with the clauses."""
         from datetime import UTC, datetime
 
@@ -123,37 +123,15 @@ class _Pull:
         model, rules = self._model, replace(self._config.policy, unreviewed="refuse")
         today = datetime.now(UTC).date().isoformat()
         ruling = law.judge_model(model, law.licence_of(model, self._licences), rules, today)
-        if file_format:
-            ruling = law.join(ruling, law.judge_build(file_format, rules))
         if not ruling.allowed:
             hint = "; ".join(dict.fromkeys(each.hint for each in ruling.objections if each.hint))
-            if not self._known:
+            if not self._id:
                 hint += f'; or, if it is a build of a known model: [models.NAME] with like, and repo = "{model.repo}"'
             said = "; ".join(map(law.in_words, ruling.objections))
             raise Refused(f"policy refuses {model.repo}: {said}", hint=hint)
         self._detail |= {"accepted": ruling.accepted or None}
 
-    def _listing(self, hub: Hub, revision: str) -> Listing:
-        """What the hub has, of the repository that policy was asked about, at the commit that was asked for."""
-        import re
-
-        from freehold.errors import Refused
-
-        self._detail |= {"hub": hub.url, "asked": revision, "transport": "plain http" if hub.plain else None}
-        listing = hub.listing(self._model.repo, revision)
-        if listing.repo.casefold() != self._model.repo.casefold():
-            hint = f"freehold pull {listing.repo} asks policy about that one"
-            raise Refused(
-                f"the hub answers for {listing.repo}, not for {self._model.repo}: renamed, perhaps", hint=hint
-            )
-        if re.fullmatch(r"[0-9a-f]{40}", revision) and listing.commit != revision:
-            raise Refused(
-                f"commit {revision} was asked for, and the hub answers with {listing.commit}", hint="[hub] url"
-            )
-        self._detail |= {"revision": listing.commit, "scan": listing.scan or None}
-        return listing
-
-    def _record(self, done: Fetched, listing: Listing, hub: Hub) -> None:
+    def _record(self, done: Fetched, listing: Listing) -> None:
         """The signed list of files, the event and the pin; nothing where all of that is there already."""
         from freehold.cli.daemon import report
         from freehold.gateway.rundir import own_folder, user
@@ -161,21 +139,18 @@ class _Pull:
         from freehold.types import Manifest
         from freehold.weights.manifest import save
 
-        verdict, subject = done.verdict, str(done.folder)
+        verdict = done.verdict
         if done.already and self._pin(done.folder) == verdict.digest:
             return
         state = own_folder(Path(self._config.state_dir))
-        evidence = {"hub_scan": listing.scan} if listing.scan else {}
-        if hub.plain:
-            evidence["transport"] = "plain http: files and their digests came the same unprotected way"
         manifest = Manifest(
             digest=verdict.digest, artifacts=verdict.artifacts, made_ns=time.time_ns(), made_by=user(os.getuid()),
-            repo=listing.repo, revision=listing.commit, source=hub.url, model=self._model.id if self._known else "",
-            evidence=evidence,
+            repo=listing.repo, revision=listing.commit, source=self._config.hub.url, model=self._id,
+            evidence={"hub_scan": listing.scan} if listing.scan else {},
         )  # fmt: skip
         save(state, manifest, signer(state))
         detail = {**self._detail, "digest": verdict.digest, "downloaded_bytes": done.downloaded_bytes}
-        report(self._config, "weights.pulled", subject, detail, pin=verdict.digest)
+        report(self._config, "weights.pulled", str(done.folder), detail, pin=verdict.digest)
 
     def _pin(self, folder: Path) -> str | None:
         from freehold.errors import Unknown
@@ -188,57 +163,65 @@ class _Pull:
             return None
 
     def as_json(self, done: Fetched) -> str:
-        import json
+        import msgspec
 
-        verdict = done.verdict
-        files = {each.path: {"size_bytes": each.size_bytes, "sha256": each.sha256} for each in verdict.artifacts}
-        said = {"folder": str(done.folder), "digest": verdict.digest, "already": done.already, **self._detail}
-        said |= {"downloaded_bytes": done.downloaded_bytes, "files": files, "left_out": self._left_out}
-        return json.dumps(said, indent=2)
+        said = {**self._detail, "folder": str(done.folder), "digest": done.verdict.digest, "already": done.already}
+        said |= {"downloaded_bytes": done.downloaded_bytes, "files": done.verdict.artifacts, "left_out": self._left_out}
+        return msgspec.json.format(msgspec.json.encode(said)).decode()
 
-    def render(self, done: Fetched) -> str:
+    def render(self, done: Fetched, home: Path) -> str:
+        """`home`: the folder of freehold.toml, from which its paths are seen."""
         from freehold.cli.tables import printable
 
-        folder, home = done.folder, self._config_path.resolve().parent
-        weights = folder.relative_to(home) if folder.is_relative_to(home) else folder
+        folder, digest = done.folder, done.verdict.digest
         how = "was there already" if done.already else f"{done.downloaded_bytes:,} bytes downloaded"
-        left = f"left out  {len(self._left_out)} files: {', '.join(self._left_out[:8])}" if self._left_out else ""
-        review = [f"LOOK AT   {each.path}: {each.why}" for each in done.verdict.findings if each.review]
-        model = (
-            f'model = "{self._model.id}"' if self._known else "# model: the catalogue does not know it; see [models]"
-        )
+        left = f"left out  {len(self._left_out)} files: {', '.join(self._left_out[:8])}"
         lines = [
             f"folder    {folder}",
-            f"digest    {done.verdict.digest}   {how}, gated, pinned",
-            *filter(None, [left, *review]),
+            f"digest    {digest}   {how}, gated, pinned",
+            *([left] if self._left_out else []),
+            *(f"LOOK AT   {each.path}: {each.why}" for each in done.verdict.findings if each.review),
             "for freehold.toml:",
-            *(f'weights = "{weights}"', model, f'pin = "{done.verdict.digest}"'),
+            f'weights = "{folder.relative_to(home) if folder.is_relative_to(home) else folder}"',
+            f'model = "{self._id}"' if self._id else "# model: the catalogue does not know it; see [models]",
+            f'pin = "{digest}"',
         ]
         return printable("\n".join(lines))
 
 
+class _Progress:
+    """A Watcher of freehold.weights.fetch, on standard error: a bar on a terminal, one line elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def say(self, text: str) -> None:
+        self.close()
+        click.echo(text, err=True)
+
+    def show(self, have_bytes: int, total_bytes: int) -> None:
+        if self._bar is None:
+            label = f"{total_bytes / 1e6:,.1f} MB"
+            self._bar = click.progressbar(length=max(1, total_bytes), label=label, file=sys.stderr)
+        self._bar.update(have_bytes - self._bar.pos)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.render_finish()  # gives the terminal its cursor back
+            self._bar = None
+
+
 def _model(catalogue: Catalogue, name: str) -> Model:
     """By its own name only: a copy may have another licence. Any other OWNER/NAME is one that nobody has read."""
-    import re
+    from freehold.errors import Unknown
 
-    from freehold.catalogue import match
-    from freehold.errors import BadRequest, Unknown
-
-    repo = r"(?!.*(?:--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"  # as the hub has it
-    try:
-        found = match(catalogue, name)
-    except Unknown:
-        if not re.fullmatch(repo, name):
-            raise
+    for each in (*catalogue.models, *catalogue.known):
+        if name.casefold() in (each.id.casefold(), each.repo.casefold()) and re.fullmatch(_REPO, each.repo):
+            return each
+    if re.fullmatch(_REPO, name):
         return _unread(catalogue, name)
-    if not found.exact:
-        if re.fullmatch(repo, name):
-            return _unread(catalogue, name)
-        raise Unknown(f"the catalogue has no {name!r}", hint=f"if that is what it is: {found.model.id}")
-    if not re.fullmatch(repo, found.model.repo):
-        hint = f'[models."{found.model.id}"] repo = "OWNER/NAME"'
-        raise BadRequest(f"nobody said where at the hub {found.model.id} is", hint=hint)
-    return found.model
+    hint = "freehold models lists them; of an own one, [models.NAME] repo says where it is; or say OWNER/NAME"
+    raise Unknown(f"the catalogue has no {name!r} that is at the hub", hint=hint)
 
 
 def _unread(catalogue: Catalogue, repo: str) -> Model:

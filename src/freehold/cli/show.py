@@ -114,13 +114,13 @@ def _attention(group: Attention) -> str:
 
 def _kv(model: Model) -> dict[str, int] | None:
     """Bytes in BF16: of a token for good, of one within the windows, and of a sequence."""
-    from freehold.plan.kv import kv_bytes_per_token, state_bytes, windowed_bytes_per_token
+    from freehold.plan.kv import kv_bytes_per_token, state_bytes
 
     if not model.attention:
         return None
     return {
         "bytes_per_token": kv_bytes_per_token(model),
-        "windowed_bytes_per_token": windowed_bytes_per_token(model),
+        "windowed_bytes_per_token": kv_bytes_per_token(model, windowed=True),
         "state_bytes_per_sequence": sum(group.layers * state_bytes(group) for group in model.attention),
     }
 

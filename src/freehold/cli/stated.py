@@ -41,35 +41,31 @@ def _flag(name: str) -> str:
 def load(given: Mapping[str, Any]) -> Load:
     """Of no requests where nobody said how many: then it is the mix of one request."""
     profile = given["hours"] or "flat"
-    office = profile == "office"
+    office, hours = profile == "office", _numbers(profile, ",")
+    if profile not in ("flat", "office") and len(hours) != 24:
+        raise BadRequest(f"--hours is {profile!r}", hint="give flat, office, or 24 weights with commas: midnight first")
     return Load(
         requests_a_day=given["requests"] or 0.0,
         prompt_tokens=given["prompt"],
         completion_tokens=given["completion"],
-        hours=OFFICE if office else FLAT if profile == "flat" else _weights(profile),
+        hours=OFFICE if office else FLAT if profile == "flat" else hours,
         days_a_month=OFFICE_DAYS if office else DAYS_A_MONTH,
     )
 
 
-def _weights(text: str) -> tuple[float, ...]:
-    try:
-        weights = tuple(float(each) for each in text.split(","))
-    except ValueError:
-        weights = ()
-    if len(weights) != 24:
-        raise BadRequest(f"--hours is {text!r}", hint="give flat, office, or 24 weights with commas: midnight first")
-    return weights
-
-
 def parts(flag: str, text: str, shape: str, example: str) -> tuple[float, ...]:
     """Numbers between colons, as many as the shape has."""
-    try:
-        numbers = tuple(float(each) for each in text.split(":"))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != shape.count(":") + 1:
+    if len(numbers := _numbers(text, ":")) != shape.count(":") + 1:
         raise BadRequest(f"{flag} is {text!r}, but must be {shape}", hint=f"for example {flag} {example}")
     return numbers
+
+
+def _numbers(text: str, between: str) -> tuple[float, ...]:
+    """(): they are none."""
+    try:
+        return tuple(float(each) for each in text.split(between))
+    except ValueError:
+        return ()
 
 
 def api(name: str | None, known: Sequence[ApiPrice], currency: str) -> ApiPrice | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -29,6 +30,12 @@ def money(pico: int, currency: str, digits: int = 6) -> str:
 def moment(at_ns: int) -> str:
     """A time as a person reads it, in UTC."""
     return datetime.fromtimestamp(at_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def span_ns(text: str) -> int | None:
+    """A span of time as a person writes it: 90d, 12h, 30m, 5s; None when it is none."""
+    span = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    return int(span[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[span[2]] * 10**9 if span else None
 
 
 def printable(text: str) -> str:

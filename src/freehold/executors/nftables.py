@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from ipaddress import ip_network
-
 from freehold.executors.systemd import GENERATED, Service
 
 
@@ -13,7 +10,14 @@ def rules(service: Service) -> str:
 
     A rule that asks for the user does not match a packet that has none, so only the daemon's own go to its chain.
     """
-    body = "\n".join(f"    {line}" for line in (*_answers(service), *_calls(service)))
+    lines = (
+        'oifname "lo" accept',
+        *(f"{_to(each)} tcp sport {service.port} ct direction reply accept" for each in service.clients),
+        *(f"{_to(each)} meta l4proto {{ tcp, udp }} th dport 53 accept" for each in service.nameservers),
+        *(f"{_to(address)} tcp dport {port} accept" for address, port in service.peers),
+        "counter name dropped drop",
+    )
+    body = "\n    ".join(lines)
     return f"""{GENERATED}
 # Read it, keep it as /etc/nftables.d/freehold.nft, then: nft -f /etc/nftables.d/freehold.nft
 # The user {service.user} must be there. What was dropped: nft list counter inet freehold dropped
@@ -28,32 +32,11 @@ table inet freehold {{
     meta skuid "{service.user}" jump daemon
   }}
   chain daemon {{
-    oifname "lo" accept
-{body}
-    counter name dropped drop
+    {body}
   }}
 }}
 """
 
 
-def _answers(service: Service) -> list[str]:
-    port = service.listen[1]
-    return [f"{to} tcp sport {port} ct direction reply accept" for to in _to(service.clients)]
-
-
-def _calls(service: Service) -> list[str]:
-    found = [f"{to} meta l4proto {{ tcp, udp }} th dport 53 accept" for to in _to(service.nameservers)]
-    for peer in service.peers:
-        to = _to(peer.addresses) if peer.addresses else ["meta nfproto { ipv4, ipv6 }"]
-        found += [f"{each} tcp dport {peer.port} accept" for each in to]
-    return found
-
-
-def _to(networks: Sequence[str]) -> list[str]:
-    """One match for each family there is."""
-    parsed = [ip_network(each) for each in networks]
-    families = {name: [str(each) for each in parsed if each.version == version] for name, version in _FAMILIES}
-    return [f"{name} daddr {{ {', '.join(them)} }}" for name, them in families.items() if them]
-
-
-_FAMILIES = (("ip", 4), ("ip6", 6))
+def _to(network: str) -> str:
+    return f"{'ip6' if ':' in network else 'ip'} daddr {network}" if network else "meta nfproto { ipv4, ipv6 }"

@@ -54,8 +54,8 @@ class Fleet:
         Raises what kept it from starting.
         """
         member = self.find(name)
-        if full and isinstance(member, Replica):
-            await self._reread(member)
+        if full and (trust := self._trusts.get(name)):
+            trust.expire()
         if isinstance(member, ExternalReplica) or self.refusal(name, self.ground.clock_ns()):
             self._permissions[name].require()
         member.post("open")
@@ -66,6 +66,8 @@ class Fleet:
             member.release(await member.hold(member.endpoint.start_seconds), served=False)
         except NotReady as error:
             raise member.reason or error from None
+        if full:
+            await self._reread(member)  # it ran already: else its start has read them
 
     def refuse_waiting(self) -> None:
         """The daemon ends: who waits for an engine waits in vain."""
@@ -96,17 +98,19 @@ class Fleet:
             await asyncio.sleep(REREAD_S)
             for name, trust in self._trusts.items():
                 member = self._members[name]
-                if isinstance(member, Replica) and member.ready and trust.due_ns <= self.ground.clock_ns():
+                if isinstance(member, Replica) and member.serving and trust.due:
                     with contextlib.suppress(FreeholdError):  # it is closed by now, and that is in the book
                         await self._reread(member)
 
     async def _reread(self, member: Replica) -> None:
-        """Raises Refused when the weights are not what they were: nobody is served from them any more."""
+        """Raises why the weights are not, or not known to be, what they were: nobody is served from them any more."""
+        run = member.serving or 0
         try:
             await self._trusts[member.name].reread()
-        except FreeholdError as error:
-            member.close(error)
-            raise
+        except Exception as error:  # noqa: BLE001  the door of rereading: what cannot be read, whatever for, is not served
+            why = error if isinstance(error, FreeholdError) else _unread(member.name, error)
+            member.close(run, why)
+            raise why from None
 
     def save_occupancy(self) -> None:
         self.ground.book.save_occupancy(*self.ground.occupancy.take(self.ground.clock_ns()))
@@ -125,6 +129,11 @@ class Fleet:
         start = Start(name, endpoint, kind, trust, self.ground)
         starts_s = self._starts_s.get(name, ())
         return Replica(name, endpoint, start, self.ground, server.drain_seconds, starts_s=starts_s)
+
+
+def _unread(name: str, error: Exception) -> Refused:
+    message = f"the weights of `{name}` could not be read again: {type(error).__name__}: {error}"
+    return Refused(message, hint=f"is the disk full, or failing? then: freehold up {name}")
 
 
 def unknown_model(name: str) -> Unknown:

@@ -36,6 +36,7 @@ class Hold(NamedTuple):
 class _Note(NamedTuple):
     happening: Happening
     run: int | None = None
+    reason: FreeholdError | None = None
 
 
 class Replica:
@@ -128,14 +129,16 @@ class Replica:
         """`stop` keeps everybody out until `open`."""
         self._inbox.put_nowait(_Note(happening))
 
-    def close(self, reason: FreeholdError) -> None:
-        """Stop it, and keep everybody out until somebody opens it who has seen why."""
-        self.reason = reason
-        self.post("stop")
+    def close(self, run: int, reason: FreeholdError) -> None:
+        """Stop it if this run still serves, and keep everybody out until somebody opens it who has seen why."""
+        if self.serving == run:
+            self._ground.tell("endpoint.stop", self.name, run=run, reason=str(reason), hint=reason.hint)
+            self._inbox.put_nowait(_Note("stop", run, reason))
 
     @property
-    def ready(self) -> bool:
-        return self._life.state == "ready"
+    def serving(self) -> int | None:
+        """The run that is ready; None when there is none."""
+        return self._life.run if self._life.state == "ready" else None
 
     def refuse_waiting(self) -> None:
         self._refuse(NotReady(f"`{self.name}` is shutting down", retry_after_s=5))
@@ -181,6 +184,7 @@ class Replica:
             self._life, _ = step(self._life, "wanted")
         if self._life.state != before:
             self._changed(note)
+        self.reason = note.reason or self.reason
         for effect in effects:
             self._carry_out(effect)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from freehold import __version__
 from freehold.errors import Refused
@@ -19,7 +21,15 @@ from freehold.policy.law import Rules, in_words, judge_build
 from freehold.types import Finding, Manifest, Verdict
 from freehold.weights import Checkpoint, describe, verify
 from freehold.weights.files import File, list_files
-from freehold.weights.manifest import known, save
+from freehold.weights.manifest import FOLDER, known, save
+
+
+class _Reading(Struct, frozen=True):
+    """When files were read in full and accepted, what they were, and how they looked."""
+
+    at_ns: int
+    digest: str
+    looks: list[File]
 
 
 class Trust:
@@ -32,41 +42,63 @@ class Trust:
         self._name, self._endpoint, self._ground = name, endpoint, ground
         self._permission, self._rules, self._lasts_ns = permission, rules, lasts_ns
         self._weights = Path(endpoint.weights or "")
-        self._looks: list[File] = []
-        self._read_ns = 0
+        self._since_ns = 0  # a reading from before does not count
+        self._reading: _Reading | None = None  # of what the last start was given; None: nothing, or it was refused
         self._build: Checkpoint | None = None
+        self._lock = asyncio.Lock()  # a start, the schedule and an operator may want the same files read
 
     @property
-    def due_ns(self) -> int:
-        """When the files must be read again, even if they look untouched."""
-        return self._read_ns + self._lasts_ns
-
-    async def ensure(self) -> Checkpoint:
-        """What the weights are, once they may be started. Raises Refused with the clause, or with the findings."""
-        self._permission.require()
-        looks = await self._look()
-        if self._build is None or looks != self._looks or self.due_ns <= self._ground.clock_ns():
-            if not await self._recall(looks):
-                await self._verify(looks)
-            self._build = await self._describe()
-        return self._build
+    def due(self) -> bool:
+        """Whether the files must be read again, even if they look untouched."""
+        return self._reading is None or not self._counts(self._reading.at_ns)
 
     @property
     def stamps(self) -> set[tuple[int, int, int, int, int]]:
         """How the files looked when they were verified: see weights.files.File.stamp."""
-        return {each.stamp for each in self._looks}
+        return {each.stamp for each in self._reading.looks} if self._reading else set()
+
+    def expire(self) -> None:
+        """From here on they are due, whatever was verified so far."""
+        self._since_ns = self._ground.clock_ns()
+
+    async def ensure(self) -> Checkpoint:
+        """What the weights are, once they may be started. Raises Refused with the clause, or with the findings."""
+        self._permission.require()
+        async with self._lock:
+            looks = await self._look()
+            if self._build is None or self.due or looks != (self._reading and self._reading.looks):
+                self._reading = self._build = None  # what fails below leaves nothing behind to start from
+                reading = await self._recall(looks) or await self._verify(looks)
+                self._build = await self._describe()
+                self._reading = reading
+            return self._build
 
     async def recheck(self) -> None:
         """That an engine opened what was verified. Raises Refused when a file was touched or replaced since."""
-        if await self._look() != self._looks:
+        if self._reading is None or await self._look() != self._reading.looks:
             raise Refused(
                 f"the weights of `{self._name}` changed after they were verified",
                 hint=f"find out who writes to {self._weights}, then start it again",
             )
 
     async def reread(self) -> None:
-        """Gate and hash everything again, however it looks. Raises Refused: then nothing of it may be served."""
-        await self._verify(await self._look())
+        """Of weights that are served: gate and hash them again if they are due. Raises Refused: then nobody may be."""
+        async with self._lock:
+            if not self.due:
+                return  # somebody else has just seen to it
+            given, self._reading = self._reading, None
+            reading = await self._verify(await self._look(), gently=True)
+            if given is None or reading.digest != given.digest:
+                raise Refused(
+                    f"the weights of `{self._name}` are not those that its engine was started with",
+                    hint=f"if they are meant to be others: freehold up {self._name}",
+                )
+            self._reading = msgspec.structs.replace(given, at_ns=reading.at_ns)
+
+    def _counts(self, read_ns: int) -> bool:
+        """A moment that is still to come is that of a clock set wrong."""
+        now_ns = self._ground.clock_ns()
+        return max(self._since_ns, now_ns - self._lasts_ns + 1) <= read_ns <= now_ns
 
     async def _look(self) -> list[File]:
         return (await asyncio.to_thread(list_files, self._weights))[0]
@@ -77,22 +109,49 @@ class Trust:
             raise Refused(f"policy refuses `{self._name}`: {in_words(objection)}", hint=objection.hint)
         return build
 
-    async def _recall(self, looks: list[File]) -> bool:
-        """Whether these very files were verified not long ago, by this daemon or one before, and held to this pin."""
-        subject, book = str(self._weights), self._ground.book
-        seen = await book.verified(subject)
-        if seen is None or seen.looks != _fingerprint(looks):
-            return False
-        if seen.at_ns + self._lasts_ns <= self._ground.clock_ns() or seen.digest != await self._expected():
-            return False
-        self._looks, self._read_ns = looks, seen.at_ns
+    async def _recall(self, looks: list[File]) -> _Reading | None:
+        """These very files, verified not long ago by this daemon or one before, and still what they must be."""
+        subject = str(self._weights)
+        seen = await self._ground.book.verified(subject)
+        if seen is None or seen.looks != _fingerprint(looks) or not self._counts(seen.at_ns):
+            return None
+        if seen.digest != await self._expected() or not self._permits(seen.digest):
+            return None
         self._ground.tell("weights.unchanged", self._name, path=subject, digest=seen.digest, read_ns=seen.at_ns)
-        return True
+        return _Reading(seen.at_ns, seen.digest, looks)
+
+    def _permits(self, digest: str) -> bool:
+        """Whether the catalogue, if it has digests of this model, has this one."""
+        return digest in (self._permission.digests or (digest,))
+
+    async def _read_gently(self, pin: str | None, manifest: Manifest | None) -> Verdict:
+        """Verify them in a process of the lowest priority: an engine and its callers need the cores.
+
+        A thread of that priority would make the gateway wait whenever it held the interpreter's lock.
+        """
+        argv = ["nice", "-n", "19", sys.executable, "-P", "-m", "freehold", "verify", str(self._weights), "--json"]
+        argv += ["--pin", pin] if pin else []
+        argv += ["--manifest", str(self._ground.state / FOLDER / f"{pin}.json")] if manifest else []
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+        try:
+            said, complaint = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        if process.returncode not in (0, Refused.exit_code):
+            raise Refused(
+                f"the weights of `{self._name}` could not be read: {complaint.decode(errors='replace').strip()[-300:]}",
+                hint=f"freehold verify {self._weights}",
+            )
+        return msgspec.json.decode(said, type=Verdict)
 
     async def _expected(self) -> str | None:
         return self._endpoint.pin or await self._ground.book.pin(str(self._weights))
 
-    async def _verify(self, looks: list[File]) -> None:
+    async def _verify(self, looks: list[File], *, gently: bool = False) -> _Reading:
         subject, ground = str(self._weights), self._ground
         await ground.book.forget_verified(subject)  # until this has come to a good end
         pin = await self._expected()
@@ -103,10 +162,13 @@ class Trust:
             )
         ground.tell("weights.checking", self._name, path=subject)
         now_ns = ground.clock_ns()
-        manifest = pin and known(ground.state, pin, signer(ground.state).public)
-        verdict = await asyncio.to_thread(verify, self._weights, pin, manifest or None)
+        manifest = known(ground.state, pin, signer(ground.state).public) if pin else None
+        if gently:
+            verdict = await self._read_gently(pin, manifest)
+        else:
+            verdict = await asyncio.to_thread(verify, self._weights, pin, manifest)
         refusing = [each for each in verdict.findings if not each.review]
-        accepted = verdict.accepted and verdict.digest in (self._permission.digests or (verdict.digest,))
+        accepted = verdict.accepted and self._permits(verdict.digest)
         ground.tell(
             "weights.accepted" if accepted else "weights.refused",
             self._name,
@@ -123,8 +185,8 @@ class Trust:
                 hint="[models] digests in freehold.toml names those there are",
             )
         await self._keep(verdict)
-        self._looks, self._read_ns = looks, now_ns
         await ground.book.set_verified(subject, verdict.digest, _fingerprint(looks), now_ns)
+        return _Reading(now_ns, verdict.digest, looks)
 
     async def _keep(self, verdict: Verdict) -> None:
         """The pin in the book follows freehold.toml; without one there the first use makes it."""

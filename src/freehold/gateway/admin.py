@@ -39,7 +39,7 @@ class KeyAsk(msgspec.Struct):
 class DeletionAsk(msgspec.Struct):
     """What `freehold audit delete` sends."""
 
-    what: What
+    what: tuple[What, ...]
     before_ns: _Moment
     key: str | None = None
 
@@ -112,11 +112,13 @@ class Admin:
     async def delete(self, request: Request) -> Response:
         ask = await _body(request, DeletionAsk)
         keys = self._keyring.named(ask.key) if ask.key else None
-        if keys and ask.what == "events":
+        if keys and "events" in ask.what:
             raise BadRequest("events are of no key", hint="--key goes with --usage and --content")
         why = f"asked for{f', of the key {ask.key}' if ask.key else ''}"
-        deletion = Deletion(what=ask.what, before_ns=ask.before_ns, actor=_actor(request), why=why, keys=keys)
-        return _json({"deleted": await self._fleet.ground.book.delete(deletion)})
+        deletions = [
+            Deletion(what=w, before_ns=ask.before_ns, actor=_actor(request), why=why, keys=keys) for w in ask.what
+        ]
+        return _json({"deleted": await self._fleet.ground.book.delete(*deletions)})
 
     async def checkpoint(self, _: Request) -> Response:
         return _json(await checkpoint(self._fleet.ground))

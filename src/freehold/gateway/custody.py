@@ -40,7 +40,7 @@ class Custody:
         self._failing: set[str] = set()
 
     async def keep(self) -> None:
-        await asyncio.gather(self._attest_on(), self._retain_on())
+        await asyncio.gather(_every(RETAIN_S, self.retain), _every(self._trail.checkpoint_minutes * 60, self.attest))
 
     async def attest(self) -> None:
         """Send a checkpoint wherever the configuration says."""
@@ -52,27 +52,25 @@ class Custody:
     async def retain(self) -> None:
         """Delete what the configuration, or a key, keeps no longer."""
         now_ns = min(time.time_ns(), self._ground.clock_ns())  # where they differ, the one that deletes less
-        await self._delete("content", now_ns, "its key keeps it no longer", due=True)
+        old: list[tuple[What, int, str]] = [("content", now_ns, "its key keeps it no longer")]
         if (days := self._trail.keep_usage_days) is not UNSET:
-            await self._delete("usage", now_ns - days * _DAY_NS, f"trail.keep_usage_days = {days}")
+            old.append(("usage", now_ns - days * _DAY_NS, f"trail.keep_usage_days = {days}"))
         if (days := self._trail.keep_event_days) is not UNSET:
-            await self._delete("events", now_ns - days * _DAY_NS, f"trail.keep_event_days = {days}")
-
-    async def _attest_on(self) -> None:
-        while self._trail.checkpoint_file or self._trail.checkpoint_command:
-            await self.attest()
-            await asyncio.sleep(self._trail.checkpoint_minutes * 60)
-
-    async def _retain_on(self) -> None:
-        while True:
-            await self.retain()
-            await asyncio.sleep(RETAIN_S)
+            old.append(("events", now_ns - days * _DAY_NS, f"trail.keep_event_days = {days}"))
+        due = [
+            Deletion(what=what, before_ns=before_ns, actor="freehold", why=why, due=what == "content")
+            for what, before_ns, why in old
+        ]
+        try:
+            await self._ground.book.delete(*due, thorough=False)
+        except FreeholdError as error:
+            _log.error("retention: %s", error)
 
     async def _send(self, where: str, send: Callable[[bytes], Awaitable[None]]) -> None:
         """Its failure is an event, one until it works again."""
         try:
             await send((await checkpoint(self._ground)).line)
-        except (OSError, FreeholdError) as error:
+        except (OSError, ValueError, FreeholdError) as error:  # ValueError: a name with a NUL in it
             _log.error("no checkpoint to %s: %s", where, error)
             if where not in self._failing:
                 self._ground.tell("trail.checkpoint_failed", where, error=str(error))
@@ -80,12 +78,11 @@ class Custody:
         else:
             self._failing.discard(where)
 
-    async def _delete(self, what: What, before_ns: int, why: str, *, due: bool = False) -> None:
-        deletion = Deletion(what=what, before_ns=before_ns, actor="freehold", why=why, due=due)
-        try:
-            await self._ground.book.delete(deletion)
-        except FreeholdError as error:
-            _log.error("retention of %s: %s", what, error)
+
+async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await do()
+        await asyncio.sleep(seconds)
 
 
 async def checkpoint(ground: Ground) -> Checkpoint:
@@ -119,10 +116,11 @@ def _lines(value: Any, at: str = "") -> Iterator[str]:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """On the disk when this returns; never through a link, which could lead anywhere."""
+    """On the disk when this returns, or not there at all; never through a link, which could lead anywhere."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        if os.write(descriptor, line) < len(line):
+        if (written := os.write(descriptor, line)) < len(line):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)  # half a line would spoil the next one
             raise OSError(f"{path}: no space left")
         os.fsync(descriptor)
     finally:

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from freehold.fleet.ground import Ground
 
-QUIET_S = 60.0
+QUIET_NS = 60 * 10**9
 
 
 class Limits:
-    """At most one event in QUIET_S for each limit, key and endpoint; it says how often since the last."""
+    """At most one event in QUIET_NS for each limit, key and endpoint; it says how often since the last."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
-        self._counts: dict[tuple[str, str, str], int] = {}  # since the last event; keys and endpoints are known ones
-        self._timers: dict[tuple[str, str, str], asyncio.TimerHandle] = {}
+        # Times since the last event, and when that was. Keys and endpoints are known ones: it does not grow.
+        self._hits: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def hit(self, limit: str, key: str, endpoint: str = "") -> None:
-        what = limit, key, endpoint
-        self._counts[what] = self._counts.get(what, 0) + 1
-        if what not in self._timers:
+        what, now_ns = (limit, key, endpoint), self._ground.clock_ns()
+        times, told_ns = self._hits.get(what, (0, -QUIET_NS))
+        self._hits[what] = times + 1, told_ns
+        if now_ns >= told_ns + QUIET_NS:
             self._tell(what)
 
     def close(self) -> None:
         """Say what was not said yet."""
-        for timer in self._timers.values():
-            timer.cancel()
-        for what in [what for what, count in self._counts.items() if count]:
-            self._say(what)
+        for what in [what for what, (times, _) in self._hits.items() if times]:
+            self._tell(what)
 
     def _tell(self, what: tuple[str, str, str]) -> None:
-        self._timers.pop(what, None)
-        if self._counts.get(what):
-            self._say(what)
-            self._timers[what] = asyncio.get_running_loop().call_later(QUIET_S, self._tell, what)
-
-    def _say(self, what: tuple[str, str, str]) -> None:
         limit, key, endpoint = what
-        self._ground.tell("limit.hit", key, limit=limit, endpoint=endpoint, times=self._counts.pop(what))
+        self._ground.tell("limit.hit", key, limit=limit, endpoint=endpoint, times=self._hits[what][0])
+        self._hits[what] = 0, self._ground.clock_ns()

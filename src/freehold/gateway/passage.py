@@ -37,10 +37,7 @@ def admit(fleet: Fleet, keyring: Keyring, key: Key, body: bytes, kind: Kind) -> 
     if stray := member.engine.refused_fields & ask.fields.keys():
         name = min(stray)
         raise BadRequest(f"Unrecognized request argument supplied: {name}", param=name)
-    passage = Passage(fleet.ground, member, keyring, key, ask, kind=kind)
-    if key.content_days is not None:
-        passage.keep(body)
-    return passage
+    return Passage(fleet.ground, member, keyring, key, ask, kind=kind, body=body)
 
 
 def _meter(ask: Ask, *, streamed: bool) -> StreamMeter | WholeMeter | AssembledMeter:
@@ -49,34 +46,27 @@ def _meter(ask: Ask, *, streamed: bool) -> StreamMeter | WholeMeter | AssembledM
     return AssembledMeter(ask.model, ask.n) if streamed else WholeMeter(ask.model)
 
 
-class _Kept:
-    """A question, and as much of its answer as the caller was sent."""
-
-    def __init__(self, question: bytes) -> None:
-        self._question = question
-        self._pieces: list[bytes] = []
-        self._room_bytes = LARGEST_ANSWER_BYTES
-
-    def add(self, piece: bytes) -> None:
-        self._pieces.append(piece[: self._room_bytes])
-        self._room_bytes -= len(self._pieces[-1])
-
-    def content(self, until_ns: int) -> Content:
-        return Content(question=self._question, answer=b"".join(self._pieces), until_ns=until_ns)
-
-
 class Passage:
     """Made by `admit`. Whoever has one must `end` it."""
 
     def __init__(
-        self, ground: Ground, member: Replica | ExternalReplica, keyring: Keyring, key: Key, ask: Ask, *, kind: Kind
+        self,
+        ground: Ground,
+        member: Replica | ExternalReplica,
+        keyring: Keyring,
+        key: Key,
+        ask: Ask,
+        *,
+        kind: Kind,
+        body: bytes,
     ) -> None:
         self._ground, self._member, self._keyring, self._key, self._ask = ground, member, keyring, key, ask
         self._began_ns = self._ground.clock_ns()
         self._hold: Hold | None = None
         self._exchange: Exchange | None = None
         self._settled = False
-        self._kept: _Kept | None = None
+        self._question = b"" if key.content_days is None else body
+        self._kept = None if key.content_days is None else bytearray()  # what the caller was sent
         self.stream = ask.stream
         self._streamed = ask.stream or member.engine.answers_by_stream
         self.meter = _meter(ask, streamed=self._streamed)
@@ -90,10 +80,6 @@ class Passage:
             started_ns=self._began_ns,
         )
         self._ground.book.open_request(self.record)
-
-    def keep(self, question: bytes) -> None:
-        """Its key asks to keep questions and answers."""
-        self._kept = _Kept(question)
 
     async def send(self, path: str) -> Exchange:
         """Hold a replica, waking it if need be, and send the request on. Returns when the head of the answer is there.
@@ -140,8 +126,8 @@ class Passage:
         if self.record.first_byte_ms is None:
             self.record = replace(self.record, first_byte_ms=self._elapsed_ms())
         passed = self.meter.feed(piece)
-        if self._kept:
-            self._kept.add(passed)
+        if self._kept is not None:
+            self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
         if self.meter.done:
             self.settle(self._outcome())
         return passed
@@ -149,8 +135,8 @@ class Passage:
     def finish(self) -> bytes:
         """The engine has ended its answer: what the caller has still to see. Settles."""
         passed = self.meter.close()
-        if self._kept:
-            self._kept.add(passed)
+        if self._kept is not None:
+            self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
         self.settle(self._outcome())
         return passed
 
@@ -176,8 +162,11 @@ class Passage:
             charge_pico=self._member.endpoint.price.charge_pico(tokens),
             machine_pico=self._release(served=outcome == "ok"),
         )
-        kept = self._kept and self._kept.content(self._began_ns + (self._key.content_days or 0) * _DAY_NS)
-        self._ground.book.settle_request(self.record, kept)
+        content = None
+        if self._kept is not None:
+            until_ns = self._began_ns + (self._key.content_days or 0) * _DAY_NS
+            content = Content(question=self._question, answer=bytes(self._kept), until_ns=until_ns)
+        self._ground.book.settle_request(self.record, content)
 
     def fail(self, status: int | None) -> None:
         """The engine, or the time, came to an end before the answer did."""

@@ -7,18 +7,17 @@ was written anew.
 from __future__ import annotations
 
 import sqlite3
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from freehold.ledger import chain
-from freehold.ledger.align import Alignment, Leaf, Row
 from freehold.ledger.checkpoint import Checkpoint, read
-from freehold.ledger.follow import Ahead, Break, Walk
+from freehold.ledger.follow import Break, EventWalk, Gone, Kind, Row, Walk, span
 from freehold.ledger.journal import left_behind
 from freehold.ledger.ranges import Ranges
 from freehold.ledger.sql import QUERIES
@@ -26,162 +25,217 @@ from freehold.types import UsageRecord
 
 LARGEST_SEAL_ROWS = 10**6
 _REQUEST, _CONTENT_HASH = (UsageRecord.__struct_fields__.index(name) for name in ("request", "content_hash"))
+_NO_EVENT = "no event says that it was deleted"
 
 
-class _Deleted(Struct):
-    rows: str
+class _Detail(Struct):
+    """What an event tells the check."""
+
+    rows: str = ""  # trail.deleted
+    first: int = 0  # usage.sealed
+    last: int = 0
+    root: str = ""
 
 
-class _DeletedEvent(Struct):
+class _Event(Struct):
     kind: str
     subject: str
-    detail: _Deleted
+    detail: _Detail
 
 
-class _Sealed(Struct):
-    first: int
-    last: int
-    root: str
+class _Seals:
+    """The leaves that events have the roots of, by the number of the row."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._firsts = array("q")
+        self._unknown = Ranges()
+        self._now = range(0)  # whose leaves are at hand
+        self._leaves = b""
+        self.last = 0
+
+    def add(self, event: int, said: _Detail) -> Iterator[Break]:
+        """The next seal."""
+        following = self.last + 1
+        if not following <= said.first <= said.last < following + LARGEST_SEAL_ROWS:
+            why = f"it seals usage rows {said.first} to {said.last} out of turn"
+            yield Break(kind="changed", where=f"event {event}", why=why)
+            return
+        if said.first > following:
+            where = span("usage row", following, said.first - 1)
+            yield Break(kind="dropped", where=where, why=f"no seal before event {event} has them")
+            self._unknown.add(following, said.first - 1)
+        self.last = said.last
+        self._firsts.append(said.first)
+        leaves = self._read(said.first)
+        if len(leaves) != (said.last - said.first + 1) * chain.HASH_BYTES or _root(leaves) != said.root:
+            where = span("usage row", said.first, said.last)
+            yield Break(
+                kind="changed", where=where, why=f"their hashes in the table `seal` are not those of event {event}"
+            )
+            self._unknown.add(said.first, said.last)
+
+    def leaf(self, number: int) -> bytes | None:
+        """None where no seal can tell."""
+        if number not in self._now:
+            at = bisect_right(self._firsts, number)
+            if not at or self._unknown.has(number):
+                return None
+            self._leaves = self._read(first := self._firsts[at - 1])
+            self._now = range(first, first + len(self._leaves) // chain.HASH_BYTES)
+        at_byte = (number - self._now[0]) * chain.HASH_BYTES
+        return self._leaves[at_byte : at_byte + chain.HASH_BYTES]
+
+    def _read(self, first: int) -> bytes:
+        row = self._db.execute(QUERIES["leaves"], (first,)).fetchone()
+        return row[0] if row else b""
 
 
-class _SealedEvent(Struct):
-    kind: str
-    detail: _Sealed
+class _UsageWalk(Walk):
+    """A usage row is what its leaf says; where no leaf can tell, the number has to do."""
+
+    name = "usage row"
+
+    def __init__(self, rows: Iterable[Row], seals: _Seals, deleted: Ranges) -> None:
+        super().__init__(rows)
+        self._seals, self._deleted, self.last = seals, deleted, seals.last
+
+    def next(self, number: int) -> int:
+        return next(self._deleted.holes(number + 1, self.last + 1), (self.last + 1,))[0]
+
+    def fits(self, before: bytes | None, number: int, row: Row) -> bool:  # noqa: ARG002
+        if number > self.last:
+            return False
+        leaf = self._seals.leaf(number)
+        return row.number == number if leaf is None else chain.leaf(number, row.commitment) == leaf
+
+    def vouched(self, number: int, row: Row, after: Row | None) -> bool:  # noqa: ARG002
+        return self.fits(None, number, row)
 
 
 class Audit:
     """One pass over the book in a folder, through a connection that sees one state of it."""
 
     def __init__(self, db: sqlite3.Connection, folder: Path) -> None:
-        self._db, self._folder = db, folder
+        self._db = db
         db.row_factory = None  # rows by name take twice the time
+        settled, cut = left_behind(folder)  # now: what this state has not sealed may soon leave the journal
+        self._journal = {record.request: chain.content_of(record) for record in (*settled, *cut)}
         self.events = self.rows = 0  # that hold, so far
         self._deleted = {what: Ranges() for what in ("events", "usage", "content")}
-        self._gone = {what: Ranges() for what in ("events", "usage", "content")}
-        self._found: deque[Break] = deque()
+        self._seals = _Seals(db)
 
     def breaks(self) -> Iterator[Break]:
         """Whatever is not as it was written. Raises sqlite3.DatabaseError where the file itself is damaged."""
-        yield from self._events()
-        usage = Alignment(self._leaves(), self._usage(), self._hold, self._miss)
-        for found in usage.breaks():
-            yield from self._drain()
-            yield found
-        yield from self._unsealed(usage.rest())
-        yield from self._strays()
-        yield from self._drain()
-        self._deleted["content"].add_text(str(self._deleted["usage"]))
-        why = "no event says that it was deleted"
-        for what, name in (("events", "event"), ("usage", "usage row"), ("content", "what was kept of usage row")):
-            for first, last in self._gone[what].without(self._deleted[what]):
-                where = f"{name} {first}" if first == last else f"{name} {first} to {last}"
-                yield Break(kind="dropped" if what == "usage" else "emptied", where=where, why=why)
-
-    def _drain(self) -> Iterator[Break]:
-        while self._found:
-            yield self._found.popleft()
-
-    def _say(self, kind: Any, where: str, why: str) -> None:
-        self._found.append(Break(kind=kind, where=where, why=why))
-
-    def _events(self) -> Iterator[Break]:
-        for step in Walk(chain.Link(*row) for row in self._db.execute(QUERIES["events"])).steps():
-            if isinstance(step, Break):
-                yield step
-                continue
-            self.events += 1
-            if (content := step.row.content) is None:
-                self._gone["events"].add(step.number, step.number)
-            elif (event := _decoded(content, "trail.deleted", _DeletedEvent)) and event.subject in self._deleted:
-                self._deleted[event.subject].add_text(event.detail.rows)
-
-    def _usage(self) -> Iterator[Row]:
-        for number, salt, *row in self._db.execute(QUERIES["unsealed"], (-(2**63),)):
-            committed = chain.commitment(salt, chain.row_content(row))
-            yield Row(number, committed, row[_REQUEST], row[_CONTENT_HASH])
-
-    def _leaves(self) -> Iterator[Leaf]:
-        """What the seals say, each compared with the root in its event."""
-        following = 1
-        kept = self._kept_leaves()
-        for seq, salt, content, committed in self._db.execute(QUERIES["seals"]):
-            event = _decoded(content, "usage.sealed", _SealedEvent)
-            if event is None or salt is None or chain.commitment(salt, content) != committed:
-                continue  # no seal; or it was said of the event already
-            said = event.detail
-            if not following <= said.first <= said.last < following + LARGEST_SEAL_ROWS:
-                self._say("changed", f"event {seq}", f"it seals usage rows {said.first} to {said.last} out of turn")
-                continue
-            if said.first > following:
-                self._say(
-                    "dropped", f"usage rows {following} to {said.first - 1}", f"no seal before event {seq} has them"
-                )
-                yield from (Leaf(number, b"") for number in range(following, said.first))
-            following = said.last + 1
-            numbers = range(said.first, following)
-            hashes = kept(said)
-            if len(hashes) != len(numbers) or chain.root(hashes).hex() != said.root:
-                hashes = self._recomputed(seq, said)
-            yield from (Leaf(number, each) for number, each in zip(numbers, hashes, strict=True))
-
-        kept(None)
-
-    def _kept_leaves(self) -> Callable[[_Sealed | None], list[bytes]]:
-        """The leaves that the book kept for a seal, [] if there are none; None: there is no other seal."""
-        seals = Ahead(self._db.execute(QUERIES["leaves"]))
-
-        def kept(said: _Sealed | None) -> list[bytes]:
-            while seals.look(1) and (said is None or seals.seen[0][0] <= said.first):
-                first, last, leaves = seals.seen.popleft()
-                if said and (first, last) == (said.first, said.last):
-                    return [leaves[at : at + chain.HASH_BYTES] for at in range(0, len(leaves), chain.HASH_BYTES)]
-                self._say("inserted", f"the hashes of usage rows {first} to {last}", "no event seals them")
-            return []
-
-        return kept
-
-    def _recomputed(self, seq: int, said: _Sealed) -> list[bytes]:
-        """The leaves of a seal from the rows themselves, because those that the book kept are not what was sealed."""
-        numbers, where = range(said.first, said.last + 1), f"usage rows {said.first} to {said.last}"
-        rows = self._db.execute(QUERIES["usage_between"], (said.first, said.last))
-        found = {row[0]: chain.leaf(row[0], chain.commitment(row[1], chain.row_content(row[2:]))) for row in rows}
-        hashes = [found.get(number, bytes(32)) for number in numbers]
-        if chain.root(hashes).hex() == said.root:
-            self._say("changed", where, f"their hashes in the table `seal` (of event {seq}); the rows themselves hold")
-        else:
-            self._say("changed", where, f"they do not give the root in event {seq}: a row, or its hash, was changed")
-        return hashes
-
-    def _hold(self, row: Row, number: int) -> None:
-        self.rows += 1
-        if not row.content_hash:
-            return
-        kept = self._db.execute(QUERIES["content_of"], (row.request,)).fetchone()
-        if kept is None:
-            self._gone["content"].add(number, number)
-        elif chain.kept(*kept[:3]) != row.content_hash:
-            self._say("changed", f"what was kept of usage row {number}", "it is not what the row commits to")
-
-    def _miss(self, number: int) -> None:
-        self._gone["usage"].add(number, number)
-
-    def _unsealed(self, rows: Iterable[Row]) -> Iterator[Break]:
-        """Rows behind the last seal: the daemon has not come to seal them, and the journal has them still."""
-        settled, cut = left_behind(self._folder)
-        known = {record.request: chain.content_of(record) for record in (*settled, *cut)}
-        for row in rows:
-            raw = self._db.execute(QUERIES["usage_of_request"], (row.request,)).fetchone()
-            if known.get(row.request) != chain.row_content(raw[2:]):
-                yield Break(kind="inserted", where=f"usage row at {row.number}", why="no seal commits to it")
-
-    def _strays(self) -> Iterator[Break]:
+        yield from self._check_events()
+        yield from self._check_usage()
         for (request,) in self._db.execute(QUERIES["stray_content"]):
             yield Break(kind="inserted", where=f"what was kept of {request}", why="no usage row commits to it")
+
+    def _check_events(self) -> Iterator[Break]:
+        empty = Ranges()
+        for step in EventWalk(self._events()).steps():
+            if isinstance(step, Break):
+                yield step
+            elif isinstance(step, Gone):
+                why = "what stands behind goes on from something that is not here"
+                yield Break(kind="dropped", where=span("event", step.first, step.last), why=why)
+            else:
+                self.events += step.holds
+                yield from self._check_event(step.number, step.row, empty, holds=step.holds)
+        for number in empty:
+            yield from self._unless_deleted("events", "emptied", "event", *number)
+
+    def _events(self) -> Iterator[Row]:
+        for number, salt, content, committed, hashed in self._db.execute(QUERIES["events"]):
+            yield Row(number, committed, hashed, (salt, content))
+
+    def _check_event(self, number: int, row: Row, empty: Ranges, *, holds: bool) -> Iterator[Break]:
+        """What it says, also when only its hash is wrong: or that one would be many."""
+        salt, content = row.rest
+        if salt is None and content is None:
+            empty.add(number, number)
+        elif chain.commitment(salt or b"", content or b"") == row.commitment:
+            yield from self._note(number, content or b"")
+        elif holds:
+            self.events -= 1
+            yield Break(kind="changed", where=f"event {number}", why="its content is not what it commits to")
+
+    def _note(self, number: int, content: bytes) -> Iterator[Break]:
+        """What an event tells of other rows."""
+        if b'"kind":"usage.sealed"' not in content and b'"kind":"trail.deleted"' not in content:
+            return
+        try:
+            event = msgspec.json.decode(content, type=_Event)
+        except msgspec.DecodeError:  # another one, that only has the words in it
+            return
+        if event.kind == "usage.sealed":
+            yield from self._seals.add(number, event.detail)
+        elif event.kind == "trail.deleted" and event.subject in self._deleted:
+            self._deleted[event.subject].add_text(event.detail.rows)
+
+    def _check_usage(self) -> Iterator[Break]:
+        walk = _UsageWalk(self._usage(), self._seals, self._deleted["usage"])
+        for step in walk.steps():
+            if isinstance(step, Break):
+                yield step
+            elif isinstance(step, Gone):
+                yield from self._unless_deleted("usage", "dropped", "usage row", step.first, step.last)
+            elif step.holds:
+                self.rows += 1
+                yield from self._check_content(step.number, step.row)
+        yield from self._check_unsealed([row for row in walk.rest() if not self._in_journal(row)])
+
+    def _usage(self) -> Iterator[Row]:
+        for number, salt, *row in self._db.execute(QUERIES["usage"]):
+            committed = chain.commitment(salt, chain.row_content(row))
+            yield Row(number, committed, rest=(row[_REQUEST], row[_CONTENT_HASH]))
+
+    def _unless_deleted(self, what: str, kind: Kind, name: str, first: int, last: int) -> Iterator[Break]:
+        for gap in self._deleted[what].holes(first, last):
+            yield Break(kind=kind, where=span(name, *gap), why=_NO_EVENT)
+
+    def _check_content(self, number: int, row: Row) -> Iterator[Break]:
+        request, content_hash = row.rest
+        if not content_hash:
+            return
+        where, kept = f"what was kept of usage row {number}", self._db.execute(QUERIES["content_of"], (request,))
+        if (found := kept.fetchone()) is None:
+            if not self._deleted["content"].has(number):
+                yield Break(kind="emptied", where=where, why=_NO_EVENT)
+        elif chain.kept(*found[:3]) != content_hash:
+            yield Break(kind="changed", where=where, why="it is not what the row commits to")
+
+    def _in_journal(self, row: Row) -> bool:
+        """Rows behind the last seal: the daemon has not come to seal them, and the journal has them still."""
+        request, _ = row.rest
+        found = self._db.execute(QUERIES["usage_of_request"], (request,)).fetchone()
+        return self._journal.get(request) == chain.row_content(found[2:])
+
+    def _check_unsealed(self, rows: list[Row]) -> Iterator[Break]:
+        """A daemon that writes may have sealed them since this state of the book: look at it as it is now."""
+        if not rows:
+            return
+        unknown = Ranges()
+        self._db.execute("commit")
+        self._db.execute("begin")
+        for row in rows:
+            seal = self._db.execute(QUERIES["leaves_of"], (row.number, row.number)).fetchone()
+            at = (row.number - seal[0]) * chain.HASH_BYTES if seal else 0
+            if seal is None or seal[1][at : at + chain.HASH_BYTES] != chain.leaf(row.number, row.commitment):
+                unknown.add(row.number, row.number)
+        for each in unknown:
+            yield Break(kind="inserted", where=span("usage row", *each), why="no seal commits to it")
+
+
+def _root(leaves: bytes) -> str:
+    size = chain.HASH_BYTES
+    return chain.root([leaves[at : at + size] for at in range(0, len(leaves), size)]).hex()
 
 
 def against(db: sqlite3.Connection, lines: Iterable[bytes], public: str | None) -> Iterator[Checkpoint | Break]:
     """Each checkpoint that the book still fulfils, or what is wrong; `public`: who must have signed, if known."""
-    book = db.execute(QUERIES["about"], ("book",)).fetchone()[0]
+    book = (db.execute(QUERIES["about"], ("book",)).fetchone() or ("unknown",))[0]
     head = (db.execute(QUERIES["last_event"]).fetchone() or (0,))[0]
     for at, line in enumerate(filter(None, map(bytes.strip, lines)), start=1):
         try:
@@ -203,14 +257,3 @@ def against(db: sqlite3.Connection, lines: Iterable[bytes], public: str | None) 
             yield Break(kind="recomputed", where=where, why=why)
         else:
             yield checkpoint
-
-
-def _decoded(content: bytes, kind: str, event: Any) -> Any:
-    """An event of this kind, or None: what only looks like one was put there by somebody else."""
-    if f'"kind":"{kind}"'.encode() not in content:
-        return None
-    try:
-        read = msgspec.json.decode(content, type=event)
-    except msgspec.DecodeError:
-        return None
-    return read if read.kind == kind else None

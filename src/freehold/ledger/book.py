@@ -32,6 +32,7 @@ from freehold.types import Content, Event, Key, UsageRecord
 BATCH = 200  # larger ones hold the interpreter so long that the gateway's p99 shows it
 OPEN_S = 15.0  # how long to wait, at the start, for who else holds the book
 BUSY_MS = 1000  # and later, before saying so and waiting on
+REWRITE_BYTES = 256 << 20  # takes 2 s; a larger book is not written anew daily
 SYNC_S = 0.05  # the journal is on the disk at least this often
 
 _log = logging.getLogger("freehold.ledger")
@@ -106,8 +107,8 @@ class Book:
                 _log.error("the book refused %s: %s", record, failure)
             if trail.due:
                 trail.seal()
-        if lost := Ranges(row[0] for row in self._db.execute(QUERIES["lost_content"], (known,))):
-            trail.tell("trail.deleted", "content", rows=str(lost), count=len(lost), why="lost in a crash")
+        if lost := [row[0] for row in self._db.execute(QUERIES["lost_content"], (known,))]:
+            trail.tell("trail.deleted", "content", rows=str(Ranges(lost)), count=len(lost), why="lost in a crash")
         trail.seal()
         self._db.execute("commit")
         _to_disk(self._wal)  # before the journal goes, which so far held them
@@ -164,7 +165,7 @@ class Book:
     async def _rotate(self) -> None:
         try:
             old = self.journal.rotate()
-            await self.flush()
+            await self.seal()  # what is not sealed is in the journal: so verify knows it from what somebody put there
             await asyncio.to_thread(_to_disk, self._wal)
             if not self.broken:  # else the journal alone has them
                 for segment in old:
@@ -183,32 +184,37 @@ class Book:
         """Everything handed over so far is committed, and bound to the chain."""
         await self.do(lambda _: self._trail.seal())
 
-    async def delete(self, deletion: Deletion) -> int:
-        """How many rows it took, in steps so that others can write in between; the file is then without them.
+    async def delete(self, *deletions: Deletion, thorough: bool = True) -> list[int]:
+        """How many rows each of them took, in steps so that others can write in between.
 
+        They are overwritten, and gone from the log and the journal; remnants in pages that SQLite once rearranged go
+        when the file is written anew: always if `thorough`, else while it is no larger than REWRITE_BYTES.
         Raises FreeholdError when they are deleted, but the file could not be cleared of them: the next one tries again.
         """
         await self._rotate_now()  # the journal has records too
-        count = 0
-        while taken := await self.do(lambda db: delete(db, self._trail, deletion)):
-            count, self._unclear = count + taken, True
-        if self._unclear:
-            await asyncio.to_thread(self._wipe)
+        counts = [0] * len(deletions)
+        for at, deletion in enumerate(deletions):
+            while taken := await self.do(lambda db, deletion=deletion: delete(db, self._trail, deletion)):
+                counts[at] += taken
+                self._unclear = True
+        if self._unclear or thorough:
+            await asyncio.to_thread(self._clear, rewrite=thorough or self._path.stat().st_size <= REWRITE_BYTES)
             self._unclear = False
-        return count
+        return counts
 
-    def _wipe(self) -> None:
-        """Write the file anew, and empty its log: SQLite leaves copies of rows in pages that it once rearranged."""
+    def _clear(self, *, rewrite: bool) -> None:
+        """Nobody else can write meanwhile: requests go on in the journal, everything else waits."""
         try:
             with contextlib.closing(sqlite3.connect(self._path, timeout=OPEN_S)) as db:
-                db.execute("vacuum")
+                if rewrite:
+                    db.execute("vacuum")
                 busy = db.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
-        except sqlite3.OperationalError as failure:
+        except sqlite3.DatabaseError as failure:
             busy = str(failure)
         if busy:
             raise FreeholdError(
                 f"deleted, but not cleared from the book's file: {'somebody reads it' if busy == 1 else busy}",
-                hint="end whoever reads it, or make room for a second book; the next deletion clears it too",
+                hint="end whoever reads it, or make room for two more of the book; the next deletion clears it too",
             )
 
     # keys and pins

@@ -28,17 +28,17 @@ _FLAGS = [UsageRecord.__struct_fields__.index(name) for name in ("stream", "lowe
 class Link(NamedTuple):
     """A row of the event table."""
 
-    seq: int
+    number: int
     salt: bytes | None
     content: bytes | None  # JSON of a types.Event; None once retention has emptied it
     commitment: bytes
     hash: bytes
 
 
-def link(seq: int, previous: bytes, salt: bytes, content: bytes) -> Link:
+def link(number: int, previous: bytes, salt: bytes, content: bytes) -> Link:
     """The event of this number, bound to the hash of the one before it."""
     committed = commitment(salt, content)
-    return Link(seq, salt, content, committed, chained(previous, seq, committed))
+    return Link(number, salt, content, committed, chained(previous, number, committed))
 
 
 def commitment(salt: bytes, content: bytes) -> bytes:
@@ -60,24 +60,6 @@ def root(leaves: Sequence[bytes]) -> bytes:
     while len(level) > 1:
         level = _above(level)
     return level[0]
-
-
-def path(leaves: Sequence[bytes], index: int) -> list[tuple[str, bytes]]:
-    """What a leaf must be joined with on its way to the root, and on which side each of it stands."""
-    steps, level = [], leaves
-    while len(level) > 1:
-        beside = index ^ 1
-        if beside < len(level):
-            steps.append(("left" if beside < index else "right", level[beside]))
-        level, index = _above(level), index // 2
-    return steps
-
-
-def climb(start: bytes, steps: Sequence[tuple[str, bytes]]) -> bytes:
-    """The root that this leaf and this path give."""
-    for side, beside in steps:
-        start = _node(beside, start) if side == "left" else _node(start, beside)
-    return start
 
 
 def row_content(row: Sequence[Any]) -> bytes:
@@ -103,4 +85,4 @@ def _node(left: bytes, right: bytes) -> bytes:
 
 
 def _eight(number: int) -> bytes:
-    return number.to_bytes(8, "big", signed=True)
+    return (number % 2**64).to_bytes(8, "big")  # below 0, and too large: nobody wrote it, but it may stand there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from typing import Annotated
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +19,7 @@ class Stated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     version: int = 1
     book: str  # made with the book, so that no other one passes for it
-    event: int  # number of the last event
+    event: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]  # number of the last event
     hash: str  # its hash, 64 hex digits
     at_ns: int
 

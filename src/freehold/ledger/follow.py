@@ -1,7 +1,7 @@
-"""Walks the chain of events and names what is wrong with it; after a break it finds its feet again.
+"""Goes through rows in the order in which they stand, and names what is not as it was written.
 
-Every event's hash covers the hash before it and its own number, so of a row that does not fit one can tell what does:
-it is tried against its neighbours, and whatever follows by its hash shows where the chain goes on.
+A hash covers each row's number. So of a row that does not fit, trying numbers and neighbours tells where it belongs,
+and whether rows before it are gone or were put there. What is farther off than WINDOW is not found again.
 """
 
 from __future__ import annotations
@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Generic, Literal, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
-from freehold.ledger.chain import GENESIS, Link, chained, commitment
+from freehold.ledger.chain import GENESIS, chained
 
-FAR = 1000  # rows among which one that was moved is looked for
-NEAR = 32  # rows, and numbers, that are tried each with each
+WINDOW = 1000  # rows, and numbers, among which a row's place is looked for
+NEAR = 32  # rows side by side that may all be broken
 
-T = TypeVar("T")
 Kind = Literal["changed", "dropped", "re-ordered", "inserted", "emptied", "cut", "recomputed", "unknown"]
+
+
+class Row(NamedTuple):
+    """What stands in a table."""
+
+    number: int
+    commitment: bytes
+    hash: bytes = b""  # where rows have one of their own
+    rest: Any = None  # whatever else whoever walks wants to have of it
 
 
 class Break(Struct, frozen=True, kw_only=True):
@@ -31,173 +39,183 @@ class Break(Struct, frozen=True, kw_only=True):
 
 
 class Placed(Struct, frozen=True):
-    """A row in its place: the number it was written with."""
+    """A row, and the number it was written with."""
 
     number: int
-    row: Link
+    row: Row
+    holds: bool = True
 
 
-class Ahead(Generic[T]):
-    """A stream of which one can see the next items before they are taken."""
+class Gone(Struct, frozen=True):
+    """Numbers of which there is no row."""
 
-    def __init__(self, items: Iterable[T]) -> None:
-        self._items = iter(items)
-        self.seen: deque[T] = deque()
-
-    def look(self, count: int) -> int:
-        """Have so many items in `seen`, if there are; how many there are."""
-        if (missing := count - len(self.seen)) > 0:
-            self.seen += islice(self._items, missing)
-        return len(self.seen)
+    first: int
+    last: int
 
 
 class Walk:
-    """`steps` yields every row in its place and every break, in one pass; it holds a window of rows at a time."""
+    """`steps` is one pass, with a window of rows in memory. A table says what it means that a row `fits`."""
 
-    def __init__(self, rows: Iterable[Link]) -> None:
-        self._rows = Ahead(rows)
-        self._ahead = self._rows.seen
-        self._aside: list[Link] = []  # in the way where they stand; perhaps their place comes
-        self._behind: deque[tuple[int, bytes, int]] = deque(maxlen=NEAR)  # numbers, hashes, and where they stand
+    name: str
+    last = 2**63  # the last number that there is, if one knows
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = iter(rows)
+        self._ahead: deque[Row] = deque()
+        self._aside: list[Row] = []  # in the way where they stand; perhaps their place comes
         self._number, self._hash = 0, GENESIS
-        self._shift: int | None = 0  # how far rows stand from their numbers; None: to be seen at the next
+        self._shift = 0  # how far rows stand from their numbers
 
-    def steps(self) -> Iterator[Placed | Break]:
-        while self._rows.look(1):
-            number, row = self._number + 1, self._ahead[0]
-            if chained(self._hash, number, row.commitment) == row.hash:
-                yield from self._renumbered(row, number)
+    def fits(self, before: bytes | None, number: int, row: Row) -> bool:
+        """Whether it is the row of this number, behind one with this hash; None: that is not known."""
+        raise NotImplementedError
+
+    def vouched(self, number: int, row: Row, after: Row | None) -> bool:
+        """Whether it is the row of this number, whatever stands before it."""
+        raise NotImplementedError
+
+    def next(self, number: int) -> int:
+        """The number that a row is to be there of after this one."""
+        return number + 1
+
+    def steps(self) -> Iterator[Placed | Gone | Break]:
+        while (number := self.next(self._number)) <= self.last and (self._look(1) or self._aside):
+            if self._ahead and self.fits(self._hash, number, self._ahead[0]):
                 yield from self._take(self._ahead.popleft(), number)
-            elif moved := self._standing_aside(number):
-                yield from moved
-            elif later := self._standing_later(number):
-                yield from self._fetched(number, later)
-            elif inserted := self._inserted_before(row):
-                yield from inserted
+            elif moved := next((row for row in self._aside if self.fits(self._hash, number, row)), None):
+                self._aside.remove(moved)
+                yield from self._take(moved, number, moved=True)
+            elif not self._ahead:
+                break
+            elif self._gap(number):
+                yield from self._go_on(0, min(self._written(self._ahead[0]), self.last + 1))
+            elif later := self._later(number):
+                yield from self._fetch(later, number)
             else:
-                yield from self._broken(number)
-            yield from self._never_placed(keep=FAR)
-        while moved := self._standing_aside(self._number + 1):
-            yield from moved
-        yield from self._never_placed(keep=0)
+                yield from self._go_on(*self._foothold(number))
+            if len(self._aside) > WINDOW:
+                yield self._inserted(self._aside.pop(0))
+        if number <= self.last < Walk.last:
+            yield Gone(number, self.last)
+        yield from map(self._inserted, self._aside)
 
-    def _take(self, row: Link, number: int) -> Iterator[Placed | Break]:
-        """Go on from this row."""
-        self._behind.append((number, row.hash, row.seq))
+    def rest(self) -> Iterator[Row]:
+        """The rows behind the last number."""
+        yield from self._ahead
+        yield from self._rows
+
+    def _look(self, count: int) -> int:
+        """Have so many rows in sight, if there are; how many there are."""
+        if (missing := count - len(self._ahead)) > 0:
+            self._ahead += islice(self._rows, missing)
+        return len(self._ahead)
+
+    def _after(self, at: int) -> Row | None:
+        return self._ahead[at + 1] if self._look(at + 2) > at + 1 else None
+
+    def _written(self, row: Row) -> int:
+        """Its number, if it was renumbered like the rows before it, or not at all."""
+        return row.number - self._shift
+
+    def _take(self, row: Row, number: int, *, moved: bool = False) -> Iterator[Placed | Break]:
+        if moved or self._written(row) != number:
+            yield self._break("re-ordered", number, f"it stands at number {row.number}")
+            alone = moved or (self._look(1) and self._written(self._ahead[0]) == self.next(number))
+            self._shift = self._shift if alone else row.number - number
         self._number, self._hash = number, row.hash
-        if row.salt is not None and row.content is not None:
-            if commitment(row.salt, row.content) != row.commitment:
-                yield Break(kind="changed", where=f"event {number}", why="its content is not what it commits to")
-                return
-        elif row.salt is not None or row.content is not None:
-            yield Break(kind="changed", where=f"event {number}", why="its salt or its content alone is gone")
-            return
         yield Placed(number, row)
 
-    def _renumbered(self, row: Link, number: int) -> Iterator[Break]:
-        shift = row.seq - number
-        if self._shift in (shift, None):
-            self._shift = shift
-        elif self._rows.look(2) > 1 and self._ahead[1].seq - number - 1 == self._shift:
-            yield Break(kind="re-ordered", where=f"event {number}", why=f"it stands at number {row.seq}")
+    def _gap(self, number: int) -> bool:
+        written = self._written(self._ahead[0])
+        return written > number and (written > self.last or self.vouched(written, self._ahead[0], self._after(0)))
+
+    def _later(self, number: int) -> int:
+        """How many rows stand before the one that fits; 0 when none does."""
+        count = self._look(WINDOW)
+        return next((at for at in range(1, count) if self.fits(self._hash, number, self._ahead[at])), 0)
+
+    def _fetch(self, at: int, number: int) -> Iterator[Placed | Break]:
+        """The row that fits was moved there; or, if others follow it there, those before it do not belong here."""
+        row, after = self._ahead[at], self._after(at)
+        following = [after] if after else list(self._ahead)[: min(at, 2)]
+        if any(self.fits(row.hash, self.next(number), each) for each in following) == (after is not None):
+            self._aside += (self._ahead.popleft() for _ in range(at))
+            self._shift = row.number - number
         else:
-            self._shift = shift
-            why = f"from event {number} on all numbers were changed: it stands at {row.seq}"
-            yield Break(kind="re-ordered", where=f"event {number}", why=why)
-
-    def _standing_aside(self, number: int) -> list[Placed | Break]:
-        for row in self._aside:
-            if chained(self._hash, number, row.commitment) == row.hash:
-                self._aside.remove(row)
-                said = Break(kind="re-ordered", where=f"event {number}", why=f"it stands at number {row.seq}")
-                return [said, *self._take(row, number)]
-        return []
-
-    def _standing_later(self, number: int) -> int:
-        """How many rows stand before the one that follows by its hash; 0 when none does."""
-        for skipped in range(1, self._rows.look(FAR)):
-            row = self._ahead[skipped]
-            if chained(self._hash, number, row.commitment) == row.hash:
-                return skipped
-        return 0
-
-    def _fetched(self, number: int, skipped: int) -> Iterator[Placed | Break]:
-        """The row that follows stands later: it was moved there, or those before it do not belong where they are."""
-        row = self._ahead[skipped]
-        after = self._ahead[skipped + 1] if skipped + 1 < len(self._ahead) else None
-        if after is None or chained(row.hash, number + 1, after.commitment) == after.hash:
-            self._aside += [self._ahead.popleft() for _ in range(skipped)]
-            self._shift = None
-            return
-        del self._ahead[skipped]
-        yield Break(kind="re-ordered", where=f"event {number}", why=f"it stands at number {row.seq}")
-        yield from self._take(row, number)
-
-    def _inserted_before(self, row: Link) -> list[Break]:
-        """This row follows from one further back: what was taken in between was put there, with hashes of its own."""
-        for back, (number, before, _) in enumerate(reversed(self._behind)):
-            if back and chained(before, number + 1, row.commitment) == row.hash:
-                why = "what follows does not know it, but goes on from the event before it"
-                wrong = [self._behind.pop() for _ in range(back)]
-                self._number, self._hash, self._shift = number, before, None
-                return [Break(kind="inserted", where=f"event at number {at}", why=why) for _, _, at in reversed(wrong)]
-        return []
-
-    def _never_placed(self, *, keep: int) -> Iterator[Break]:
-        while len(self._aside) > keep:
-            row = self._aside.pop(0)
-            why = "nothing before or after it commits to it"
-            yield Break(kind="inserted", where=f"event at number {row.seq}", why=why)
-
-    def _broken(self, number: int) -> Iterator[Placed | Break]:
-        """Nothing in sight follows: something here was changed, or what came next is gone."""
-        if hashes := self._wrong_hashes(number):
-            for at in range(hashes):
-                yield Break(kind="changed", where=f"event {number + at}", why="its hash is not that of what it covers")
-                row = self._ahead.popleft()
-                self._number, self._hash = number + at, chained(self._hash, number + at, row.commitment)
-            return
-        skipped, found = self._foothold(number)
-        in_the_way = [self._ahead.popleft() for _ in range(skipped)]
-        row = self._ahead.popleft()
-        self._shift = None
-        missing = found - number - skipped  # below 0: rows too many
-        changed = skipped + (not missing) if missing >= 0 else 0
-        for at in range(changed):
-            why = f"its hash does not follow from what it and event {number + at - 1} say now: one of them was changed"
-            yield Break(kind="changed", where=f"event {number + at}", why=why)
-        if not missing:
-            self._number, self._hash = found, row.hash
-            return
-        self._aside += in_the_way[changed:]
-        first, last = number + changed, found - 1
-        if first <= last:
-            where = f"event {last}" if first == last else f"events {first} to {last}"
-            yield Break(kind="dropped", where=where, why=f"event {found} follows on something that is not here")
-        elif found < number:
-            yield Break(kind="inserted", where=f"before event {found}", why=f"{number - found} too many, by its hash")
-        yield from self._take(row, found)
-
-    def _wrong_hashes(self, number: int) -> int:
-        """How many rows from here have a hash that is wrong, while one soon after them has that which is right."""
-        before = self._hash
-        for at in range(self._rows.look(NEAR)):
-            before = chained(before, number + at, self._ahead[at].commitment)
-            if before == self._ahead[at].hash:
-                return at
-        return 0
+            del self._ahead[at]
+            yield from self._take(row, number, moved=True)
 
     def _foothold(self, number: int) -> tuple[int, int]:
-        """Where the chain can be taken up again: rows to pass over, and the number that the one after them has.
+        """Where it goes on: how many rows to pass over, and the number that the one behind them has.
 
-        A row can be told by the one after it, which covers its hash.
+        The next number of which there is a row: one that was moved here may have a number far ahead.
         """
-        count = self._rows.look(NEAR)
-        for skipped in range(count - 1):
-            row, after = self._ahead[skipped], self._ahead[skipped + 1]
-            least = number + skipped
-            near = range(max(1, least - NEAR), least + NEAR)
-            for found in (least, max(least, row.seq), *sorted(near, key=lambda n: (n < least, abs(n - least)))):
-                if chained(row.hash, found + 1, after.commitment) == after.hash:
-                    return skipped, found
-        return 0, max(number, self._ahead[0].seq - (self._shift or 0))
+        best, end = (0, max(number, self._written(self._ahead[0]))), number + WINDOW
+        for numbers in (range(number, end), range(max(1, number - NEAR), number)):
+            for skipped in range(self._look(NEAR)):
+                row, after = self._ahead[skipped], self._after(skipped)
+                if found := next((n for n in numbers if n < end and self.vouched(n, row, after)), 0):
+                    best, end = (skipped, found), found
+            if end < number + WINDOW:
+                break
+        return best
+
+    def _go_on(self, skipped: int, found: int) -> Iterator[Placed | Gone | Break]:
+        """With the row behind so many, which is of the number found."""
+        number = self.next(self._number)
+        # The next row must follow the row before it as it stands or, where its hash was changed, as it should be.
+        stored: bytes | None = self._hash
+        due: bytes | None = self._hash
+        for row in [self._ahead.popleft() for _ in range(skipped)]:
+            at = self._written(row)
+            if not number <= at < found:
+                self._aside.append(row)
+                continue
+            if at > number:
+                yield Gone(number, at - 1)
+                due = None
+            yield self._break("changed", at, "it is not what its hash covers, or its hash was changed")
+            yield Placed(at, row, holds=False)
+            stored, due, number = row.hash, due and chained(due, at, row.commitment), self.next(at)
+        if found != number:
+            stored = due = None
+        if number < found:
+            yield Gone(number, found - 1)
+        self._number = found - 1
+        if found > self.last:
+            return
+        row = self._ahead.popleft()
+        self._shift = row.number - found
+        if found < number:
+            where = row.number - (number - found)
+            yield self._break("inserted", where, "what follows goes on from what stands before it", at_number=True)
+        if self.fits(stored, found, row) or (due and self.fits(due, found, row)):
+            yield from self._take(row, found)
+            return
+        yield self._break("changed", found, "it does not fit to what stands before it: one of them was changed")
+        yield Placed(found, row, holds=False)
+        self._number, self._hash = found, row.hash
+        if due and self._look(1) and self.fits(right := chained(due, found, row.commitment), found + 1, self._ahead[0]):
+            self._hash = right
+
+    def _inserted(self, row: Row) -> Break:
+        return self._break("inserted", row.number, "nothing commits to it", at_number=True)
+
+    def _break(self, kind: Kind, number: int, why: str, *, at_number: bool = False) -> Break:
+        return Break(kind=kind, where=f"{self.name} {'at ' * at_number}{number}", why=why)
+
+
+class EventWalk(Walk):
+    """An event follows from the hash of the one before it, and is vouched for by the hash of the one behind it."""
+
+    name = "event"
+
+    def fits(self, before: bytes | None, number: int, row: Row) -> bool:
+        return before is None or chained(before, number, row.commitment) == row.hash
+
+    def vouched(self, number: int, row: Row, after: Row | None) -> bool:
+        return after is not None and self.fits(row.hash, number + 1, after)
+
+
+def span(name: str, first: int, last: int) -> str:
+    return f"{name} {first}" if first == last else f"{name}s {first} to {last}"

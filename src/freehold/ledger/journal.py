@@ -108,7 +108,11 @@ def left_behind(folder: Path) -> tuple[list[UsageRecord], list[UsageRecord]]:
     opened: dict[str, UsageRecord] = {}
     settled: list[UsageRecord] = []
     for path in segments(folder):
-        for raw in path.read_bytes().split(b"\n"):
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except FileNotFoundError:  # a daemon that runs has just put all of it into the book
+            continue
+        for raw in lines:
             try:
                 line = _decode(raw)
             except msgspec.DecodeError:

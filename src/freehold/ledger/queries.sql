@@ -5,8 +5,8 @@ insert into usage (number, salt, {columns}) values (?, ?, {marks}) on conflict (
 -- name: unsealed
 select number, salt, {columns} from usage where number > ? order by number;
 
--- name: usage_between
-select number, salt, {columns} from usage where number between ? and ?;
+-- name: usage
+select number, salt, {columns} from usage order by number;
 
 -- name: last_sealed
 select max(last) from seal;
@@ -14,15 +14,11 @@ select max(last) from seal;
 -- name: insert_seal
 insert into seal (event, first, last, leaves) values (?, ?, ?, ?);
 
--- name: seals
-select seq, salt, cast(content as blob), commitment from event
-where content is not null and instr(content, '"kind":"usage.sealed"') order by seq;
-
 -- name: leaves
-select first, last, leaves from seal order by first;
+select leaves from seal where first = ?;
 
--- name: seal_of
-select event, first, last, leaves from seal where first <= ? and last >= ?;
+-- name: leaves_of
+select first, leaves from seal where first <= ? and last >= ?;
 
 -- name: content_of
 select salt, question, answer, until_ns from content where request = ?;
@@ -112,9 +108,6 @@ where content is not null and json_valid(content) order by seq desc limit 1;
 
 -- name: newest_events
 select seq, cast(content as blob) from event where content is not null order by seq desc;
-
--- name: event_content
-select content from event where seq = ?;
 
 -- name: event_hash
 select hash from event where seq = ?;

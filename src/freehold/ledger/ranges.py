@@ -13,49 +13,39 @@ class Ranges:
     """Numbers, added in any order; in ascending order it is cheap."""
 
     def __init__(self, numbers: Iterable[int] = ()) -> None:
-        self._ranges: list[tuple[int, int]] = []
+        self._ranges: list[tuple[int, int]] = []  # ascending; between two of them a number is missing
         for number in numbers:
             self.add(number, number)
 
     def add(self, first: int, last: int) -> None:
         ranges = self._ranges
-        at = bisect.bisect_left(ranges, (first, last))
-        while at > 0 and ranges[at - 1][1] >= first - 1:
-            at -= 1
-            low, high = ranges.pop(at)
-            first, last = min(first, low), max(last, high)
-        while at < len(ranges) and ranges[at][0] <= last + 1:
-            last = max(last, ranges.pop(at)[1])
-        ranges.insert(at, (first, last))
+        low = bisect.bisect_left(ranges, first - 1, key=lambda each: each[1])
+        high = bisect.bisect_right(ranges, last + 1, key=lambda each: each[0])
+        if low < high:  # those that it touches become one with it
+            first, last = min(first, ranges[low][0]), max(last, ranges[high - 1][1])
+        ranges[low:high] = [(first, last)]
 
     def add_text(self, text: str) -> None:
         """As `str` writes them. Anything else adds nothing."""
         if _TEXT.fullmatch(text):
             for part in text.split(","):
                 first, _, last = part.partition("-")
-                self.add(int(first), int(last or first))
+                self.add(*sorted((int(first), int(last or first))))
 
-    def without(self, others: Ranges) -> Iterator[tuple[int, int]]:
-        """The ranges of what is here and not there."""
-        for low, high in self._ranges:
-            at = max(0, bisect.bisect_right(others._ranges, (low, 2**63)) - 1)
-            for first, last in others._ranges[at:]:
-                if last < low:
-                    continue
-                if first > high:
-                    break
-                if first > low:
-                    yield low, first - 1
-                low = last + 1  # noqa: PLW2901  what is left of it
-            if low <= high:
-                yield low, high
+    def holes(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """The ranges between these two numbers that are not in it."""
+        at = bisect.bisect_left(self._ranges, first, key=lambda each: each[1])
+        while first <= last:
+            low, high = self._ranges[at] if at < len(self._ranges) else (last + 1, last + 1)
+            if first < low:
+                yield first, min(last, low - 1)
+            first, at = max(first, high + 1), at + 1
 
-    def __contains__(self, number: int) -> bool:
-        at = bisect.bisect_right(self._ranges, (number, 2**63)) - 1
-        return at >= 0 and self._ranges[at][1] >= number
+    def has(self, number: int) -> bool:
+        return not any(self.holes(number, number))
 
-    def __len__(self) -> int:
-        return sum(last - first + 1 for first, last in self._ranges)
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self._ranges)
 
     def __str__(self) -> str:
         return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in self._ranges)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import msgspec
 
 from freehold.errors import FreeholdError, Unknown
-from freehold.ledger import chain
 from freehold.ledger.sql import EDITION, QUERIES
 from freehold.policy.price import machine_pico
 from freehold.types import Content, Event
@@ -117,31 +116,6 @@ def events(
         if fnmatchcase(event.kind, kind) and fnmatchcase(event.subject, subject):
             found.append({"number": number, **msgspec.structs.asdict(event)})
     return found[::-1]
-
-
-def proof(db: sqlite3.Connection, request_id: str) -> dict[str, Any]:
-    """That a request is in the chain: its leaf, the way to the root, the event that has the root. Raises Unknown."""
-    row = db.execute(QUERIES["usage_of_request"], (request_id,)).fetchone()
-    seal = row and db.execute(QUERIES["seal_of"], (row[0], row[0])).fetchone()
-    if not seal:
-        what = "is not sealed yet" if row else "is not in the book"
-        raise Unknown(f"the request {request_id} {what}", hint="freehold usage shows what there is")
-    event, first, _, blob = seal
-    leaves = [blob[at : at + chain.HASH_BYTES] for at in range(0, len(blob), chain.HASH_BYTES)]
-    hashed = chain.leaf(row[0], chain.commitment(row[1], chain.row_content(row[2:])))
-    path = chain.path(leaves, row[0] - first)
-    content = db.execute(QUERIES["event_content"], (event,)).fetchone()[0]
-    return {
-        "request": request_id,
-        "number": row[0],
-        "salt": row[1].hex(),
-        "content": chain.row_content(row[2:]).decode(),
-        "leaf": hashed.hex(),
-        "path": [(side, beside.hex()) for side, beside in path],
-        "root": chain.climb(hashed, path).hex(),
-        "event": event,
-        "holds": chain.climb(hashed, path).hex() == msgspec.json.decode(content)["detail"]["root"],
-    }
 
 
 def content(db: sqlite3.Connection, request_id: str) -> Content | None:

@@ -6,6 +6,7 @@ A message says what it is before what it says, so that a signature of one kind i
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +58,7 @@ def holds(public: str, signature: str, kind: Kind, message: bytes) -> bool:
 def _make(path: Path) -> bytes:
     """Whole or not at all, and never over another's: who comes second takes what the first made."""
     secret = Ed25519PrivateKey.generate().private_bytes_raw().hex().encode() + b"\n"
-    draft = path.with_name(f"signing-{os.getpid()}.new")
+    draft = path.with_name(f"signing-{secrets.token_hex(8)}.new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123  a descriptor

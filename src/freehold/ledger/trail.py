@@ -50,7 +50,7 @@ class Trail:
         seq, before = self._db.execute(QUERIES["last_event"]).fetchone() or (0, chain.GENESIS)
         row = chain.link(seq + 1, before, os.urandom(chain.SALT_BYTES), content)
         self._db.execute(QUERIES["insert_event"], row._replace(content=content.decode()))  # type: ignore[arg-type]
-        return row.seq
+        return row.number
 
     def tell(self, kind: str, subject: str, *, actor: str = "freehold", **detail: str | float | bool | None) -> int:
         return self.add_event(Event(at_ns=self.clock_ns(), actor=actor, kind=kind, subject=subject, detail=detail))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from math import log2
+from operator import attrgetter
 
 from msgspec import Struct
 
@@ -21,6 +22,7 @@ from freehold.plan.search import Search
 from freehold.policy.law import in_words
 from freehold.types import Refusal, Ruling
 
+_RANK = attrgetter("rank")
 _EXPLAINED = 0.9  # of a checkpoint, by the dimensions, before they are trusted
 _CODING = re.compile(r"coder|coding|devstral|codestral|\bcode\b|-code-", re.IGNORECASE)
 
@@ -64,8 +66,8 @@ def choose(
             search.llamacpp(place)
         considered += search.considered
         if search.found:
-            found = sorted(search.found, key=lambda each: each[:6])
-            plans += [search.describe(each, ruling) for each in (found if every else found[:1])]
+            best = sorted(search.found, key=_RANK) if every else [min(search.found, key=_RANK)]
+            plans += [search.describe(each, ruling) for each in best]
         else:
             refusals.append(search.refusal())
     by_id = {model.id: model for model in models}

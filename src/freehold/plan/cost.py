@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from freehold.errors import BadRequest
-from freehold.facts import ApiPrice, Offer, Rate
-from freehold.plan.traffic import HOURS_A_MONTH, Load, Service, Sleep, Speed, always_on, number, to_zero, within
+from freehold.facts import ApiPrice, Offer, OfferKind, Rate
+from freehold.plan.traffic import FILL, HOURS_A_MONTH, Load, Service, Sleep, Speed, always_on, number, to_zero, within
 
 SETUP_MONTHS = 12.0  # over which what is paid once is spread
 LARGEST = 1e12
@@ -125,18 +125,25 @@ _OWNED = (
 
 def owned_hourly(owned: Owned) -> float:
     """Money an hour, used or not: straight-line depreciation, interest on half the capital, power, hosting, staff."""
+    return sum(_owned_parts(owned))
+
+
+def _owned_parts(owned: Owned) -> tuple[float, float, float]:
+    """Money an hour for the capital, for power, and for hosting and staff."""
     capital = owned.capex / owned.years + owned.capex / 2 * owned.interest_pct / 100
-    drawn = owned.idle_power + (1 - owned.idle_power) * owned.utilisation
-    power = owned.power_w / 1000 * drawn * owned.pue * owned.price_kwh
-    return capital / (12 * HOURS_A_MONTH) + power + (owned.hosting_month + owned.staff_month) / HOURS_A_MONTH
+    power = owned.power_w / 1000 * _drawn(owned) * owned.pue * owned.price_kwh
+    return capital / (12 * HOURS_A_MONTH), power, (owned.hosting_month + owned.staff_month) / HOURS_A_MONTH
+
+
+def _drawn(owned: Owned) -> float:
+    """Share of its power that is drawn on average."""
+    return owned.idle_power + (1 - owned.idle_power) * owned.utilisation
 
 
 def _owned_steps(owned: Owned) -> tuple[str, ...]:
-    n, unit, drawn = number, "an hour", owned.idle_power + (1 - owned.idle_power) * owned.utilisation
-    capital = owned.capex / owned.years + owned.capex / 2 * owned.interest_pct / 100
-    a, b = capital / 8760, owned.power_w / 1000 * drawn * owned.pue * owned.price_kwh
+    n, unit, drawn = number, "an hour", _drawn(owned)
+    a, b, c = _owned_parts(owned)
     fixed = f"{n(owned.hosting_month)} + {n(owned.staff_month)}"
-    c = (owned.hosting_month + owned.staff_month) / HOURS_A_MONTH
     return (
         (
             f"capital: ({n(owned.capex)} / {n(owned.years)} years + {n(owned.capex)} / 2 x {n(owned.interest_pct)} "
@@ -220,7 +227,7 @@ class Cost(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One way to pay for one need. None: unknown, because no speed or no load was given."""
 
     name: str
-    kind: Literal["on-demand", "spot", "reserved", "dedicated", "owned"]
+    kind: OfferKind
     scaling: Literal["always on", "to zero"]
     currency: str
     hour: float  # of one replica while it is on; for spot of a useful hour
@@ -244,8 +251,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     load: Load | None = None
     speed: Speed | None = None
     sleep: Sleep | None = None  # None: always on; its billing_s gives way to the offer's
-    fill: float = 0.8
-    interruptions: Interruptions = field(default_factory=Interruptions)
+    interruptions: Interruptions = Interruptions()
     egress_month: float = 0.0  # in `currency`, from `egress`
 
     def __post_init__(self) -> None:
@@ -253,11 +259,11 @@ class Wanted(Struct, frozen=True, kw_only=True):
         within("egress_month", self.egress_month, 0, LARGEST)
 
 
-def cost(offer: Offer, wanted: Wanted, *, on_demand: Offer | None = None, explain: bool = True) -> Cost:
+def cost(offer: Offer, wanted: Wanted, *, on_demand: Offer | None = None) -> Cost:
     """What `wanted` costs on one offer. For spot, `on_demand` is what is taken when there is none."""
     rate = exchange(offer.currency, wanted.currency, wanted.rates)
     hour = hourly(offer, wanted.cards, rate)
-    steps = _hour_steps(offer, wanted.cards, wanted.currency, wanted.rates) if explain else ()
+    steps = _hour_steps(offer, wanted.cards, wanted.currency, wanted.rates)
     said = remarks(offer)
     if offer.kind == "spot":
         cut = wanted.interruptions
@@ -269,10 +275,13 @@ def cost(offer: Offer, wanted: Wanted, *, on_demand: Offer | None = None, explai
         if on_demand is not None and cut.fallback:
             other = hourly(on_demand, wanted.cards, exchange(on_demand.currency, wanted.currency, wanted.rates))
             said = (*said, *remarks(on_demand))
-        steps += _spot_steps(hour, other, cut, wanted.currency) if explain else ()
+        steps += _spot_steps(hour, other, cut, wanted.currency)
         hour = spot_hourly(hour, other, cut)
-    service = _service(offer, wanted, explain=explain)
-    month = (service.on_h if service else HOURS_A_MONTH) * hour + wanted.egress_month
+    service, n = _service(offer, wanted), number
+    hours = service.on_h if service else HOURS_A_MONTH
+    month = hours * hour + wanted.egress_month
+    extra = f" + egress {n(wanted.egress_month)}" if wanted.egress_month else ""
+    line = f"a month: {n(hours)} h x {n(hour)}{extra} = {n(month)} {wanted.currency}"
     found = Cost(
         name=offer.id,
         kind=offer.kind,
@@ -280,34 +289,28 @@ def cost(offer: Offer, wanted: Wanted, *, on_demand: Offer | None = None, explai
         currency=wanted.currency,
         hour=hour,
         month=month,
-        steps=steps,
+        steps=(*steps, *(service.steps if service else ()), line),
         remarks=said,
     )
-    if not explain and service is None:
-        return found
-    return _with_load(found, service, wanted, explain=explain)
+    return _by_tokens(found, service, wanted)
 
 
-def _service(offer: Offer, wanted: Wanted, *, explain: bool) -> Service | None:
+def _service(offer: Offer, wanted: Wanted) -> Service | None:
     """Machine-hours of the load: to zero where that is asked, can be billed so, and is not dearer than staying on."""
     if wanted.load is None or wanted.speed is None:
         return None
-    kept = always_on(wanted.load, wanted.speed, fill=wanted.fill, explain=explain)
+    kept = always_on(wanted.load, wanted.speed)
     if wanted.sleep is None or offer.kind not in ("on-demand", "spot"):
         return kept
-    asleep = to_zero(wanted.load, wanted.speed, replace(wanted.sleep, billing_s=offer.billing_s), fill=wanted.fill)
+    asleep = to_zero(wanted.load, wanted.speed, replace(wanted.sleep, billing_s=offer.billing_s))
     return replace(asleep, steps=kept.steps[:3] + asleep.steps) if asleep.on_h < kept.on_h else kept
 
 
-def _with_load(found: Cost, service: Service | None, wanted: Wanted, *, explain: bool) -> Cost:
-    n, hours = number, service.on_h if service else HOURS_A_MONTH
-    extra = f" + egress {n(wanted.egress_month)}" if wanted.egress_month else ""
-    line = f"a month: {n(hours)} h x {n(found.hour)}{extra} = {n(found.month)} {found.currency}"
-    steps = (*found.steps, *(service.steps if service else ()), line) if explain else ()
-    if service is None or wanted.load is None or wanted.speed is None or wanted.load.tokens_a_month == 0:
+def _by_tokens(found: Cost, service: Service | None, wanted: Wanted) -> Cost:
+    n, load = number, wanted.load
+    if service is None or load is None or wanted.speed is None or load.tokens_a_month == 0:
         why = "per million tokens: unknown without a load and a measured or stated speed"
-        return replace(found, steps=steps, remarks=(*found.remarks, why))
-    load = wanted.load
+        return replace(found, remarks=(*found.remarks, why))
     per_million = found.month / load.tokens_a_month * 1e6
     reading, writing = wanted.speed.seconds(load.prompt_tokens, load.completion_tokens)
     share = reading / (reading + writing) if reading + writing else 0.0
@@ -330,7 +333,7 @@ def _with_load(found: Cost, service: Service | None, wanted: Wanted, *, explain:
         per_million=per_million,
         per_million_prompt=prompt,
         per_million_completion=completion,
-        steps=(*steps, line) if explain else (),
+        steps=(*found.steps, line),
     )
 
 
@@ -358,7 +361,8 @@ def break_even(found: Cost, api: ApiPrice, wanted: Wanted) -> BreakEven:
     within(f"prompt price of {api.id}", api.prompt, 0, 1e6, "a million")
     within(f"completion price of {api.id}", api.completion, 0, 1e6, "a million")
     rate, named = _exchange(api.currency, found.currency, wanted.rates)
-    n, share, speed = number, load.prompt_share, wanted.speed
+    n, speed = number, wanted.speed
+    share = load.prompt_tokens / (load.prompt_tokens + load.completion_tokens)
     asked = share * api.prompt + (1 - share) * api.completion
     within(f"price of {api.id} for this mix", asked, 1e-9, 1e6, "a million")
     month = found.replicas * HOURS_A_MONTH * found.hour + wanted.egress_month
@@ -366,7 +370,7 @@ def break_even(found: Cost, api: ApiPrice, wanted: Wanted) -> BreakEven:
     capacity = None
     if speed is not None:
         one = sum(speed.seconds(share, 1 - share))
-        capacity = found.replicas * HOURS_A_MONTH * 3600 * wanted.fill / one
+        capacity = found.replicas * HOURS_A_MONTH * 3600 * FILL / one
     factor = f" x {n(rate)}" if named else ""
     steps = (
         (

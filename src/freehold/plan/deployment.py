@@ -10,10 +10,10 @@ from freehold.facts import Card, Offer
 from freehold.plan import vllm
 from freehold.plan.cost import Interruptions, hourly
 from freehold.plan.need import Need, version_of
-from freehold.plan.traffic import DAYS_A_MONTH, HOURS_A_MONTH
+from freehold.plan.traffic import DAYS_A_MONTH, FILL, HOURS_A_MONTH
+from freehold.plan.weights import Split
 from freehold.types import Ruling
 
-FILL = 0.8  # how busy a replica may be: queues grow without end near 1
 MOST_CARDS = 256  # of one deployment on rented machines
 INTERRUPTIONS = Interruptions()  # assumed of spot machines
 
@@ -106,8 +106,12 @@ class Deployment(Struct, frozen=True, kw_only=True):
     accepted: str = ""
 
     @property
+    def split(self) -> Split:
+        return Split(self.tp, self.pp, self.ep)
+
+    @property
     def cards(self) -> int:
-        return self.tp * self.pp * self.ep * self.replicas if self.card else 0
+        return self.split.cards * self.replicas if self.card else 0
 
 
 def settings(need: Need) -> vllm.Settings:

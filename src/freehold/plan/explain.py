@@ -15,7 +15,7 @@ from freehold.plan.params import Counts, count
 from freehold.plan.speed import CPU_BANDWIDTH_GB_S, active_bytes, active_parts, token_bytes
 from freehold.plan.traffic import DAYS_A_MONTH, HOURS_A_MONTH, number
 from freehold.plan.units import GIB
-from freehold.plan.weights import SCHEMES, Weights, checkpoint_bytes, split
+from freehold.plan.weights import SCHEMES, Weights, checkpoint_bytes, weigh
 
 _PARTS = {
     "rest": "norms, routers, biases",
@@ -46,7 +46,7 @@ def assumptions(plan: Deployment, place: Place, need: Need) -> tuple[str, ...]:
             *common,
         )
     version = ".".join(map(str, asked.version))
-    link, whole = place.card.link_gb_s if place.card else None, plan.tp * plan.pp * plan.ep
+    link, whole = place.card.link_gb_s if place.card else None, plan.split.cards
     guessed = place.offer and place.machines is None and place.offer.cards < place.cards
     shared = f"joined by a link of {link:g} GB/s" if link else "joined by PCIe alone, or nobody said how"
     return (
@@ -64,7 +64,7 @@ def _vllm(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) ->
     assert card is not None  # noqa: S101  a deployment on cards has one
     assert counts is not None  # noqa: S101  it was counted to be planned
     scheme = SCHEMES[plan.scheme]
-    held = split(counts, scheme, model, tp=plan.tp, pp=plan.pp, ep=plan.ep)
+    held = weigh(counts, scheme, model, plan.split)
     filed = model.file_bytes if plan.scheme == model.checkpoint else 0
     on_card = held.total if filed else plan.weight_bytes
     yield from _weights(held, counts, f"tensor {plan.tp} x pipeline {plan.pp} x experts {plan.ep}; {scheme.name}")
@@ -96,7 +96,7 @@ def _vllm(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) ->
         f"tokens in all: {blocks:,} x {plan.context:,} // {plan.request_blocks:,} x {plan.ep} x {plan.replicas} = "
         f"{plan.kv_tokens:,} tokens; as vLLM prints its KV cache size since 0.20.1"
     )
-    each, layout = -(-plan.users // (plan.replicas * plan.ep)), vllm.kv_layout(model, asked, tp=plan.tp, pp=plan.pp)
+    each, layout = -(-plan.users // (plan.replicas * plan.ep)), vllm.layout(model.attention, asked, plan.split)
     long = layout.blocks_per_request(plan.longest, asked.step_tokens(card))
     yield (
         f"longest context: {each:,} x {long:,} = {each * long:,} blocks of the pool's; requests on a rank, blocks of "
@@ -116,7 +116,7 @@ def _weights(held: Weights, counts: Counts, how: str) -> Iterator[str]:
 
 def _beside(plan: Deployment, model: Model, asked: vllm.Settings, card: Card) -> Iterator[str]:
     """What vLLM takes beside the weights."""
-    peak = vllm.activation(model, plan.scheme, asked, card, tp=plan.tp, ep=plan.ep)
+    peak = vllm.activation(model, plan.scheme, asked, card, plan.split)
     tokens, hidden, moe = asked.step_tokens(card), model.hidden_size, model.moe
     yield (
         f"sampler: {peak.logit_bytes:g} x {plan.sequences:,} x {model.output_vocab_size or model.vocab_size:,} + 2 x "
@@ -137,14 +137,14 @@ def _beside(plan: Deployment, model: Model, asked: vllm.Settings, card: Card) ->
         f"activations: {number(max(peak.sampler, peak.prefill))} + {number(peak.workspace)} = "
         f"{plan.activation_bytes:,} bytes; the larger of sampler and prefill, workspace"
     )
-    gib = vllm.other_gib(asked, card, plan.tp * plan.pp * plan.ep)
+    gib = vllm.other_gib(asked, card, plan.split.cards)
     yield f"runtime: {gib:g} x {GIB:,} = {plan.other_bytes:,} bytes; read from start-up logs of this generation"
     sizes, each = vllm.graphs(asked, card, plan.tp)
     yield f"CUDA graphs: {sizes} x {number(each)} x {GIB:,} = {plan.graph_bytes:,} bytes; sizes, GiB of each, from logs"
 
 
 def _cache(plan: Deployment, model: Model, asked: vllm.Settings, card: Card) -> Iterator[str]:
-    layout = vllm.kv_layout(model, asked, tp=plan.tp, pp=plan.pp)
+    layout = vllm.layout(model.attention, asked, plan.split)
     for group in model.attention:
         yield _of_layer(group, asked.kv_dtype, plan.tp)
     if not layout.page_bytes:
@@ -206,7 +206,7 @@ def _llamacpp(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
     if model.file_bytes or counts is None:
         yield f"weights: {plan.weight_bytes:,} x 1 = {plan.weight_bytes:,} bytes; the size of the files"
     else:
-        held = split(counts, SCHEMES[plan.scheme], model, tables=False)
+        held = weigh(counts, SCHEMES[plan.scheme], model, tables=False)
         yield from _weights(held, counts, f"1; {SCHEMES[plan.scheme].name}")
     kept = []
     for group in model.attention:
@@ -260,7 +260,11 @@ def _speed(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
     bandwidth, memory = place.card.bandwidth_gb_s if place.card else None, f"({CPU_BANDWIDTH_GB_S:g} x 1,000,000,000)"
     figure = f"{number(plan.ceiling)} tokens a second; memory bandwidth over the bytes a token reads"
     if plan.engine == "vllm" or not model.file_bytes:
-        yield _read(model, counts, plan)
+        parts = [round(part) for part in active_parts(model, counts, SCHEMES[plan.scheme], plan.ep)]
+        yield (
+            f"read for a token: {' + '.join(f'{part:,}' for part in parts)} = {sum(parts):,} bytes; attention, dense "
+            "and shared layers, experts chosen, head"
+        )
     if plan.engine == "vllm":
         read = round(active_bytes(model, counts, SCHEMES[plan.scheme], plan.ep))
         yield f"speed of one request, at most: {bandwidth:g} x 1,000,000,000 x {plan.tp} / {read:,} = {figure}"
@@ -271,18 +275,10 @@ def _speed(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
     yield f"speed of one request, at most: {layers} / ({read:,} x ({' + '.join(parts)})) = {figure}, layer by layer"
 
 
-def _read(model: Model, counts: Counts, plan: Deployment) -> str:
-    parts = [round(part) for part in active_parts(model, counts, SCHEMES[plan.scheme], plan.ep)]
-    return (
-        f"read for a token: {' + '.join(f'{part:,}' for part in parts)} = {sum(parts):,} bytes; attention, dense and "
-        "shared layers, experts chosen, head"
-    )
-
-
 def _money(plan: Deployment, place: Place, need: Need) -> Iterator[str]:
     if place.offer is None or plan.hour is None or plan.month is None:
         return
-    offer, cards = place.offer, max(1, plan.tp * plan.pp * plan.ep) if plan.card else 1
+    offer, cards = place.offer, plan.split.cards if plan.card else 1
     price = offer.price / (HOURS_A_MONTH if offer.per == "month" else 1)
     useful = f" / {number(INTERRUPTIONS.useful)}" if offer.kind == "spot" else ""
     yield (

@@ -23,12 +23,12 @@ CARD_SHARE = 0.95  # of a card's memory that is used, beside a compute buffer
 RESERVE_BYTES = GIB  # for the system, the gateway, and the engine's own code and scratch memory
 
 
-def kv_bytes_per_token(build: Build, bytes_per_value: int = 2) -> int:
-    """Bytes of KV cache a token takes in all layers; 2 bytes a value is f16, llama.cpp's default.
+def kv_bytes_per_token(build: Build) -> int:
+    """Bytes of KV cache a token takes in all layers, in f16, llama.cpp's default.
 
     An upper bound for models with sliding-window, linear-attention or narrower layers: all count as full here.
     """
-    return build.layers * build.kv_heads * (build.key_dim + build.value_dim) * bytes_per_value
+    return build.layers * build.kv_heads * (build.key_dim + build.value_dim) * 2
 
 
 def cells(context: int) -> int:
@@ -119,8 +119,6 @@ def fit(
     parallel: int,
     threads: int,
     model: Model | None = None,
-    ubatch: int = UBATCH,
-    reserve_bytes: int = RESERVE_BYTES,
 ) -> Plan | Refusal:
     """A plan to serve `parallel` requests of up to `context` tokens each from `host`'s memory, or why not.
 
@@ -136,8 +134,8 @@ def fit(
         return Refusal(subject=subject, reason=reason, hint=f"ask for a context of at most {build.context:,}")
     per_token = sum(g.layers * values_per_token(g) for g in model.attention) * 2 if model else kv_bytes_per_token(build)
     per_request = _request_bytes(build, model, context)
-    compute = compute_bytes(build.vocabulary, build.hidden_size, context, ubatch)
-    available = max(0, host.available_bytes - reserve_bytes)
+    compute = compute_bytes(build.vocabulary, build.hidden_size, context)
+    available = max(0, host.available_bytes - RESERVE_BYTES)
     requests = max(0, available - build.weight_bytes - compute) // per_request
     plan = Plan(
         build=build.name,
@@ -153,10 +151,10 @@ def fit(
         requests_that_fit=requests,
         steps=(),
     )
-    steps = _steps(plan, build, model, host, ubatch, reserve_bytes)
+    steps = _steps(plan, build, model, host)
     if requests < parallel:
         reason = f"needs {size(plan.total_bytes)}, but {size(available)} may be used"
-        return Refusal(subject=subject, reason=reason, hint=_smaller(plan, build, model, ubatch), steps=steps)
+        return Refusal(subject=subject, reason=reason, hint=_smaller(plan, build, model), steps=steps)
     return replace(plan, steps=steps)
 
 
@@ -165,13 +163,13 @@ def _request_bytes(build: Build, model: Model | None, context: int) -> int:
     return kv_buffers(model.attention, context) if model else kv_bytes_per_token(build) * cells(context)
 
 
-def _smaller(plan: Plan, build: Build, model: Model | None, ubatch: int) -> str:
+def _smaller(plan: Plan, build: Build, model: Model | None) -> str:
     """What would fit: fewer requests at this context, or a shorter context for as many."""
     room = plan.available_bytes - build.weight_bytes
 
     def fits(steps: int) -> bool:
         kept = _request_bytes(build, model, steps * CELLS) * plan.parallel
-        return kept + compute_bytes(build.vocabulary, build.hidden_size, steps * CELLS, ubatch) <= room
+        return kept + compute_bytes(build.vocabulary, build.hidden_size, steps * CELLS) <= room
 
     shorter = min(
         bisect_left(range(1, build.context // CELLS + 2), x=True, key=lambda n: not fits(n)) * CELLS, build.context
@@ -180,14 +178,13 @@ def _smaller(plan: Plan, build: Build, model: Model | None, ubatch: int) -> str:
     ways += [f"a context of {shorter:,} for {plan.parallel} at once"] if shorter >= CELLS else []
     if ways:
         return "these fit: " + ", or ".join(ways)
-    least = compute_bytes(build.vocabulary, build.hidden_size, 1, ubatch)
+    least = compute_bytes(build.vocabulary, build.hidden_size, 1)
     least += plan.weight_bytes + _request_bytes(build, model, 1)
     return f"use a smaller or more quantised build: the least context for one request needs {size(least)}"
 
 
 def _cache_steps(plan: Plan, build: Build, model: Model | None) -> Iterator[str]:
     """Layer by layer where they are known; `kept` tokens are in steps of CELLS, a window with a step of tokens."""
-    rows = cells(plan.context)
     layers = model.attention if model else ()
     if not layers:
         yield (
@@ -197,28 +194,23 @@ def _cache_steps(plan: Plan, build: Build, model: Model | None) -> Iterator[str]
     for group in layers:
         one = replace(group, layers=1)
         kind, kept = group.kind.replace("_", " "), kv_buffers((one,), plan.context)
-        tokens = f"{values_per_token(group)} values x 2 bytes x {rows:,} tokens"
-        if group.kind in LINEAR:
-            tokens = "the state of a sequence"
-        elif group.kind in WINDOWED:
-            tokens = f"{values_per_token(group)} values x 2 bytes x {kept // (values_per_token(group) * 2):,} tokens"
+        values = values_per_token(group)
+        tokens = f"{values} values x 2 bytes x {kept // (values * 2):,} tokens" if values else "the state of a sequence"
         yield f"KV cache: {group.layers} {kind} layers x {kept:,} bytes ({tokens}) = {size(group.layers * kept)}"
     yield f"KV cache: {size(plan.kv_bytes // plan.parallel)} x {plan.parallel} requests = {size(plan.kv_bytes)}"
 
 
-def _steps(  # noqa: PLR0917  one place asks for it
-    plan: Plan, build: Build, model: Model | None, host: Host, ubatch: int, reserve_bytes: int
-) -> tuple[str, ...]:
-    rows = cells(plan.context)
+def _steps(plan: Plan, build: Build, model: Model | None, host: Host) -> tuple[str, ...]:
+    mask = f"mask {cells(plan.context):,} x {UBATCH} x 2 bytes"
     vocabulary, hidden = f"{build.vocabulary:,} vocabulary", f"{build.hidden_size:,} hidden"
     wide = vocabulary if widest(build.vocabulary, build.hidden_size) == build.vocabulary else f"16 x {hidden}"
-    states = f"({wide} + {hidden}) x {ubatch} tokens x 4 bytes"
-    usable = f"{size(host.available_bytes)} available of {size(host.memory_bytes)} RAM - {size(reserve_bytes)} reserve"
+    states = f"({wide} + {hidden}) x {UBATCH} tokens x 4 bytes"
+    usable = f"{size(host.available_bytes)} available of {size(host.memory_bytes)} RAM - {size(RESERVE_BYTES)} reserve"
     requests = f"{plan.requests_that_fit:,}, with {plan.context:,} tokens each"
     lines = [
         f"Weights: {size(plan.weight_bytes)}, {build.weights_source or 'as stated'}",
         *_cache_steps(plan, build, model),
-        f"Compute buffer: at most {states} + mask {rows:,} x {ubatch} x 2 bytes = {size(plan.compute_bytes)}",
+        f"Compute buffer: at most {states} + {mask} = {size(plan.compute_bytes)}",
         f"Total: {size(plan.total_bytes)}",
         f"May be used: {usable} = {size(plan.available_bytes)}",
         f"Requests that fit: (may be used - weights - compute) / {size(plan.kv_bytes // plan.parallel)} = {requests}",

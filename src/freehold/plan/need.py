@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from typing import Literal
 
 from msgspec import Struct
@@ -73,8 +72,9 @@ def check(need: Need) -> Need:
             hint=f"lower min_size to {need.max_size:g}, or raise max_size to {need.min_size:g}",
         )
     version_of(need.vllm)
-    _one_of("quantization", need.quantization, SCHEMES)
-    _one_of("kv_dtype", (need.kv_dtype,), kv.BYTES)
+    for name, asked, known in (("quantization", need.quantization, SCHEMES), ("kv_dtype", (need.kv_dtype,), kv.BYTES)):
+        if wrong := [each for each in asked if each not in known]:
+            raise BadRequest(f"{name} {wrong[0]!r} is not one of those known", hint="one of: " + ", ".join(known))
     return need
 
 
@@ -85,9 +85,3 @@ def version_of(text: str) -> tuple[int, int, int]:
     if version < _OLDEST:
         raise BadRequest(f"vllm {text!r} is not a version that was looked at", hint="0.6 or newer, for example 0.19")
     return version
-
-
-def _one_of(name: str, asked: tuple[str, ...], known: Collection[str]) -> None:
-    for each in asked:
-        if each not in known:
-            raise BadRequest(f"{name} {each!r} is not one of those known", hint="one of: " + ", ".join(known))

@@ -40,14 +40,8 @@ class Counts(Struct, frozen=True, kw_only=True):
     @property
     def text(self) -> int:
         parts = (*self.attention, self.dense, self.experts, self.shared)
-        return (
-            self.embedding
-            + self.head
-            + sum(part.matrices + part.rest for part in parts)
-            + self.router
-            + self.norms
-            + self.extra
-        )
+        beside = self.embedding + self.head + self.router + self.norms + self.extra
+        return beside + sum(part.matrices + part.rest for part in parts)
 
     @property
     def total(self) -> int:
@@ -189,10 +183,5 @@ def _mtp(model: Model, embedding: int) -> int:
 
 
 def _times(part: Part, layers: int) -> Part:
-    return Part(
-        matrices=part.matrices * layers,
-        rest=part.rest * layers,
-        replicated=part.replicated * layers,
-        kv=part.kv * layers,
-        kv_heads=part.kv_heads,
-    )
+    counts = {name: getattr(part, name) * layers for name in ("matrices", "rest", "replicated", "kv")}
+    return Part(**counts, kv_heads=part.kv_heads)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import ceil, floor
 from typing import Any, NamedTuple
 
+from msgspec.structs import asdict
+
 from freehold.facts import Card, Model
 from freehold.plan import llamacpp, vllm
 from freehold.plan.deployment import Deployment, Place, busy_replicas, per_million, settings
@@ -15,7 +17,7 @@ from freehold.plan.need import Need
 from freehold.plan.params import Counts
 from freehold.plan.speed import active_bytes, decode_ceiling, mixed_ceiling, token_bytes
 from freehold.plan.units import size
-from freehold.plan.weights import SCHEMES, Scheme, held_bytes
+from freehold.plan.weights import SCHEMES, Scheme, Split, held_bytes
 from freehold.types import Refusal, Ruling
 
 TENSOR = (1, 2, 4, 8)  # cards of one machine that share every layer
@@ -42,24 +44,26 @@ class Way(NamedTuple):
     tier: int
     order: int  # finer precision first
     scheme: str
-    split: tuple[int, int, int]  # tp, pp, ep
-    cards: int
+    split: Split
+    cards: int  # of the split
     token_bytes: float  # read for one token
 
 
 class Found(NamedTuple):
-    """What the inner loop keeps, in the order in which the ways to serve one model are ranked."""
+    """What the inner loop keeps."""
 
-    tier: int
-    undated: bool  # a dated price is believed first
-    month: float
-    cards: int
-    order: int
-    gpu_layers: int  # llama.cpp; -1: vLLM
     way: Way
     place: Place
     replicas: int
     hour: float | None
+    month: float
+    gpu_layers: int  # llama.cpp; -1: vLLM
+
+    @property
+    def rank(self) -> tuple[int, bool, float, int, int, int]:
+        """The order of the ways to serve one model. A dated price is believed first."""
+        cards = self.way.cards * self.replicas if self.gpu_layers else 0
+        return self.way.tier, self.place.undated, self.month, cards, self.way.order, self.gpu_layers
 
 
 def spots(places: Sequence[Place], need: Need, asked: vllm.Settings) -> list[Spot]:
@@ -69,7 +73,12 @@ def spots(places: Sequence[Place], need: Need, asked: vllm.Settings) -> list[Spo
     """
     kept: dict[tuple[str, int, int | None], list[Spot]] = {}
     paid = {place.name: (place.hour(1) or 0.0) * place.paid_hours(need) for place in places if place.card}
-    for place in sorted(places, key=lambda each: _believed(each, paid)):
+
+    def believed(place: Place) -> tuple[bool, bool, int, float]:
+        cards = place.offer.cards if place.offer else 0
+        return place.offer is None, place.undated, cards, paid.get(place.name, 0.0)
+
+    for place in sorted(places, key=believed):
         if (card := place.card) is None:
             continue
         same = kept.setdefault((card.id, place.cards, place.machines), [])
@@ -78,10 +87,6 @@ def spots(places: Sequence[Place], need: Need, asked: vllm.Settings) -> list[Spo
             kind = vllm.large(card), card.unified, card.vendor
             same.append(Spot(place, card, int(asked.share() * card.memory_bytes), kind, _capability(card)))
     return sorted((spot for same in kept.values() for spot in same), key=lambda spot: spot.usable)
-
-
-def _believed(place: Place, paid: Mapping[str, float]) -> tuple[bool, bool, int, float]:
-    return place.offer is None, place.undated, place.offer.cards if place.offer else 0, paid.get(place.name, 0.0)
 
 
 def _never_dearer(one: Place, other: Place, paid: Mapping[str, float]) -> bool:
@@ -93,11 +98,8 @@ def _never_dearer(one: Place, other: Place, paid: Mapping[str, float]) -> bool:
 
 
 def _capability(card: Card) -> float:
-    """NVIDIA's number; AMD's cards run every precision that is planned here."""
-    try:
-        return float(card.compute_capability.split()[0]) if card.vendor == "NVIDIA" else 99.0
-    except (ValueError, IndexError):
-        return 0.0
+    """NVIDIA's number, 0 where nobody said it; AMD's cards run every precision that is planned here."""
+    return float(card.compute_capability or 0) if card.vendor == "NVIDIA" else 99.0
 
 
 def largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
@@ -165,18 +167,19 @@ class Search:
         """vLLM on every card, in every precision and split."""
         if self.model.checkpoint.startswith("gguf"):
             return
-        for order, name in enumerate(self._schemes()):
-            scheme, grade = SCHEMES[name], tier(name, self.model.checkpoint)
-            for tp, pp, ep in self._splits(scheme):
-                read = active_bytes(self.model, self.counts, scheme, ep)
-                self._on_cards(Way(grade, order, name, (tp, pp, ep), tp * pp * ep, read), places)
+        own = self.model.checkpoint
+        for order, name in enumerate(self._asked([own, *LIGHTER] if own == "bf16" else [own])):
+            scheme, grade = SCHEMES[name], tier(name, own)
+            for split in self._splits(scheme):
+                read = active_bytes(self.model, self.counts, scheme, split.ep)
+                self._on_cards(Way(grade, order, name, split, split.cards, read), places)
 
     def _on_cards(self, way: Way, places: Sequence[Spot]) -> None:
         asked, model, needs = self.asked, self.model, SCHEMES[way.scheme].needs
-        (tp, pp, ep), cards = way.split, way.cards
+        (tp, _, ep), cards = way.split, way.cards
         joined = max(tp, min(ep, TENSOR[-1]))  # by the links of one machine
-        held = held_bytes(self.counts, way.scheme, model, tp=tp, pp=pp, ep=ep)
-        layout = vllm.kv_layout(model, asked, tp=tp, pp=pp)
+        held = held_bytes(self.counts, way.scheme, model, way.split)
+        layout = vllm.layout(model.attention, asked, way.split)
         fixed: dict[tuple[bool, bool, str], tuple[int, int]] = {}
         for spot in places:
             place, card = spot.place, spot.card
@@ -184,8 +187,7 @@ class Search:
             if needs > spot.capability or joined > place.cards or (cards > place.cards and not place.replicas(cards)):
                 continue
             if spot.kind not in fixed:
-                taken = held + vllm.activation_bytes(model, way.scheme, asked, card, tp=tp, ep=ep)
-                taken += vllm.other_bytes(asked, card, cards) + vllm.graph_bytes(asked, card, tp)
+                taken = vllm.rank(model, held, way.scheme, card, asked, split=way.split).taken_bytes
                 fixed[spot.kind] = taken, layout.blocks_per_request(self.need.context, asked.step_tokens(card))
             taken, blocks = fixed[spot.kind]
             requests = (spot.usable - taken) // layout.block_bytes // blocks * ep
@@ -208,8 +210,8 @@ class Search:
             self._afford(way, place, max(replicas, self._busy), gpu_layers=-1)
 
     def _afford(self, way: Way, place: Place, replicas: int, gpu_layers: int) -> None:
-        budget, cards = self.need.budget, way.cards if gpu_layers else 0
-        hour = place.hour(max(1, cards), replicas)
+        budget = self.need.budget
+        hour = place.hour(way.cards if gpu_layers else 1, replicas)
         month = hour * place.paid_hours(self.need) if hour is not None else 0.0
         if budget is not None and (hour is None or month > budget):
             if hour is None:
@@ -217,21 +219,21 @@ class Search:
             else:
                 self.misses.cheapest = min(self.misses.cheapest or month, month)
             return
-        undated, cards = place.undated, cards * replicas
-        self.found.append(Found(way.tier, undated, month, cards, way.order, gpu_layers, way, place, replicas, hour))
+        self.found.append(Found(way, place, replicas, hour, month, gpu_layers))
 
     def llamacpp(self, place: Place) -> None:
         """llama.cpp in the memory of a machine, with as many layers on its cards as they hold."""
         model, need = self.model, self.need
-        for order, name in enumerate(self._gguf()):
+        own = (model.checkpoint,) if model.checkpoint.startswith("gguf") else self._asked(GGUF)
+        for order, name in enumerate(own):
             self.considered += 1
-            held = held_bytes(self.counts, name, model, engine_tables=False)
+            held = held_bytes(self.counts, name, model, tables=False)
             fit = _offload(model, place, held, need.context, need.users)
             if fit.lack_bytes > 0:
                 self.misses.lacks(fit.lack_bytes, f"{SCHEMES[name].name} in {size(place.ram_bytes)}")
                 continue
             cards, read = place.cards if fit.gpu_layers else 1, token_bytes(model, self.counts, name)
-            way = Way(tier(name, model.checkpoint), order, name, (cards, 1, 1), cards, read)
+            way = Way(tier(name, model.checkpoint), order, name, Split(cards), cards, read)
             ceiling = mixed_ceiling(way.token_bytes, fit.gpu_layers / model.layers, place.card)
             if self.misses.slow(ceiling, need.speed, place.card):
                 continue
@@ -271,36 +273,30 @@ class Search:
     def _vllm(self, found: Found, common: dict[str, Any]) -> Deployment:
         need, asked, way, card = self.need, self.asked, found.way, found.place.card
         assert card is not None  # noqa: S101  vLLM is planned on cards only
-        tp, pp, ep = way.split
-        rank = vllm.rank(self.model, self.counts, way.scheme, card, asked, split=way.split)
-        step = asked.step_tokens(card)
-        blocks = rank.layout.blocks_per_request(need.context, step)
-        each = -(-need.users // (found.replicas * ep))
+        held = held_bytes(self.counts, way.scheme, self.model, way.split)
+        rank = vllm.rank(self.model, held, way.scheme, card, asked, split=way.split)
+        layout, step = vllm.layout(self.model.attention, asked, way.split), asked.step_tokens(card)
+        blocks, in_pool = layout.blocks_per_request(need.context, step), layout.blocks(rank.pool_bytes)
+        ranks = found.replicas * way.split.ep  # with requests of their own
         return Deployment(
             **common,
+            **asdict(rank),
+            **way.split._asdict(),
             engine="vllm",
             card=card.id,
-            tp=tp,
-            pp=pp,
-            ep=ep,
-            requests=rank.layout.blocks(rank.pool) // blocks * ep * found.replicas,
-            longest=rank.layout.longest(rank.pool, each, step, _limit(self.model)),
-            kv_tokens=rank.layout.blocks(rank.pool) * need.context // blocks * ep * found.replicas,
+            requests=in_pool // blocks * ranks,
+            longest=layout.longest(rank.pool_bytes, -(-need.users // ranks), step, _limit(self.model)),
+            kv_tokens=in_pool * need.context // blocks * ranks,
             sequences=asked.at_once(card),
-            weight_bytes=rank.weights,
-            activation_bytes=rank.activation,
-            other_bytes=rank.other,
-            graph_bytes=rank.graphs,
-            usable_bytes=rank.usable,
-            pool_bytes=rank.pool,
-            block_bytes=rank.layout.block_bytes,
+            pool_bytes=rank.pool_bytes,
+            block_bytes=layout.block_bytes,
             request_blocks=blocks,
-            ceiling=decode_ceiling(way.token_bytes, card, tp),
+            ceiling=decode_ceiling(way.token_bytes, card, way.split.tp),
         )
 
     def _llamacpp(self, found: Found, common: dict[str, Any]) -> Deployment:
         need, model, place, way = self.need, self.model, found.place, found.way
-        held = held_bytes(self.counts, way.scheme, model, engine_tables=False)
+        held = held_bytes(self.counts, way.scheme, model, tables=False)
         taken = _offload(model, place, held, need.context, need.users)
 
         def fits(context: int, users: int) -> bool:
@@ -326,24 +322,16 @@ class Search:
             ceiling=mixed_ceiling(way.token_bytes, found.gpu_layers / model.layers, place.card),
         )
 
-    def _schemes(self) -> list[str]:
-        """Finest first: what the publisher ships, then what is made from it."""
-        own = self.model.checkpoint
-        names = [own, *LIGHTER] if own == "bf16" else [own]
-        return [name for name in names if not self.need.quantization or name in self.need.quantization]
+    def _asked(self, schemes: Sequence[str]) -> list[str]:
+        return [name for name in schemes if not self.need.quantization or name in self.need.quantization]
 
-    def _gguf(self) -> Sequence[str]:
-        if self.model.checkpoint.startswith("gguf"):
-            return (self.model.checkpoint,)
-        return [name for name in GGUF if not self.need.quantization or name in self.need.quantization]
-
-    def _splits(self, scheme: Scheme) -> list[tuple[int, int, int]]:
+    def _splits(self, scheme: Scheme) -> list[Split]:
         model = self.model
-        ways = [(tp, 1, 1) for tp in TENSOR if _divides(model, scheme, tp)]
+        ways = [Split(tp) for tp in TENSOR if _divides(model, scheme, tp)]
         if self.need.model:
-            ways += [(8, pp, 1) for pp in PIPELINE if _divides(model, scheme, 8)]
+            ways += [Split(8, pp) for pp in PIPELINE if _divides(model, scheme, 8)]
         if model.moe and model.attention[0].kv_lora_rank:
-            ways += [(1, 1, n) for n in ((8, 16, 32) if self.need.model else (8,)) if model.moe.experts % n == 0]
+            ways += [Split(ep=n) for n in ((8, 16, 32) if self.need.model else (8,)) if model.moe.experts % n == 0]
         return ways
 
 

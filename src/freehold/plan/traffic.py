@@ -15,6 +15,7 @@ from freehold.errors import BadRequest
 HOURS_A_MONTH = 730.0  # 365 x 24 / 12
 DAYS_A_MONTH = HOURS_A_MONTH / 24
 FLAT = (1.0,) * 24
+FILL = 0.8  # how busy a replica may be: queues grow without end near 1
 
 
 def within(name: str, value: float, low: float, high: float, unit: str = "") -> float:
@@ -61,10 +62,6 @@ class Load(Struct, frozen=True, kw_only=True):
     def tokens_a_month(self) -> float:
         return self.requests_a_day * self.days_a_month * (self.prompt_tokens + self.completion_tokens)
 
-    @property
-    def prompt_share(self) -> float:
-        return self.prompt_tokens / (self.prompt_tokens + self.completion_tokens)
-
 
 class Speed(Struct, frozen=True, kw_only=True):
     """Tokens a second that one replica sustains for all its requests together, and who measured it."""
@@ -102,21 +99,18 @@ class Service(Struct, frozen=True, kw_only=True):
         return 1 - (self.busy_h + self.starting_h) / self.on_h if self.on_h else 0.0
 
 
-def _replicas(requests: float, request_s: float, fill: float) -> int:
-    """Enough that none is busier than `fill`; the last digits of a float do not buy a machine."""
-    return math.ceil(requests * request_s / 3600 / fill - 1e-9)
+def _replicas(requests: float, request_s: float) -> int:
+    """Enough that none is busier than FILL; the last digits of a float do not buy a machine."""
+    return math.ceil(requests * request_s / 3600 / FILL - 1e-9)
 
 
-def always_on(load: Load, speed: Speed, *, fill: float = 0.8, explain: bool = False) -> Service:
-    """Replicas for the peak hour, kept all month. `fill` is how busy one may be: queues grow without end near 1."""
-    within("fill", fill, 0.05, 1)
+def always_on(load: Load, speed: Speed) -> Service:
+    """Replicas for the peak hour, kept all month."""
     reading, writing = speed.seconds(load.prompt_tokens, load.completion_tokens)
     seconds, peak = reading + writing, max(load.requests_an_hour)
-    replicas = max(1, _replicas(peak, seconds, fill))
+    replicas = max(1, _replicas(peak, seconds))
     within("replicas at the peak hour", replicas, 1, 1e6)
     busy, on = load.requests_a_day * load.days_a_month * seconds / 3600, replicas * HOURS_A_MONTH
-    if not explain:
-        return Service(replicas=replicas, busy_h=busy, on_h=on)
     read = f"{number(load.prompt_tokens)} prompt tokens / {number(speed.prompt)} a second + " if speed.prompt else ""
     steps = (
         (
@@ -125,7 +119,7 @@ def always_on(load: Load, speed: Speed, *, fill: float = 0.8, explain: bool = Fa
         ),
         (
             f"replicas needed at the peak hour: {number(peak)} requests x {number(seconds)} s / 3600 s "
-            f"/ {number(fill)} = {number(peak * seconds / 3600 / fill)}; rounded up to {replicas}"
+            f"/ {number(FILL)} = {number(peak * seconds / 3600 / FILL)}; rounded up to {replicas}"
         ),
         (
             f"busy in a month: {number(load.requests_a_day)} requests x {number(load.days_a_month)} days "
@@ -166,17 +160,16 @@ def awake(arrivals: float, busy: float, sleep: Sleep) -> tuple[float, float]:
     return on, arrivals * (1 - busy) * gap / (1 + starting)
 
 
-def to_zero(load: Load, speed: Speed, sleep: Sleep, *, fill: float = 0.8) -> Service:
+def to_zero(load: Load, speed: Speed, sleep: Sleep) -> Service:
     """Replicas that come and go with the day: each hour on its own, as if it went on for ever.
 
     An hour that one replica carries is on as `awake` says. One that needs more keeps them all on, and starts what the
     hour before did not have. A span on is billed as max(billing_s, its mean length + billing_s / 2): rounding up costs
     half a period on average, and never less than one. Days off are asleep.
     """
-    within("fill", fill, 0.05, 1)
     reading, writing = speed.seconds(load.prompt_tokens, load.completion_tokens)
     seconds, requests = reading + writing, load.requests_an_hour
-    needed = [_replicas(hourly, seconds, fill) for hourly in requests]
+    needed = [_replicas(hourly, seconds) for hourly in requests]
     within("replicas at the peak hour", max(needed), 0, 1e6)
     on_s = starts = starting_s = 0.0
     for hour, count in enumerate(needed):

@@ -37,12 +37,8 @@ class Scheme(Struct, frozen=True, kw_only=True):
     needs: float = 0.0  # least compute capability
 
 
-def _linear(name: str, rate: float, **others: float) -> Scheme:
-    return Scheme(name=name, attention=rate, dense=rate, experts=rate, **others)
-
-
-def _experts(name: str, rate: float, others: float = 2.0, **more: float) -> Scheme:
-    return Scheme(name=name, attention=others, dense=others, experts=rate, **more)
+def _linear(name: str, rate: float, experts: float | None = None, **others: float) -> Scheme:
+    return Scheme(name=name, attention=rate, dense=rate, experts=rate if experts is None else experts, **others)
 
 
 def _gguf(name: str, base: float, better: float, head: float, embedding: float | None = None) -> Scheme:
@@ -71,10 +67,10 @@ SCHEMES = {
     "int4-g32": _linear("INT4, groups of 32", _rate(4, 32, 16), hybrid=2.0, needs=7.5),
     "nvfp4": _linear("NVFP4", _rate(4, 16, 8), latent=2.0, hybrid=1.0, needs=10.0),
     "mxfp4": _linear("MXFP4", _rate(4, 32, 8), latent=1.15, hybrid=1.0, needs=9.0),  # of MLA the output projection only
-    "int4-experts": _experts("INT4 experts, groups of 32", _rate(4, 32, 16), needs=7.5),
-    "mxfp4-experts": _experts("MXFP4 experts", _rate(4, 32, 8), needs=8.0),
-    "fp4-experts": _experts("FP4 experts, FP8 elsewhere", _rate(4, 32, 8), _rate(8, 128 * 128, 32), needs=9.0),
-    "nvfp4-experts": _experts("NVFP4 experts", _rate(4, 16, 8), needs=10.0),
+    "int4-experts": _linear("INT4 experts, groups of 32", 2.0, _rate(4, 32, 16), needs=7.5),
+    "mxfp4-experts": _linear("MXFP4 experts", 2.0, _rate(4, 32, 8), needs=8.0),
+    "fp4-experts": _linear("FP4 experts, FP8 elsewhere", _rate(8, 128 * 128, 32), _rate(4, 32, 8), needs=9.0),
+    "nvfp4-experts": _linear("NVFP4 experts", 2.0, _rate(4, 16, 8), needs=10.0),
     "gguf-f16": _gguf("GGUF F16", 16, 16, 16),
     "gguf-q8_0": _gguf("GGUF Q8_0", 8.5, 8.5, 8.5),
     "gguf-q6_k": _gguf("GGUF Q6_K", 6.5625, 6.5625, 6.5625),
@@ -86,6 +82,21 @@ SCHEMES = {
 }
 _SPLIT_ENCODERS = ("qwen", "glm", "internvl")  # families whose vision tower vLLM splits; others are on every rank whole
 VOCABULARY_STEP = 64  # vLLM pads the vocabulary to a multiple of this for each rank
+
+
+class Split(NamedTuple):
+    """Over how many cards a model is split."""
+
+    tp: int = 1  # that share every layer
+    pp: int = 1  # that share the layers
+    ep: int = 1  # that share the experts and have each their own requests; 1: experts are split like every layer
+
+    @property
+    def cards(self) -> int:
+        return self.tp * self.pp * self.ep
+
+
+NOT_SPLIT = Split()
 
 
 class Held(NamedTuple):
@@ -118,21 +129,14 @@ class Weights(NamedTuple):
         return sum([round(parameters * rate) for parameters, rate in self])
 
 
-def split(
-    counts: Counts,
-    scheme: Scheme,
-    model: Model,
-    *,
-    tp: int = 1,
-    pp: int = 1,
-    ep: int = 1,
-    mtp: bool = False,
-    tables: bool = True,
+def weigh(
+    counts: Counts, scheme: Scheme, model: Model, split: Split = NOT_SPLIT, *, mtp: bool = False, tables: bool = True
 ) -> Weights:
-    """What the fullest rank holds: `tp` splits every layer, `pp` the layers, `ep` the experts (1: like every layer).
+    """What the fullest rank holds.
 
     `mtp`: the layers for multi-token prediction are loaded too. `tables`: with what an engine adds to the files.
     """
+    tp, pp, ep = split
     share = -(-model.layers // pp) / model.layers if model.layers else 1.0
     attention = attention_bytes = rest = copies = 0.0
     for group, part, rate in zip(model.attention, counts.attention, attention_rates(model, scheme), strict=True):
@@ -145,7 +149,7 @@ def split(
     # an embedding that is the head too is kept as the head is
     embedding = _vocabulary(model.vocab_size, counts.embedding, tp)
     head = _vocabulary(model.output_vocab_size or model.vocab_size, counts.head, tp)
-    padding = _padding(model, scheme, tp, ep) if tables else 1.0
+    padding = _padding(model, scheme, split) if tables else 1.0
     if pp > 1:  # the fullest rank of a pipeline holds the embedding or the head
         embedding, head = (embedding, 0.0) if embedding >= head else (0.0, head)
     made = copies / tp * share + _rotary_values(model) if tables else 0.0
@@ -164,21 +168,12 @@ def split(
 
 
 def held_bytes(
-    counts: Counts,
-    scheme: str,
-    model: Model,
-    *,
-    tp: int = 1,
-    pp: int = 1,
-    ep: int = 1,
-    mtp: bool = False,
-    engine_tables: bool = True,
+    counts: Counts, scheme: str, model: Model, split: Split = NOT_SPLIT, *, mtp: bool = False, tables: bool = True
 ) -> int:
     """What the fullest rank holds, in bytes. Where there are files, their size is what is split."""
-    kind = SCHEMES[scheme]
     if model.file_bytes and scheme.startswith("gguf"):
         return model.file_bytes
-    held = split(counts, kind, model, tp=tp, pp=pp, ep=ep, mtp=mtp, tables=engine_tables)
+    held = weigh(counts, SCHEMES[scheme], model, split, mtp=mtp, tables=tables)
     if not model.file_bytes or scheme != model.checkpoint:
         return held.total
     whole = checkpoint_bytes(counts, scheme, model)
@@ -187,7 +182,7 @@ def held_bytes(
 
 def checkpoint_bytes(counts: Counts, scheme: str, model: Model) -> int:
     """All weight files of a checkpoint by its dimensions, MTP layers included."""
-    return split(counts, SCHEMES[scheme], model, mtp=True, tables=False).total
+    return weigh(counts, SCHEMES[scheme], model, mtp=True, tables=False).total
 
 
 def attention_rates(model: Model, scheme: Scheme) -> list[float]:
@@ -208,11 +203,12 @@ def _rotary_values(model: Model) -> int:
     return sum(dim * model.context.native for dim, _ in dims)
 
 
-def _padding(model: Model, scheme: Scheme, tp: int, ep: int) -> float:
+def _padding(model: Model, scheme: Scheme, split: Split) -> float:
     """MXFP4 kernels want widths in steps, files do not: gpt-oss grows by 7 % on one card, 14 % on four."""
     if "MXFP4" not in scheme.name or not model.moe:
         return 1.0
-    hidden, width = model.moe.latent_size or model.hidden_size, model.moe.intermediate_size / (1 if ep > 1 else tp)
+    hidden = model.moe.latent_size or model.hidden_size
+    width = model.moe.intermediate_size / (1 if split.ep > 1 else split.tp)
     return -(-hidden // 256) * 256 / hidden * (-(-width // 64) * 64 / width)
 
 

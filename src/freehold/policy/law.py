@@ -65,10 +65,6 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             self.publishers or self.publishers_not or self.publisher_countries or self.publisher_countries_not
         )
 
-    @property
-    def asks_for_place(self) -> bool:
-        return bool(self.residency or self.jurisdiction_not or self.certifications)
-
 
 def licence_of(model: Model, licences: Mapping[str, Licence]) -> Licence:
     """The terms of a model's licence. Where only its tag at the hub names one, nobody read what it says there.
@@ -100,8 +96,10 @@ def judge_model(model: Model, licence: Licence, rules: Rules, today: str = "") -
     accepted = acceptance if acceptance and acceptance.holds(today) else None
     objections, duties = _terms(model, licence, rules)
     denied = any(each.hint == _OTHERWISE for each in objections)  # then no acceptance would help: none is asked for
-    if acceptance:
-        objections = [_despite(acceptance, licence, each) for each in objections]
+    if acceptance:  # say why that does not help
+        by = f"that {acceptance.by} accepted `{licence.id}`"
+        nothing = f"{by} changes nothing: the licence itself grants no such right; {_OTHERWISE}"
+        objections = [replace(each, hint=nothing) if each.hint == _OTHERWISE else each for each in objections]
     if not accepted and (review := _review(licence, rules, acceptance)):
         if rules.unreviewed == "refuse" or review.rule == "licence-unknown":
             objections.append(replace(review, hint="") if denied else review)
@@ -127,7 +125,9 @@ def judge_place(country: str, operator: Provider | None, rules: Rules) -> Ruling
             held = ", ".join(operator.certifications) or "nobody said that it has it"
             reason = f"{wanted} is required of an operator; {operator.name}: {held}"
             hint = "ask the operator for the certificate, then name it in an own entry of that operator"
-            objections.append(_objection("certification", reason, "policy.certifications", _sources(operator), hint))
+            objections.append(
+                _objection("certification", reason, "policy.certifications", "; ".join(operator.sources), hint)
+            )
     return Ruling(objections=tuple(objections))
 
 
@@ -142,13 +142,9 @@ def judge_build(file_format: str, rules: Rules) -> Ruling:
 
 def unnamed_model() -> Ruling:
     """Rules that ask what a model is, and nobody said."""
-    objection = Objection(
-        rule="model-unnamed",
-        reason="[policy] has rules on models, and nobody said which model this is",
-        clause="policy.publishers, publisher_countries, unreviewed",
-        hint='say it: model = "ID" of the catalogue',
-    )
-    return Ruling(objections=(objection,))
+    reason = "[policy] has rules on models, and nobody said which model this is"
+    clause, hint = "policy.publishers, publisher_countries, unreviewed", 'say it: model = "ID" of the catalogue'
+    return Ruling(objections=(_objection("model-unnamed", reason, clause, "", hint),))
 
 
 def join(*rulings: Ruling) -> Ruling:
@@ -245,14 +241,6 @@ def _denial(term: Term, reason: str) -> Objection:
     return _objection(f"licence-{term.kind}", f"{reason}: {term.says}", term.clause, term.source, _OTHERWISE)
 
 
-def _despite(acceptance: Acceptance, licence: Licence, objection: Objection) -> Objection:
-    """Say to those who accepted it why that does not help."""
-    if objection.hint != _OTHERWISE:
-        return objection
-    nothing = f"that {acceptance.by} accepted `{licence.id}` changes nothing: the licence itself grants no such right"
-    return replace(objection, hint=f"{nothing}; {objection.hint}")
-
-
 def _review(licence: Licence, rules: Rules, ended: Acceptance | None) -> Objection | None:
     """What somebody must have read and accepted first: conditions, and what nobody has read."""
     unread = [term for term in licence.terms if term.kind == "unread"]
@@ -281,25 +269,21 @@ def _publisher(model: Model, rules: Rules) -> list[Objection]:
     def named_in(patterns: tuple[str, ...]) -> bool:
         return any(fnmatchcase(name, pattern.casefold()) for name in names for pattern in patterns)
 
-    found = []
+    found: dict[str, str] = {}  # what is broken, and how
     if rules.publishers and not named_in(rules.publishers):
-        found.append(_publisher_objection("publishers", f"{model.publisher} is not among the publishers allowed"))
+        found["publishers"] = f"{model.publisher} is not among the publishers allowed"
     if named_in(rules.publishers_not):
-        found.append(_publisher_objection("publishers_not", f"{model.publisher} is a publisher that is not allowed"))
+        found["publishers_not"] = f"{model.publisher} is a publisher that is not allowed"
     countries = [code(each) for each in model.publisher_country.split("/") if each]
     homes, where = expand(countries), " and ".join(map(named, countries)) or "a country that nobody named"
     if rules.publisher_countries and not (homes and homes <= expand(rules.publisher_countries)):
-        reason = f"{model.publisher} is from {where}, which is not among the countries allowed"
-        found.append(_publisher_objection("publisher_countries", reason))
+        found["publisher_countries"] = f"{model.publisher} is from {where}, which is not among the countries allowed"
     if rules.publisher_countries_not and (not homes or homes & expand(rules.publisher_countries_not)):
-        reason = f"{model.publisher} is from {where}, which is not allowed"
-        found.append(_publisher_objection("publisher_countries_not", reason))
-    return found
-
-
-def _publisher_objection(key: str, reason: str) -> Objection:
-    clause = f"policy.{key}"
-    return Objection(rule=key.replace("_", "-"), reason=reason, clause=clause, hint=f"another model, or {clause}")
+        found["publisher_countries_not"] = f"{model.publisher} is from {where}, which is not allowed"
+    return [
+        _objection(key.replace("_", "-"), reason, f"policy.{key}", "", f"another model, or policy.{key}")
+        for key, reason in found.items()
+    ]
 
 
 # the place
@@ -331,7 +315,7 @@ def _jurisdiction(operator: Provider, rules: Rules) -> list[Objection]:
     barred = expand(rules.jurisdiction_not)
     if not barred:
         return []
-    source = _sources(operator)
+    source = "; ".join(operator.sources)
     parent = f"{operator.parent or 'the ultimate parent'} (of {operator.name})"
     found: list[Objection] = []
     unknown: list[Objection] = []
@@ -359,7 +343,3 @@ def _certifies(held: str, wanted: str) -> bool:
     """`ISO 27001:2022` is ISO 27001, `ISO 27001x` is not."""
     held, wanted = held.casefold(), wanted.strip().casefold()
     return held.startswith(wanted) and not held[len(wanted) : len(wanted) + 1].isalnum()
-
-
-def _sources(operator: Provider) -> str:
-    return "; ".join(operator.sources)

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import ssl
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct
 
@@ -30,26 +28,30 @@ if TYPE_CHECKING:
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _MAX_ANSWER_BYTES = 32 << 20  # of the API: a listing of 10,000 files has about 4 MB
 _MAX_SCAN = 2000  # characters of it that are kept
-_CONNECT_S, _STALL_S = 10.0, 20.0
-_PAUSES_S = (0, 1, 2, 4, 8)  # before the next try; only tries in a row that bring no byte count
+_STALL_S = 20.0
+_PAUSES_S = (0, 1, 2, 4, 8)  # before the next try; only tries in a row that bring nothing count
 _PATIENCE_S = 120  # the longest Retry-After that is waited for
 _IS_FILE = "freehold_file"  # on a request and what it is redirected to
+_COMMIT = r"[0-9a-f]{40}"
 _BUSY = {408, 429, 500, 502, 503, 504}
 
 
 class Listed(Struct, frozen=True, kw_only=True):
-    """A file as the hub lists it. What the hub does not say is None or ""."""
+    """A file as the hub lists it."""
 
     name: str
-    size_bytes: int | None
-    sha256: str = ""  # of what is kept in Git LFS
-    blob: str = ""  # of the others: Git's SHA-1 of the blob
+    size_bytes: int
+    digest: str  # SHA-256 of what is kept in Git LFS, Git's SHA-1 of the others
+
+    @property
+    def in_lfs(self) -> bool:
+        return len(self.digest) == 64
 
 
 class Listing(Struct, frozen=True, kw_only=True):
     """A repository at one commit."""
 
-    repo: str  # as the hub spells it
+    repo: str
     commit: str  # 40 hex digits
     files: tuple[Listed, ...]
     scan: str  # the hub's own security scan, in JSON: evidence
@@ -59,105 +61,83 @@ class Hub:
     """One hub. Raises BadConfig for an address, a token or certificates that cannot be used."""
 
     def __init__(
-        self,
-        url: str,
-        *,
-        token_file: str | None = None,
-        ca_file: str | None = None,
-        proxy: str | None = None,
-        stall_s: float = _STALL_S,
+        self, url: str, *, token_file: str | None = None, ca_file: str | None = None, proxy: str | None = None
     ) -> None:
-        self.url = url.rstrip("/")
-        self._scheme, self._host = _address(self.url)
-        self._token = _read_token(Path(token_file)) if token_file else ""
-        if self.plain and self._token:
-            raise BadConfig(f"[hub] the token would cross the network unencrypted to {url}", hint="use an https:// url")
-        self._trusted = _trusted(ca_file) if ca_file else True
-        self._proxy, self._stall_s, self._token_file = proxy, stall_s, token_file
-        self._over = threading.Event()
-        self._sockets: set[socket.socket] = set()
         self._library = _library()
+        self.url = url.rstrip("/")
+        self._origin = _origin(self.url)
+        self._token, self._token_file = _read_token(token_file) if token_file else "", token_file
+        self._trusted = _trusted(ca_file) if ca_file else True
+        self._proxy = proxy
+        self._over = threading.Event()
         self._library.set_client_factory(self._client)
-
-    @property
-    def plain(self) -> bool:
-        """Whether what it says crosses a network unencrypted."""
-        return self._scheme == "http" and self._host not in _LOOPBACK
 
     def listing(self, repo: str, revision: str) -> Listing:
         """What the repository holds at a branch, tag or commit.
 
         Raises Unknown, Forbidden, Refused for an answer that cannot be true, HubFailed.
         """
-        for tries in range(1, 4):
-            try:
-                return self._listing(repo, revision)
-            except HubFailed as error:
-                self._pause(error, tries, 3)
-        raise AssertionError  # the last pause raises
+        api = self._library.HfApi(endpoint=self.url, token=False)
+        with self._explained(repo, revision):
+            info = api.model_info(repo, revision=revision, files_metadata=True, securityStatus=True, timeout=_STALL_S)
+            files = tuple(_listed(each) for each in info.siblings or ())
+        commit = str(info.sha)
+        if info.id != repo:
+            hint = "policy is asked about a repository as the hub spells it; perhaps this one was renamed"
+            raise Refused(f"the hub answers for {str(info.id)[:200]!r}, not for {repo}", hint=hint)
+        if not re.fullmatch(revision if re.fullmatch(_COMMIT, revision) else _COMMIT, commit):
+            said = f"the hub answers with commit {commit[:60]!r} for {repo} at {revision}"
+            raise Refused(said, hint="[hub] url: is it a hub?")
+        scan = json.dumps(info.security_repo_status, separators=(",", ":")) if info.security_repo_status else ""
+        return Listing(repo=repo, commit=commit, files=files, scan=scan[:_MAX_SCAN])
 
     def read(self, listing: Listing, file: Listed, start: int) -> Iterator[bytes]:
         """The bytes of a file from `start` to the size that was listed; after a break it goes on where it was.
 
         Raises as `listing`; Refused as soon as there are more bytes than were listed.
         """
-        at, tries, size = start, 0, file.size_bytes or 0
-        while at < size:
+        at, tries = start, 0
+        while at < file.size_bytes:
+            broke = None
             try:
                 for chunk in self._stream(listing, file, at):
                     tries, at = 0, at + len(chunk)
                     yield chunk
-                broke = HubFailed(f"{file.name} ended after {at:,} of {size:,} bytes", retry_after_s=0)
             except HubFailed as error:
                 broke = error
-            if at < size:
+            if at < file.size_bytes:
+                said = f"{file.name} ended after {at:,} of {file.size_bytes:,} bytes"
+                self._pause(broke or HubFailed(said, hint="pull again later", retry_after_s=0), tries)
                 tries += 1
-                self._pause(broke, tries, len(_PAUSES_S))
 
     def hang_up(self) -> None:
-        """End every download, also those that other threads wait for."""
+        """End every download, also those of other threads: at the next bytes that come, or when none do."""
         self._over.set()
-        for held in tuple(self._sockets):
-            with suppress(OSError):  # it is closed
-                held.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._library.close_session()
 
-    def _pause(self, error: HubFailed, tries: int, most: int) -> None:
+    def _pause(self, error: HubFailed, tries: int) -> None:
         """Wait before the next try, or raise what happened."""
         wait_s = error.retry_after_s
-        if wait_s is None or tries >= most or wait_s > _PATIENCE_S:
+        if wait_s is None or tries == len(_PAUSES_S) or wait_s > _PATIENCE_S:
             raise error
-        if self._over.wait(max(wait_s, _PAUSES_S[tries - 1])):
+        if self._over.wait(max(wait_s, _PAUSES_S[tries])):
             raise error  # somebody hung up
-
-    def _listing(self, repo: str, revision: str) -> Listing:
-        api = self._library.HfApi(endpoint=self.url, token=False)
-        with self._explained(repo, revision):
-            try:
-                info = api.model_info(
-                    repo, revision=revision, files_metadata=True, securityStatus=True, timeout=self._stall_s
-                )
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise HubFailed(f"{self.url} does not answer as a hub does: {error}", hint="[hub] url") from None
-        files = tuple(_listed(each) for each in info.siblings or ())
-        scan = json.dumps(info.security_repo_status, separators=(",", ":")) if info.security_repo_status else ""
-        return Listing(repo=str(info.id), commit=str(info.sha), files=files, scan=scan[:_MAX_SCAN])
 
     def _stream(self, listing: Listing, file: Listed, at: int) -> Iterator[bytes]:
         url = self._library.hf_hub_url(listing.repo, file.name, revision=listing.commit, endpoint=self.url)
         asked = {"Range": f"bytes={at}-"} if at else {}
-        session, left = self._library.get_session(), (file.size_bytes or 0) - at
-        request = session.stream("GET", url, headers=asked, extensions={_IS_FILE: True})
+        request = self._library.get_session().stream("GET", url, headers=asked, extensions={_IS_FILE: True})
         with self._explained(listing.repo, listing.commit), request as answer:
             self._library.utils.hf_raise_for_status(answer)
-            _compare(answer, listing, file)
             skip = at if answer.status_code == 200 else 0  # it does not know ranges, and began at the beginning
             for received in answer.iter_raw():
+                if self._over.is_set():
+                    raise HubFailed("the pull is over")
                 chunk, skip = received[skip:], max(0, skip - len(received))
-                left -= len(chunk)
-                if left < 0:
+                at += len(chunk)
+                if at > file.size_bytes:
                     raise Refused(f"the hub sends more of {file.name} than the {file.size_bytes:,} bytes it listed")
                 if chunk:
                     yield chunk
@@ -165,43 +145,33 @@ class Hub:
     def _client(self) -> httpx2.Client:
         import httpx2
 
-        return httpx2.Client(
-            verify=self._trusted,
-            proxy=self._proxy,
-            trust_env=self._host not in _LOOPBACK,  # the environment's proxy is for other machines
-            timeout=httpx2.Timeout(self._stall_s, connect=_CONNECT_S),
-            follow_redirects=True,
-            max_redirects=5,
-            event_hooks={"request": [self._before], "response": [_bound]},
-        )
+        try:
+            return httpx2.Client(
+                verify=self._trusted,
+                proxy=self._proxy,
+                trust_env=self._origin[1] not in _LOOPBACK,  # the environment's proxy is for other machines
+                timeout=_STALL_S,
+                follow_redirects=True,
+                max_redirects=5,
+                event_hooks={"request": [self._before], "response": [_bound]},
+            )
+        except (ValueError, httpx2.InvalidURL, ImportError) as error:  # the latter: SOCKS
+            hint = '[hub] proxy = "http://host:port"; without it the environment\'s HTTPS_PROXY or ALL_PROXY is used'
+            raise BadConfig(f"the proxy on the way to {self.url} cannot be used: {error}", hint=hint) from None
 
     def _before(self, request: httpx2.Request) -> None:
         """Each request, those of redirects too: only the hub itself gets the token, and nothing falls back to http."""
-        if self._over.is_set():
-            raise HubFailed("the pull is over")
-        request.extensions = {**request.extensions, "trace": self._connected}
-        scheme = request.url.scheme
-        if scheme != "https" and (self._scheme == "https" or scheme != "http"):
+        url = request.url
+        if url.scheme not in ("https", self._origin[0]):
             raise Refused(
-                f"{self.url} redirects to {scheme}://{request.url.host}, where anybody could answer",
+                f"{self.url} redirects to {url.scheme}://{url.host}, where anybody could answer",
                 hint="ask who runs this hub or mirror; [hub] url names another",
             )
-        home = urlsplit(self.url)
-        there = (scheme, request.url.host, request.url.port or _port(scheme))
-        if self._token and there == (self._scheme, self._host, home.port or _port(self._scheme)):
+        request.headers.pop("Authorization", None)
+        if self._token and (url.scheme, url.host, url.port) == self._origin:
             request.headers["Authorization"] = f"Bearer {self._token}"
-        else:
-            request.headers.pop("Authorization", None)
         request.headers["User-Agent"] = f"freehold/{__version__}"
         request.headers["Accept-Encoding"] = "identity"  # so that ranges and sizes mean the file itself
-
-    def _connected(self, _: str, info: dict[str, Any]) -> None:
-        """Every stage of a request comes by here: of a new connection, or its TLS, the socket is kept for `hang_up`."""
-        look = getattr(info.get("return_value"), "get_extra_info", None)
-        if look and (held := look("socket")):
-            self._sockets.add(held)
-            if self._over.is_set():
-                held.close()
 
     @contextmanager
     def _explained(self, repo: str, revision: str) -> Iterator[None]:
@@ -212,41 +182,29 @@ class Hub:
         try:
             yield
         except HfHubHTTPError as error:
-            self._refused(error.response, repo, revision)
+            raise self._meaning(error.response, repo, revision) from None
         except httpx2.HTTPError as error:
-            if _cause(error, ssl.SSLCertVerificationError):
-                hint = "[hub] ca_file names the certificates of your own authority, in PEM"
-                raise HubFailed(f"the certificate of {self.url} is not trusted: {error}", hint=hint) from None
-            how = f" by the proxy {self._proxy}" if self._proxy else ""
-            hint = "check [hub] url and proxy, and the network; what is there is kept, and the next pull goes on"
             said = str(error) or type(error).__name__
-            raise HubFailed(f"{self.url} cannot be reached{how}: {said}", hint=hint, retry_after_s=0) from None
+            hint = "check [hub] url, proxy and ca_file, and the network; what came is kept, and the next pull goes on"
+            raise HubFailed(f"{self.url} cannot be reached: {said}", hint=hint, retry_after_s=0) from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # of huggingface_hub
+            raise HubFailed(f"{self.url} does not answer as a hub does: {error}", hint="[hub] url") from None
 
-    def _refused(self, answer: httpx2.Response, repo: str, revision: str) -> NoReturn:
-        """What a status means: 404 and 401 are told apart by X-Error-Code, where the hub sends it."""
+    def _meaning(self, answer: httpx2.Response, repo: str, revision: str) -> FreeholdError:
+        """What a status says. The hub does not tell those who may not read a repository whether there is one."""
         status, code = answer.status_code, answer.headers.get("X-Error-Code", "")
-        page = f"{self.url}/{repo}"
-        who = f"the token in {self._token_file}" if self._token else "nobody ([hub] token_file is not set)"
-        how = "put a token that may read it into a file of mode 600 and name that in [hub] token_file"
         if status in _BUSY:
             wait = answer.headers.get("Retry-After", "")
             wait_s = int(wait) if re.fullmatch(r"\d{1,6}", wait) else 0
             hint = f"try again in {wait_s} s" if wait_s else "try again later"
-            raise HubFailed(f"{self.url} answers {status}", hint=hint, retry_after_s=wait_s)
-        if code == "GatedRepo":
-            hint = f"accept its licence at {page}; then {how}"
-            raise Forbidden(f"{repo} is gated, and {who} was not let in", hint=hint)
-        if code == "RevisionNotFound":
-            hint = f"{page}/refs lists branches and tags"
-            raise Unknown(f"{repo} has no branch, tag or commit {revision!r}", hint=hint)
-        if code == "EntryNotFound":
-            raise HubFailed(f"the hub lists a file that it does not have: {answer.url.path}", hint="try again later")
-        if status == 404:
-            raise Unknown(f"{self.url} has no repository {repo}", hint=f"look at {page}; if it is private: {how}")
-        if status in (401, 403):
-            hint = f"if it exists ({page}): {how}"
-            raise Forbidden(f"{repo} is not there, or is private: {who} was not let in ({status})", hint=hint)
-        raise HubFailed(f"{self.url} answers {status} for {answer.url.path}", hint="[hub] url: is it a hub?")
+            return HubFailed(f"{self.url} answers {status}", hint=hint, retry_after_s=wait_s)
+        if status not in (401, 403, 404):
+            return HubFailed(f"{self.url} answers {status} for {answer.url.path}", hint="[hub] url: is it a hub?")
+        who = f"the token in {self._token_file}" if self._token else "nobody ([hub] token_file is not set)"
+        hint = f"look at {self.url}/{repo}; if it is gated, accept its licence there; if it is private or gated: "
+        hint += "put a token that may read it into a file of mode 600 and name that in [hub] token_file"
+        kind = Unknown if status == 404 else Forbidden
+        return kind(f"{repo} at {revision} is not there, or {who} was not let in ({status} {code[:60]})", hint=hint)
 
 
 def _library() -> Any:
@@ -263,22 +221,23 @@ def _library() -> Any:
     return huggingface_hub
 
 
-def _address(url: str) -> tuple[str, str]:
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port, the port None where it is the scheme's own. Over plain http anybody could answer."""
+    import httpx2
+
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None or parts.query:
-        raise BadConfig(f"[hub] url = {url!r} is no address of a hub", hint='url = "https://huggingface.co"')
-    return parts.scheme, parts.hostname
+        parts = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        parts = httpx2.URL("")
+    schemes = ("https", "http") if parts.host in _LOOPBACK else ("https",)
+    if parts.scheme not in schemes or not parts.host or parts.userinfo or parts.query:
+        hint = 'url = "https://huggingface.co"; an authority of your own goes into ca_file'
+        raise BadConfig(f"[hub] url = {url!r} is no https:// address of a hub", hint=hint)
+    return parts.scheme, parts.host, parts.port
 
 
-def _port(scheme: str) -> int:
-    return 443 if scheme == "https" else 80
-
-
-def _read_token(path: Path) -> str:
+def _read_token(token_file: str) -> str:
+    path = Path(token_file)
     try:
         mode, token = path.stat().st_mode, path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -299,13 +258,11 @@ def _trusted(ca_file: str) -> ssl.SSLContext:
 
 
 def _listed(sibling: Any) -> Listed:
-    lfs, size = sibling.lfs, sibling.size
-    return Listed(
-        name=str(sibling.rfilename),
-        size_bytes=size if isinstance(size, int) else None,
-        sha256=str(lfs["sha256"]) if lfs else "",
-        blob=str(sibling.blob_id or ""),
-    )
+    name, size, lfs = str(sibling.rfilename), sibling.size, sibling.lfs
+    digest = str(lfs["sha256"] if lfs else sibling.blob_id)
+    if not isinstance(size, int) or size < 0 or not re.fullmatch(r"[0-9a-f]{64}" if lfs else r"[0-9a-f]{40}", digest):
+        raise Refused(f"the hub gives no size and digest of {name[:200]!r}", hint="a mirror must pass them on")
+    return Listed(name=name, size_bytes=size, digest=digest)
 
 
 def _bound(answer: httpx2.Response) -> None:
@@ -320,25 +277,6 @@ def _bound(answer: httpx2.Response) -> None:
     for chunk in stream:
         body += chunk
         if len(body) > _MAX_ANSWER_BYTES:
-            raise Refused(
-                f"{answer.url.host} answers with more than {_MAX_ANSWER_BYTES >> 20} MiB, which is no listing"
-            )
+            raise Refused(f"{answer.url.host} answers with more than {_MAX_ANSWER_BYTES >> 20} MiB: that is no listing")
     stream.close()
     answer.stream = httpx2.ByteStream(bytes(body))
-
-
-def _compare(answer: httpx2.Response, listing: Listing, file: Listed) -> None:
-    """What the hub says of a file, before its bytes: sparing a download that could only be refused."""
-    first = (*answer.history, answer)[0]  # the later ones are not the hub's own
-    commit = first.headers.get("X-Repo-Commit", listing.commit)
-    if commit != listing.commit:
-        raise Refused(f"the hub answers with commit {commit[:60]}, and {listing.commit} was asked for")
-    sha256 = first.headers.get("X-Linked-Etag", "").removeprefix("W/").strip('"')
-    if file.sha256 and re.fullmatch(r"[0-9a-f]{64}", sha256) and sha256 != file.sha256:
-        raise Refused(f"the hub lists {file.name} with the sha256 {file.sha256}, and offers one with {sha256}")
-
-
-def _cause(error: BaseException | None, kind: type[BaseException]) -> bool:
-    while error is not None and not isinstance(error, kind):
-        error = error.__cause__ or error.__context__
-    return error is not None

@@ -66,7 +66,6 @@ _GEMMA3_DEFAULTS = {
     "sliding_window": 4096, "max_position_embeddings": 131_072, "hidden_size": 2304, "intermediate_size": 9216,
     "num_hidden_layers": 26,
 }  # fmt: skip
-_GEMMA3 = A(qk_norm="per_head_dim", norms=4, tied=True, every=6, defaults=_GEMMA3_DEFAULTS)
 _GEMMA4 = A(tied=True, every=6, last_full=True, moe=True, counted=False,
             defaults={"head_dim": 256, "global_head_dim": 512})  # fmt: skip
 _GLM4_MOE = A(o_bias=False, moe=True, router_bias=True, mtp="deepseek_nextn", mtp_repeats_embeddings=True,
@@ -88,7 +87,7 @@ ARCHITECTURES = {
                     defaults={"sliding_window": 4096, "first_k_dense_replace": 1}),
     "gemma": A(tied=True, defaults={"head_dim": 256}),
     "gemma2": A(tied=True, norms=4, every=2, defaults={"head_dim": 256, "sliding_window": 4096}),
-    "gemma3": _GEMMA3,
+    "gemma3": A(qk_norm="per_head_dim", norms=4, tied=True, every=6, defaults=_GEMMA3_DEFAULTS),
     "gemma3n": A(tied=True, every=5, counted=False, defaults={
         "num_kv_shared_layers": 15, "head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 2,
         "sliding_window": 512, "num_hidden_layers": 35, "hidden_size": 2048, "vocab_size": 262_400,

@@ -18,7 +18,7 @@ from freehold.weights import gguf, safetensors
 from freehold.weights.dimensions import dimensions, merged
 from freehold.weights.files import File, list_files, root_of, split_of
 from freehold.weights.layers import Facts, Unfamiliar
-from freehold.weights.metadata import dimensions_of, facts_of
+from freehold.weights.metadata import dimensions_of, facts_of, vocabulary
 from freehold.weights.precision import Precision, precision_of, precision_of_file
 from freehold.weights.reading import MAX_JSON_BYTES, Malformed, parse_json, quoted
 
@@ -80,7 +80,6 @@ def _describe_gguf(name: str, files: Sequence[File]) -> Checkpoint:
         )
     heads = facts.size("attention.head_count")
     hidden = facts.size("embedding_length")
-    tokens = facts.values.get("tokenizer.ggml.tokens")
     types = Counter[str]()
     tensors = [tensor for header in headers for tensor in header.tensors]
     for tensor in tensors:
@@ -99,7 +98,7 @@ def _describe_gguf(name: str, files: Sequence[File]) -> Checkpoint:
         key_dim=facts.size("attention.key_length", hidden // heads),
         value_dim=facts.size("attention.value_length", hidden // heads),
         hidden_size=hidden,
-        vocabulary=tokens.count if isinstance(tokens, gguf.Array) else facts.size("vocab_size"),
+        vocabulary=vocabulary(facts),
         context=facts.size("context_length"),
         weights_source=_source("size", len(files), "GGUF"),
         model=model,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from freehold.facts import Attention, Indexer
+from freehold.facts import Attention, AttentionKind, Indexer
 from freehold.weights.architectures import Architecture, Bias
 from freehold.weights.reading import Malformed, quoted
 
@@ -95,8 +96,11 @@ def kinds_of(facts: Facts, row: Architecture) -> list[str]:
     ):
         kinds = [_kind(each) for each in names]
     elif row.attention == "kda":
-        kda = _numbers(facts.part("linear_attn_config"), "kda_layers")
-        kinds = ["linear" if at + 1 in kda else "full" for at in range(layers)]
+        kda = facts.part("linear_attn_config").get("kda_layers") or []
+        if not isinstance(kda, list) or not all(type(each) is int for each in kda):
+            raise Malformed("missing-fact", "kda_layers is no list of numbers")
+        linear = set(kda)
+        kinds = ["linear" if at + 1 in linear else "full" for at in range(layers)]
     elif row.attention in ("mamba2", "nemotron_h"):
         raise Malformed("missing-fact", "layer_types is missing")
     elif hybrid := facts.row("hybrid_layer_pattern", layers):
@@ -113,14 +117,6 @@ def _kind(name: Any) -> str:
     if kind not in _KINDS.values():
         raise Unfamiliar(f"layers of type {quoted(str(name))} are not known: the KV cache is an upper bound")
     return kind
-
-
-def _numbers(facts: Facts, key: str) -> set[int]:
-    value = facts.get(key)
-    value = [] if value is None else value
-    if not isinstance(value, list) or not all(type(each) is int for each in value):
-        raise Malformed("missing-fact", f"{key} is no list of numbers")
-    return set(value)
 
 
 def _by_rule(facts: Facts, row: Architecture, at: int) -> str:
@@ -229,50 +225,40 @@ def _owns_indexer(facts: Facts, at: int) -> bool:
     return max(at - offset + 1, 0) % facts.size("index_topk_freq", 1) == 0
 
 
-def _gated_deltanet(facts: Facts) -> Attention:
-    return Attention(
-        kind="gated_deltanet",
-        layers=1,
-        key_heads=facts.size("linear_num_key_heads"),
-        value_heads=facts.size("linear_num_value_heads"),
-        key_head_dim=facts.size("linear_key_head_dim"),
-        value_head_dim=facts.size("linear_value_head_dim"),
-        conv_kernel=facts.size("linear_conv_kernel_dim"),
-    )
+def state(kind: AttentionKind, sizes: Mapping[str, str], facts: Facts, **others: Any) -> Attention:
+    """One layer that keeps a state for each sequence: each field is the size under its key."""
+    return Attention(kind=kind, layers=1, **{field: facts.size(key) for field, key in sizes.items()}, **others)
 
 
 def _granite_mamba2(facts: Facts) -> Attention:
-    heads = facts.size("mamba_n_heads")
-    inner = facts.size("mamba_expand", 2) * facts.size("hidden_size")
-    return Attention(
-        kind="mamba2",
-        layers=1,
-        heads=heads,
-        head_dim=inner // heads if facts.get("mamba_d_head") == "auto" else facts.size("mamba_d_head", inner // heads),
-        state_dim=facts.size("mamba_d_state"),
-        state_groups=facts.size("mamba_n_groups"),
-        conv_kernel=facts.size("mamba_d_conv"),
-        conv_bias=facts.flag("mamba_conv_bias", default=True),
-    )
+    dim = facts.size("mamba_expand", 2) * facts.size("hidden_size") // facts.size("mamba_n_heads")
+    dim = dim if facts.get("mamba_d_head") == "auto" else facts.size("mamba_d_head", dim)
+    return state("mamba2", _GRANITE, facts, head_dim=dim, conv_bias=facts.flag("mamba_conv_bias", default=True))
 
 
 def _nemotron_mamba2(facts: Facts) -> Attention:
-    return Attention(
-        kind="mamba2",
-        layers=1,
-        heads=facts.size("mamba_num_heads"),
-        head_dim=facts.size("mamba_head_dim"),
-        state_dim=facts.size("ssm_state_size"),
-        state_groups=facts.size("n_groups"),
-        conv_kernel=facts.size("conv_kernel"),
-        conv_bias=facts.flag("use_conv_bias", default=True),
-    )
+    return state("mamba2", _NEMOTRON_MAMBA, facts, conv_bias=facts.flag("use_conv_bias", default=True))
 
 
 def _kda(facts: Facts) -> Attention:
-    linear = facts.part("linear_attn_config")
-    heads, dim = linear.size("num_heads"), linear.size("head_dim")
-    return Attention(kind="kda", layers=1, heads=heads, head_dim=dim, conv_kernel=linear.size("short_conv_kernel_size"))
+    return state("kda", _KDA, facts.part("linear_attn_config"))
 
 
-_LINEAR = {"deltanet": _gated_deltanet, "mamba2": _granite_mamba2, "nemotron_h": _nemotron_mamba2, "kda": _kda}
+_DELTANET = {
+    "key_heads": "linear_num_key_heads", "value_heads": "linear_num_value_heads",
+    "key_head_dim": "linear_key_head_dim", "value_head_dim": "linear_value_head_dim",
+    "conv_kernel": "linear_conv_kernel_dim",
+}  # fmt: skip
+_GRANITE = {
+    "heads": "mamba_n_heads", "state_dim": "mamba_d_state", "state_groups": "mamba_n_groups",
+    "conv_kernel": "mamba_d_conv",
+}  # fmt: skip
+_NEMOTRON_MAMBA = {
+    "heads": "mamba_num_heads", "head_dim": "mamba_head_dim", "state_dim": "ssm_state_size",
+    "state_groups": "n_groups", "conv_kernel": "conv_kernel",
+}  # fmt: skip
+_KDA = {"heads": "num_heads", "head_dim": "head_dim", "conv_kernel": "short_conv_kernel_size"}
+_LINEAR: dict[str, Callable[[Facts], Attention]] = {
+    "deltanet": partial(state, "gated_deltanet", _DELTANET), "mamba2": _granite_mamba2,
+    "nemotron_h": _nemotron_mamba2, "kda": _kda,
+}  # fmt: skip

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from freehold.facts import Attention, Indexer, Model, Moe, Parameters
 from freehold.weights.dimensions import blank, checked, unknown
@@ -99,14 +100,14 @@ def dimensions_of(facts: Facts, tensors: Sequence[Tensor], name: str = "model") 
         hidden_size=facts.size("embedding_length"),
         intermediate_size=facts.count("feed_forward_length"),
         dense_layers=sum(each.endswith(".ffn_down.weight") for each in names),
-        vocab_size=_vocabulary(facts),
+        vocab_size=vocabulary(facts),
         tied_embeddings="output.weight" not in names,
         moe=moe,
     )
     return _counted(model, tensors)
 
 
-def _vocabulary(facts: Facts) -> int:
+def vocabulary(facts: Facts) -> int:
     tokens = facts.values.get("tokenizer.ggml.tokens")
     return tokens.count if isinstance(tokens, Array) else facts.size("vocab_size")
 
@@ -144,10 +145,10 @@ def _layer(facts: Facts, rule: Rule, at: int, blocks: int, *, slides: bool) -> L
     heads = _of_layer(facts, "attention.head_count", at, blocks, 0)
     kv_heads = _of_layer(facts, "attention.head_count_kv", at, blocks, heads)
     if rule.attention == "deltanet" and slides:
-        return _gated_deltanet(facts)
+        return _state(facts, "gated_deltanet")
     if rule.attention in ("mamba2", "nemotron_h") and kv_heads == 0:
         beside = rule.attention == "nemotron_h" and _of_layer(facts, "feed_forward_length", at, blocks, 0)
-        return None if beside else _mamba2(facts)
+        return None if beside else _state(facts, "mamba2")
     if not heads or not kv_heads:
         raise Malformed("missing-fact", f"{facts.prefix}attention.head_count is missing or no size")
     if rule.attention == "mla" and facts.get("attention.key_length_mla") is not None:
@@ -202,31 +203,13 @@ def _latent(facts: Facts, heads: int) -> Attention:
     )
 
 
-def _gated_deltanet(facts: Facts) -> Attention:
-    heads = facts.size("ssm.time_step_rank")
-    return Attention(
-        kind="gated_deltanet",
-        layers=1,
-        key_heads=facts.size("ssm.group_count"),
-        value_heads=heads,
-        key_head_dim=facts.size("ssm.state_size"),
-        value_head_dim=facts.size("ssm.inner_size") // heads,
-        conv_kernel=facts.size("ssm.conv_kernel"),
-    )
-
-
-def _mamba2(facts: Facts) -> Attention:
-    heads = facts.size("ssm.time_step_rank")
-    return Attention(
-        kind="mamba2",
-        layers=1,
-        heads=heads,
-        head_dim=facts.size("ssm.inner_size") // heads,
-        state_dim=facts.size("ssm.state_size"),
-        state_groups=facts.size("ssm.group_count"),
-        conv_kernel=facts.size("ssm.conv_kernel"),
-        conv_bias=True,
-    )
+def _state(facts: Facts, kind: Literal["gated_deltanet", "mamba2"]) -> Attention:
+    heads, state, groups = facts.size("ssm.time_step_rank"), facts.size("ssm.state_size"), facts.size("ssm.group_count")
+    dim, kernel = facts.size("ssm.inner_size") // heads, facts.size("ssm.conv_kernel")
+    one = Attention(kind=kind, layers=1, conv_kernel=kernel)
+    if kind == "mamba2":
+        return replace(one, heads=heads, head_dim=dim, state_dim=state, state_groups=groups, conv_bias=True)
+    return replace(one, key_heads=groups, value_heads=heads, key_head_dim=state, value_head_dim=dim)
 
 
 def _moe(facts: Facts, names: set[str]) -> Moe | None:

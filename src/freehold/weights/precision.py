@@ -52,19 +52,15 @@ def _scheme(quantization: Mapping[str, Any]) -> str:
     if isinstance(algorithm, str):
         return _MODELOPT.get(algorithm, "")
     if method == "compressed-tensors":
-        return _compressed(quantization.get("config_groups"))
+        groups = quantization.get("config_groups")
+        forms = {_weights(each) for each in groups.values()} if isinstance(groups, Mapping) else set()
+        return forms.pop() if len(forms) == 1 else ""  # one form for all, or none that is counted
     if method == "fp8":
         return "fp8-block" if quantization.get("weight_block_size") == [128, 128] else "fp8"
     if method in ("gptq", "awq") and type(bits) is int and type(group) is int:
         packed = "int4-awq" if method == "awq" else "int4-gptq"
         return {(4, 128): packed, (4, 32): "int4-g32", (8, 128): "int8"}.get((bits, group), "")
     return "mxfp4" if method == "mxfp4" else ""
-
-
-def _compressed(groups: Any) -> str:
-    """Of compressed-tensors: one form for all, or none that is counted."""
-    found = {_weights(each) for each in groups.values()} if isinstance(groups, Mapping) else set()
-    return found.pop() if len(found) == 1 else ""
 
 
 def _weights(group: Any) -> str:

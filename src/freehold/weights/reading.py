@@ -16,6 +16,7 @@ MAY_BE_INFINITE = {"time_step_limit", "time_step_max", "mamba_dt_limit", "dt_lim
 
 # Possessive, and the closing quote may be missing: so no input makes it look at a byte twice.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_LONG_STRING = re.compile(rb'"[^"\\]{4194304}')  # it would be in memory three times
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
@@ -107,6 +108,8 @@ def _check_marks(data: bytes) -> None:
     for mark, limit in MAX_JSON_MARKS.items():
         if (count := data.count(mark)) > limit:
             raise Malformed("json-too-big", f"{count:,} times {mark.decode()}; at most {limit:,} are read")
+    if _LONG_STRING.search(data):
+        raise Malformed("json-too-big", "a text of more than 4 MiB")
 
 
 def _check_depth(data: bytes) -> None:

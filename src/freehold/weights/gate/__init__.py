@@ -20,8 +20,11 @@ from freehold.weights.gate.tensors import Shapes, check_gguf, check_safetensors
 from freehold.weights.reading import MAX_JSON_BYTES, Malformed, parse_json, quoted
 
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json"}  # any token may be a key there
+_LONG = (*_VOCABULARIES, ".index.json", ".txt", ".tiktoken", ".jsonl", ".csv")
 _TOKENIZERS = {*_VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json"}
 _WEIGHTS_FIRST = {"safetensors": 0, "gguf": 0}  # an index and an adapter are compared with them
+_MAX_SMALL_BYTES = 16 << 20  # of what is neither a vocabulary nor an index: 8 MB of training history are genuine
+_MAX_BYTES = {"svg": 4 << 20, "yaml": 4 << 20, "template": 1 << 20, "sentencepiece": MAX_JSON_BYTES}
 _FIX = "fetch the file again from its publisher"
 
 
@@ -40,7 +43,7 @@ class _Gate:
         self.files = files
         self.findings: list[Finding] = []
         self.shapes: dict[str, Shapes] = {}  # of each safetensors file that is well-formed
-        self.ggufs: list[tuple[File, gguf.Header]] = []
+        self.headers: dict[str, gguf.Header] = {}  # of each GGUF file that is
         self.indexed: set[str] = set()  # folders with an index
 
     def admit(self, file: File) -> None:
@@ -54,14 +57,16 @@ class _Gate:
         except OSError as error:
             why = quoted(error.strerror or str(error))
             self.findings.append(refuse(file, "unreadable", why, "make it readable and verify again"))
+        except Exception as error:  # noqa: BLE001 - the door of the gate: what cannot be judged is refused
+            why = f"a check stumbled over it: {quoted(repr(error))}"
+            self.findings.append(refuse(file, "unjudged", why, f"{_FIX}; if it is the same, report this"))
 
     def close(self) -> list[Finding]:
         """The findings, with those on all files together."""
         if not any(formats.kind_of(name) in formats.WEIGHTS.values() for name in self.files):
             why = "no .gguf or .safetensors file"
             self.findings.append(Finding(path=".", rule="no-weights", why=why, fix="name the model's folder"))
-        numbered = shards.check_numbered(self.files, self.indexed)
-        return self.findings + numbered + shards.check_splits(self.ggufs)
+        return self.findings + shards.check_parts(self.files, self.indexed, self.headers)
 
     def _check(self, file: File) -> list[Finding]:
         if is_unfinished(file.name) or is_blob(file.name):
@@ -89,14 +94,15 @@ class _Gate:
             self.shapes[file.name], findings = check_safetensors(file)
             return findings
         if kind == "gguf":
-            header, findings = check_gguf(file)
-            self.ggufs.append((file, header))
+            self.headers[file.name], findings = check_gguf(file)
             return findings
         if kind == "media":
             return formats.check_media(file, head)
         if kind == "pdf":
             return texts.check_pdf(file)
-        return self._check_small(file, kind, _small(file))
+        long = is_tree(file.name) or file.name.lower().endswith(_LONG)
+        limit_bytes = MAX_JSON_BYTES if long else _MAX_BYTES.get(kind, _MAX_SMALL_BYTES)
+        return self._check_small(file, kind, _read(file, limit_bytes))
 
     def _check_small(self, file: File, kind: str, data: bytes) -> list[Finding]:
         """The files that are read whole."""
@@ -158,11 +164,11 @@ def _templates(content: Any) -> list[tuple[str, str]]:
     return [(f"chat_template {quoted(str(name))}", source) for name, source in named if isinstance(source, str)]
 
 
-def _small(file: File) -> bytes:
-    if file.size_bytes > MAX_JSON_BYTES:
-        raise Malformed("too-big", f"{file.size_bytes:,} bytes; side files have at most {MAX_JSON_BYTES:,}")
+def _read(file: File, limit_bytes: int) -> bytes:
+    if file.size_bytes > limit_bytes:
+        raise Malformed("too-big", f"{file.size_bytes:,} bytes; of such files at most {limit_bytes:,} are read")
     with file.open() as stream:
-        return stream.read(MAX_JSON_BYTES)
+        return stream.read(limit_bytes)
 
 
 def _article(kind: str) -> str:

@@ -5,7 +5,6 @@ What loads what was read in transformers, PEFT, sentence-transformers, Keras, Hy
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -25,7 +24,7 @@ CODE_KEYS = {
     "py/type", "external_data", "megatron_config", "use_kernels", "hub_kernels", "kernel_mapping", "module_path",
     "class_path", "import_path", "entry_point", "entrypoint", "post_init_script", "init_script",
 }  # fmt: skip
-_DUNDER = re.compile(r"__(?!(?:version|metadata|comment|doc|name|note|author|date)__)\w+__")
+_DUNDER = re.compile(r"__(?!(?:version|metadata|comment|doc|name|note|author|date|float)__)\w+__")  # float: Infinity
 _NOTHING = (None, False, "", [], {}, "false", "False")
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
@@ -56,6 +55,7 @@ _PLAIN = {
         re.compile(r"torch\.nn(?:\.modules\.\w+)?\.\w+|[\w-]+"),
     ),
 }  # fmt: skip
+_KERAS_CODE = {"Lambda", "__lambda__", "function", "PyDataset", "TFSMLayer"}
 _SENTENCE_MODULE = re.compile(r"(?:sentence_transformers|pylate)\.[\w.]+")
 # Keys whose value a loader opens or fetches: neither paths nor repositories of others.
 _FETCHED = {
@@ -95,7 +95,7 @@ _LIMITS = {
     "num_key_value_heads": 10**5, "intermediate_size": 10**7, "head_dim": 10**5, "max_position_embeddings": 10**9,
     "num_experts": 10**5, "num_local_experts": 10**5, "n_layer": 10**4, "n_embd": 10**6, "n_head": 10**5, "bits": 64,
 }  # fmt: skip
-_OPTIONAL = {"num_experts", "num_local_experts", "intermediate_size", "bits"}  # 0: there are none
+_OPTIONAL = {"head_dim", "num_experts", "num_local_experts", "intermediate_size", "bits"}  # 0: there are none
 
 _NO_CODE = "use a build that needs no remote code, or remove the key once you know that it is not needed"
 _INSIDE = "name a file of this folder, or remove the key"
@@ -107,7 +107,12 @@ def check(file: File, content: Any) -> list[Finding]:
     own = PurePosixPath(file.name).name.lower()
     found: dict[tuple[str, str], Finding] = {}
     for key, value, owner in _pairs(content):
-        for finding in _look(file, own, key, value, owner):
+        findings = [*_code(file, own, key, value, owner)]
+        if isinstance(value, str):
+            findings += _text(file, own, key, value)
+        elif type(value) in {int, float}:
+            findings += _number(file, key, value, owner)
+        for finding in findings:
             found.setdefault((finding.rule, key), finding)
     return list(found.values())
 
@@ -127,16 +132,6 @@ def _pairs(content: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
             waiting.extend((key, each, owner) for each in value if isinstance(each, str | dict | list | int | float))
 
 
-def _look(file: File, own: str, key: str, value: Any, owner: dict[str, Any]) -> Iterator[Finding]:
-    yield from _code(file, own, key, value, owner)
-    if isinstance(value, str):
-        yield from _text(file, own, key, value)
-    elif (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != math.inf
-    ):  # parse_json judged it
-        yield from _number(file, key, value, owner)
-
-
 def _code(file: File, own: str, key: str, value: Any, owner: dict[str, Any]) -> Iterator[Finding]:
     if value in _NOTHING:
         return
@@ -152,10 +147,7 @@ def _code(file: File, own: str, key: str, value: Any, owner: dict[str, Any]) -> 
         yield refuse(file, "foreign-class", why, _NO_CODE)
     if key == "class_name" and "config" in owner:  # as Keras writes an object
         module = str(owner.get("module") or "keras")
-        if (
-            value in {"Lambda", "__lambda__", "function", "PyDataset", "TFSMLayer"}
-            or module.partition(".")[0] != "keras"
-        ):
+        if str(value) in _KERAS_CODE or module.partition(".")[0] != "keras":
             why = f"Keras would make a {quoted(str(value))} of {quoted(module)}, which can run code"
             yield refuse(file, "foreign-class", why, _NO_CODE)
 
@@ -185,12 +177,11 @@ def _text(file: File, own: str, key: str, value: str) -> Iterator[Finding]:
 def _number(file: File, key: str, value: float, owner: dict[str, Any]) -> Iterator[Finding]:
     if abs(value) == float("inf"):
         return  # parse_json lets it in only under the keys of genuine models
-    limit = _LIMITS.get(key)
-    low = 0 if key in _OPTIONAL else 1
-    if abs(value) > (10**31 if _ROOMY.search(key) else 2**64 if isinstance(value, int) else 4e38):
-        yield refuse(file, "absurd-number", f"{quoted(key)} is {value:.6g}", _MEND)
-    elif limit and not low <= value <= limit:
-        yield refuse(file, "absurd-number", f"{quoted(key)} is {value:,}; it lies between {low} and {limit:,}", _MEND)
+    high = _LIMITS.get(key) or (10**31 if _ROOMY.search(key) else 2**64 if type(value) is int else 4e38)
+    low = int(key not in _OPTIONAL) if key in _LIMITS else -high
+    if not low <= value <= high:
+        why = f"{quoted(key)} is {quoted(str(value))}; it lies between {low:.6g} and {high:.6g}"
+        yield refuse(file, "absurd-number", why, _MEND)
     elif key.endswith("_token_id"):
         size = owner.get("vocab_size")
         if not -1 <= value < _LIMITS["vocab_size"] or value != int(value):

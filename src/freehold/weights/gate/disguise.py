@@ -6,16 +6,16 @@ A loader goes by content, not by name: torch.load opens any zip, tar or pickle, 
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import pickletools
 import re
 import zlib
 from collections.abc import Callable
+from itertools import islice
 from typing import BinaryIO
 
 HEAD_BYTES = 4096  # enough for every test of how a file begins
-MAX_SCANNED_BYTES = 4 << 20  # longer texts are vocabularies: their encoded strings are found by prefix alone
+_MAX_RUNS = 50_000  # that are decoded: a text with more is a vocabulary
 _MAX_OPCODES = 100_000
 _GLOBAL = re.compile(r"[\w.]+ [\w.]+")  # module and name
 _NAME = re.compile(r"[\w.]{2,}")
@@ -36,12 +36,7 @@ _DOS = b"MZ\x90\0\x03\0\0\0\x04"  # as linkers begin a Windows program
 _PYC = re.compile(rb".[\x0a-\x10]\r\n[\0-\x03]\0\0\0", re.DOTALL)
 _SCRIPT = re.compile(rb"#! ?/[ -~]{1,200}\n")
 _ONNX = re.compile(rb"\x08[\x01-\x20](?:\x12|\x3a|\x42)")  # its version, then a producer, graph or operators
-_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{40,65536}={0,2}")
-_HEX = re.compile(rb"(?:[0-9a-fA-F]{2}){20,32768}")
-# How base64 and hex of zip, ELF, PE, gzip and pickles of protocol 2 to 5 begin.
-_NOT_AROUND = bytes({*range(256)} - {*b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/_-"})
-_MAX_HITS = 100_000
-_PREFIXES = (b"UEsDB", b"f0VMR", b"TVqQ", b"TVpQ", b"H4sI", b"gASV", b"gAJj", b"gANj", b"gAWV", b"800495", b"7f454c46")
+_ENCODED = re.compile(rb"[A-Za-z0-9+/_-]{40,65536}+={0,2}")  # base64 or hex
 
 
 def nature(head: bytes) -> str:
@@ -80,18 +75,8 @@ def is_pickle(data: bytes) -> bool:
 
 def hidden_in(text: bytes) -> str:
     """What an encoded run in a text decodes to, if that is a program, an archive or a pickle."""
-    if len(text) <= MAX_SCANNED_BYTES:
-        return next(
-            (what for run in (_BASE64, _HEX) for match in run.finditer(text) if (what := _decoded(match[0]))), ""
-        )
-    for prefix in _PREFIXES:
-        at = count = 0
-        while (at := text.find(prefix, at)) >= 0 and (count := count + 1) < _MAX_HITS:
-            run = None if text[at - 1 : at].strip(_NOT_AROUND) else _BASE64.match(text, at)
-            if run and (what := _decoded(run[0])):
-                return what
-            at = run.end() if run else at + 1
-    return ""
+    runs = islice(_ENCODED.finditer(text), _MAX_RUNS)
+    return next((what for run in runs if (what := _decoded(run[0]))), "")
 
 
 def payload_in(text: str) -> str:
@@ -127,14 +112,11 @@ def zip_at_end(stream: BinaryIO, size_bytes: int) -> bool:
 
 def _decoded(run: bytes) -> str:
     """A run may be longer than what was encoded: it is cut to a whole number of groups."""
-    found = []
-    if _HEX.fullmatch(run[: len(run) & ~1]):
+    plain = run.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+    plain = plain[: len(plain) & ~3] if len(plain) % 4 == 1 else plain + b"=" * (-len(plain) % 4)
+    found = [base64.b64decode(plain)]
+    with contextlib.suppress(ValueError):
         found.append(bytes.fromhex(run[: len(run) & ~1].decode()))
-    plain = run.rstrip(b"=")
-    if _BASE64.fullmatch(plain):
-        plain = plain[: len(plain) & ~3] if len(plain) % 4 == 1 else plain + b"=" * (-len(plain) % 4)
-        with contextlib.suppress(binascii.Error):
-            found.append(base64.b64decode(plain.translate(bytes.maketrans(b"-_", b"+/"))))
     return next((what for data in found if (what := nature(data))), "")
 
 

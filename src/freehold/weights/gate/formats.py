@@ -12,7 +12,7 @@ from freehold.weights.reading import Malformed, quoted
 
 WEIGHTS = {".safetensors": "safetensors", ".gguf": "gguf"}
 _TEXTS = (
-    *(".txt", ".md", ".rst", ".csv", ".tsv", ".jsonl", ".bib", ".cff", ".tiktoken"),
+    *(".txt", ".md", ".rst", ".csv", ".tsv", ".jsonl", ".bib", ".cff", ".tiktoken", ".vocab", ".sig"),
     *(".gitattributes", ".gitignore", ".gitkeep"),
 )
 _SUFFIXES = {
@@ -22,8 +22,9 @@ _SUFFIXES = {
 }  # fmt: skip
 _SENTENCEPIECE = re.compile(r".+\.model\.v\d+(?:m\d+)?", re.IGNORECASE)  # Mistral numbers them: tokenizer.model.v3
 _TEXT_NAMES = re.compile(
-    r"(?:LICEN[CS]E|NOTICES?|READ_?ME|COPYING|COPYRIGHT|USE[-_ ]POLICY|AUTHORS|CITATION|CHANGELOG|CONTRIBUTORS"
-    r"|ATTRIBUTION|PATENTS|THIRD[-_ ]?PARTY[-_ \w]*|MODELFILE)(?:[-_. ][\w.() -]*)?",
+    r"(?:LICEN[CS]E|NOTICES?|READ_?ME|COPYING|COPYRIGHT|US(?:E|AGE)[-_ ]POLICY|AUTHORS|CITATION|CHANGELOG|CONTRIBUTORS"
+    r"|ATTRIBUTION|PATENTS|SHA(?:256|512)SUMS|PARAMS|TEMPLATE|SYSTEM|THIRD[-_ ]?PARTY[-_ \w]*|MODELFILE)"
+    r"(?:[-_. ][\w.() -]*)?",
     re.IGNORECASE,
 )
 _IMAGES = (

@@ -14,20 +14,17 @@ from freehold.weights.reading import Malformed, quoted
 
 MAX_PIECES = 2_000_000
 MAX_PIECE_BYTES = 1_024
-MAX_CHARSMAP_BYTES = 4 << 20
-MAX_SPEC_BYTES = 1 << 20  # what the trainer was told
-MAX_UNKNOWN_BYTES = 4_096  # fields of newer versions, all together
-MAX_SAMPLES = 10_000
-_PIECE, _NORMALIZER, _SELF_TEST, _DENORMALIZER = 1, 3, 4, 5
-_NORMAL, _UNKNOWN, _TYPES = 1, 2, range(1, 7)
-
+_PIECE, _UNKNOWN, _TYPES = 1, 2, range(1, 7)
+# The other fields: what the trainer was told, two normalizers with their character maps, texts to test itself with.
+_MAX_BYTES = {2: 1 << 20, 3: 4 << 20, 4: 32 << 10, 5: 4 << 20}
+_MAX_OTHER_BYTES = 4_096  # of newer versions
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def check(data: bytes) -> None:
     """Raises Malformed for what SentencePiece would not have written."""
     pieces: set[bytes] = set()
-    unknown_pieces = unknown_bytes = 0
+    unknown = 0
     for number, value in _fields(data):
         if not isinstance(value, bytes):
             raise Malformed("sentencepiece-shape", f"field {number} is a number; the model's fields are messages")
@@ -36,66 +33,26 @@ def check(data: bytes) -> None:
             if piece in pieces:
                 raise Malformed("sentencepiece-piece", f"the piece {_shown(piece)} occurs twice")
             pieces.add(piece)
-            unknown_pieces += kind == _UNKNOWN
-        elif number <= _DENORMALIZER:
-            _check_spec(number, value)
-        else:
-            unknown_bytes += len(value)
-        if len(pieces) > MAX_PIECES or unknown_bytes > MAX_UNKNOWN_BYTES:
-            why = f"{len(pieces):,} pieces, and {unknown_bytes:,} bytes in fields that are not known"
-            raise Malformed("sentencepiece-shape", why)
-    if not pieces or unknown_pieces != 1:
-        raise Malformed("sentencepiece-shape", f"{len(pieces):,} pieces, {unknown_pieces} of them for the unknown")
-
-
-def _check_spec(number: int, value: bytes) -> None:
-    if number in {_NORMALIZER, _DENORMALIZER}:
-        _check_normalizer(value)
-    elif len(value) > MAX_SPEC_BYTES:
-        raise Malformed("sentencepiece-size", f"{len(value):,} bytes on how it was trained or tests itself")
-    elif number == _SELF_TEST and (samples := sum(1 for _ in _fields(value))) > MAX_SAMPLES:
-        raise Malformed("sentencepiece-size", f"{samples:,} samples to test itself with")
+            unknown += kind == _UNKNOWN
+        elif len(value) > _MAX_BYTES.get(number, _MAX_OTHER_BYTES):
+            raise Malformed("sentencepiece-size", f"{len(value):,} bytes in field {number}")
+    if not 0 < len(pieces) <= MAX_PIECES or unknown != 1:
+        raise Malformed("sentencepiece-shape", f"{len(pieces):,} pieces, {unknown} of them for the unknown")
 
 
 def _piece(data: bytes) -> tuple[bytes, int]:
-    end = 2 + data[1] if data[:1] == b"\n" and len(data) > 1 else 0
-    if end and data[1] < 0x80 and data[end : end + 1] == b"\x15" and len(data) == end + 5:  # most, and so at once
-        piece, kind, others = data[2:end], _NORMAL, 0
-        score = struct.unpack_from("<f", data, end + 1)[0]
-    else:
-        piece, score, kind, others = _piece_fields(data)
-    if not 1 <= len(piece) <= MAX_PIECE_BYTES:
-        raise Malformed("sentencepiece-piece", f"a piece of {len(piece):,} bytes; 1 to {MAX_PIECE_BYTES:,} are read")
+    fields = dict(_fields(data))
+    piece, score, kind = fields.pop(1, b""), fields.pop(2, 0.0), fields.pop(3, 1)
+    if not isinstance(piece, bytes) or not 1 <= len(piece) <= MAX_PIECE_BYTES:
+        raise Malformed("sentencepiece-piece", f"a piece that is no text of 1 to {MAX_PIECE_BYTES:,} bytes")
     try:
         piece.decode()
     except UnicodeDecodeError:
         raise Malformed("sentencepiece-piece", f"the piece {_shown(piece)} is not UTF-8") from None
-    if kind not in _TYPES or not math.isfinite(score) or others:
-        why = f"the piece {_shown(piece)} has score {score}, type {kind} and {others} more fields"
+    if kind not in _TYPES or not isinstance(score, float) or not math.isfinite(score) or fields:
+        why = f"the piece {_shown(piece)} has score {score}, type {kind} and {len(fields)} more fields"
         raise Malformed("sentencepiece-piece", why)
-    return piece, kind
-
-
-def _piece_fields(data: bytes) -> tuple[bytes, float, int, int]:
-    piece, score, kind, others = b"", 0.0, _NORMAL, 0
-    for number, value in _fields(data):
-        if number == 1 and isinstance(value, bytes):
-            piece = value
-        elif number == 2 and isinstance(value, float):
-            score = value
-        elif number == 3 and isinstance(value, int):
-            kind = value
-        else:
-            others += 1
-    return piece, score, kind, others
-
-
-def _check_normalizer(data: bytes) -> None:
-    for number, value in _fields(data):
-        if number in {2, 6} and isinstance(value, bytes) and len(value) > MAX_CHARSMAP_BYTES:
-            raise Malformed("sentencepiece-size", f"a character map of {len(value):,} bytes")
-        if number not in {2, 6} and isinstance(value, bytes) and len(value) > MAX_UNKNOWN_BYTES:
-            raise Malformed("sentencepiece-shape", f"{len(value):,} bytes in field {number} of a normalizer")
+    return piece, int(kind)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:

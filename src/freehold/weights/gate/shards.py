@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from freehold.types import Finding
 from freehold.weights import gguf
-from freehold.weights.files import File, split_of
+from freehold.weights.files import File
 from freehold.weights.gate.finding import refuse
 from freehold.weights.gate.tensors import Shapes
 from freehold.weights.reading import quoted
 
 _FIX = "fetch the index and all files it names again, at one commit"
 _MISSING = "fetch the missing file, or remove the others"
-_NUMBERED = re.compile(r"(.+)-\d{5,6}-of-(\d{5,6})\.safetensors")
-_MAX_TOLD = 5
+_NUMBERED = re.compile(r"(.+)-(\d{5,6})-of-(\d{5,6})\.(?:safetensors|gguf)")
 
 
 def check_index(file: File, content: Any, shards: Mapping[str, Shapes]) -> list[Finding]:
@@ -58,52 +57,43 @@ def _compare(index: File, mapped: Mapping[str, str], here: Mapping[str, Shapes])
     return findings
 
 
-def check_numbered(files: Mapping[str, File], indexed: set[str]) -> list[Finding]:
-    """Of safetensors files that number themselves in a folder without index: at least as many as they say."""
-    series: dict[tuple[str, int], list[str]] = {}
-    for name in files if len(files) > 1 else ():  # one file alone was named by itself
-        if (match := _NUMBERED.fullmatch(name)) and str(PurePosixPath(name).parent) not in indexed:
-            series.setdefault((match[1], int(match[2])), []).append(name)
-    return [
-        refuse(files[names[0]], "missing-shard", f"only {len(names)} of {count} parts are here", _MISSING)
-        for (_, count), names in series.items()
-        if len(names) < count
-    ]
+def check_parts(files: Mapping[str, File], indexed: set[str], headers: Mapping[str, gguf.Header]) -> list[Finding]:
+    """Of files that number themselves, all are there; of GGUF they also say so themselves (llama.cpp, gguf-split).
 
-
-def check_splits(parts: Iterable[tuple[File, gguf.Header]]) -> list[Finding]:
-    """What each part of a split GGUF file says of itself (llama.cpp, gguf-split) against its name and its siblings."""
+    A folder in `indexed` has an index that names its safetensors files; `headers` are those of GGUF files by name.
+    """
+    series: dict[tuple[str, str], dict[int, str]] = {}
     findings = []
-    series: dict[tuple[str, int], dict[int, tuple[File, gguf.Header]]] = {}
-    for file, header in parts:
-        split = split_of(file.name)
-        number = int(file.name[: -len(".gguf")].rsplit("-", 3)[-3]) if split else 1
-        count = split[1] if split else 1
-        told = header.metadata.get("split.no", number - 1), header.metadata.get("split.count", count)
-        if told != (number - 1, count) and not (split is None and told[1] in (0, 1)):
-            why = f"says that it is part {told[0]} (from 0) of {told[1]}, its name says {number - 1} of {count}"
+    for name, file in files.items():
+        match = _NUMBERED.fullmatch(name)
+        number, count = (int(match[2]), int(match[3])) if match else (1, 1)
+        if match and (name in headers or (str(PurePosixPath(name).parent) not in indexed and len(files) > 1)):
+            series.setdefault((match[1], match[3]), {})[number] = name
+        said = headers[name].metadata if name in headers else {}
+        told = said.get("split.no", number - 1), said.get("split.count", count)
+        if told != (number - 1, count) and not (match is None and told[1] in (0, 1)):
+            why = f"says that it is part {quoted(str(told))}, from 0 and of how many; its name: {number - 1} of {count}"
             findings.append(refuse(file, "gguf-split", why, "give it the name it was published with"))
-        if split:
-            series.setdefault(split, {})[number] = file, header
-    for (_, count), members in series.items():
-        findings += _check_series(count, members)
+    for (_, count), names in series.items():
+        first = files[names[min(names)]]
+        beyond = first.name in headers and (min(names) < 1 or max(names) > int(count))  # others may begin with 0
+        if len(names) < int(count) or beyond:
+            why = f"{len(names)} of {int(count)} parts are here, numbered {min(names)} to {max(names)}"
+            findings.append(refuse(first, "missing-shard", why, _MISSING))
+        elif first.name in headers:
+            findings += _check_total(first, [headers[name] for _, name in sorted(names.items()) if name in headers])
     return findings
 
 
-def _check_series(count: int, members: Mapping[int, tuple[File, gguf.Header]]) -> list[Finding]:
-    first, header = members[min(members)]
-    numbers = range(1, count + 1)
-    if missing := [number for number in range(1, min(count, len(members) + _MAX_TOLD) + 1) if number not in members]:
-        names = ", ".join(f"{number:05}-of-{count:05}" for number in missing[:_MAX_TOLD])
-        return [refuse(first, "missing-shard", f"{len(members)} of {count} parts are here; not {names}", _MISSING)]
-    if beyond := [members[number][0] for number in members if number not in numbers]:
-        return [refuse(beyond[0], "gguf-split", f"there are {count} parts, from 1", "remove it")]
-    held = Counter(tensor.name for _, part in members.values() for tensor in part.tensors)
-    told = header.metadata.get("split.tensors.count", held.total())
-    if told != held.total() or len(held) != held.total():
-        why = f"the parts hold {held.total():,} tensors, {len(held):,} of them different; the first says {told}"
-        return [refuse(first, "gguf-split", why, "fetch all parts again, at one commit")]
-    return []
+def _check_total(first: File, parts: list[gguf.Header]) -> list[Finding]:
+    held = Counter(tensor.name for part in parts for tensor in part.tensors)
+    told = parts[0].metadata.get("split.tensors.count", held.total())
+    if told == len(held) == held.total():
+        return []
+    why = (
+        f"the parts hold {held.total():,} tensors, {len(held):,} of them different; the first says {quoted(str(told))}"
+    )
+    return [refuse(first, "gguf-split", why, "fetch all parts again, at one commit")]
 
 
 def _some(names: list[str]) -> str:

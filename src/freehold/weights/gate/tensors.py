@@ -40,9 +40,9 @@ def check_gguf(file: File) -> tuple[gguf.Header, list[Finding]]:
     heads = ((key, value.head) for key, value in header.metadata.items() if isinstance(value, gguf.Array))
     findings += _check_strings(file, texts)
     findings += [_payload(file, f"metadata {quoted(key)}", what) for key, head in heads if (what := nature(head))]
-    for key, text in texts:
-        if key.startswith("tokenizer.chat_template"):
-            findings += templates.check(file, text, key)
+    for key, text in header.metadata.items():
+        if key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template."):
+            findings += templates.check(file, text if isinstance(text, str) else "{{", key)  # no text: no template
     return header, findings + _check_vocabulary(file, header)
 
 

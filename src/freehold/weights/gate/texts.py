@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+from itertools import islice
 
 from freehold.types import Finding
 from freehold.weights.files import File
 from freehold.weights.gate.disguise import hidden_in, is_pickle
 from freehold.weights.gate.finding import refuse, review
-from freehold.weights.reading import Malformed
+from freehold.weights.reading import Malformed, quoted
 
 TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # how its lists of tokens begin, some under the name *.model
 _FIX = "remove the file, or put back the publisher's own"
@@ -21,38 +22,22 @@ _YAML_TAG = re.compile(r"!(?:!?[A-Za-z_]|<)")
 _YAML_VALUE = re.compile(r"(?:^|[-?:][ \t]+|[\[{,:])[ \t]*(?:&\S+[ \t]+)?$")  # what stands before a value, and so a tag
 _YAML_ALIAS = re.compile(r"(?m)(?:^|[-:,\[{])[ \t]*\*\w+[ \t]*(?=[,\]}\n]|$)")
 _MAX_ALIASES = 50
-_SVG_ACTIVE = (
-    (
-        re.compile(r"<\s*(?:[\w-]+:)?(script|foreignobject|handler|iframe|embed|object)\b", re.IGNORECASE),
-        "the element <{}>",
-    ),
-    (
-        re.compile(
-            r"[\s\"'/](on(?:load|unload|click|dblclick|error|begin|end|repeat|abort|resize|scroll|zoom|focus|blur|input"
-            r"|change|select|submit|wheel|toggle|activate|(?:mouse|key|pointer|touch|drag|animation|transition|focus)"
-            r"[a-z]{1,20}))\s*=",
-            re.IGNORECASE,
-        ),
-        "the event attribute {}",
-    ),
-    (re.compile(r"(<!entity|<\?xml-stylesheet|@import|javascript:|vbscript:)", re.IGNORECASE), "{}"),
-    (
-        re.compile(r"\burl\(\s*+[\"']?+\s*+((?:https?:|//|file:|ftp:)[^\s)\"']{0,40})", re.IGNORECASE),
-        "the external reference {}",
-    ),
-    (
-        re.compile(
-            r"<(?!\s*a\b)[^<>]*\b(?:href|src)\s*+=\s*+[\"']?+\s*+(?!#|data:image/(?:png|jpe?g|gif|webp)[;,])([^\s\"'>]{1,40})",
-            re.IGNORECASE,
-        ),
-        "the external reference {}",
-    ),
-    (re.compile(r"<\s*a\b[^<>]*\bhref\s*+=\s*+[\"']?+\s*+(data:[^\s\"'>]{0,20})", re.IGNORECASE), "the link {}"),
+_SVG_ACTIVE = re.compile(
+    r"<\s*(?:[\w-]+:)?(?:script|foreignobject|handler|iframe|embed|object)\b"
+    r"|[\s\"'/]on(?:load|unload|click|dblclick|error|begin|end|repeat|abort|resize|scroll|zoom|focus|blur|input|change"
+    r"|select|submit|wheel|toggle|activate|(?:mouse|key|pointer|touch|drag|animation|transition|focus)[a-z]{1,20})\s*="
+    r"|<!entity|<\?xml-stylesheet|@import|javascript:|vbscript:"
+    r"|\burl\(\s*+[\"']?+\s*+(?:https?:|//|file:|ftp:)"
+    r"|<(?!\s*a\b)[^<>]*\b(?:href|src)\s*+=\s*+[\"']?+\s*+(?!#|data:image/(?:png|jpe?g|gif|webp)[;,])[^\s\"'>]"
+    r"|<\s*a\b[^<>]*\bhref\s*+=\s*+[\"']?+\s*+data:",
+    re.IGNORECASE,
 )
-_PDF_ACTIVE = re.compile(
-    rb"/(JavaScript|Launch|EmbeddedFiles?|RichMedia|(?:JS|XFA)(?=\s*(?:[(<\[]|\d+ \d+ R)))(?![A-Za-z0-9])"
+_PDF_NAMES = ("JavaScript", "Launch", "EmbeddedFile", "EmbeddedFiles", "RichMedia", "JS", "XFA")
+_PDF_ACTIVE = re.compile(  # any letter may be written as its number
+    "/(?:{}|{}|{}|{}|{}|(?:{}|{})(?=\\s*(?:[(<\\[]|\\d+ \\d+ R)))(?![A-Za-z0-9])".format(
+        *("".join(f"(?:{char}|#{ord(char):x}|#{ord(char):X})" for char in name) for name in _PDF_NAMES)
+    ).encode()
 )
-_PDF_ESCAPE = re.compile(rb"#([0-9A-Fa-f]{2})")
 _BLOCK_BYTES = 1 << 20
 
 
@@ -76,7 +61,7 @@ def check_yaml(file: File, data: bytes) -> list[Finding]:
     if "%TAG" in text or any(_YAML_VALUE.search(line[-200:]) and not line.lstrip().startswith("#") for line in lines):
         why = "a YAML tag: readers make objects of any class of it"
         return [refuse(file, "yaml-tag", why, "remove the tag, or the file: no engine needs it")]
-    if len(_YAML_ALIAS.findall(text)) > _MAX_ALIASES:
+    if next(islice(_YAML_ALIAS.finditer(text), _MAX_ALIASES, None), None):
         return [refuse(file, "yaml-alias", "so many aliases can grow beyond all memory when they are read", _FIX)]
     return check(file, data)
 
@@ -85,10 +70,9 @@ def check_svg(file: File, data: bytes) -> list[Finding]:
     text = html.unescape(read(data))
     if "<svg" not in text.lower() and "<svg:svg" not in text.lower():
         raise Malformed("wrong-magic", "no <svg> in it")
-    for pattern, what in _SVG_ACTIVE:
-        if found := pattern.search(text):
-            why = f"{what.format(found[1])}: a browser that shows it runs or fetches something"
-            return [refuse(file, "svg-active", ascii(why)[1:-1], "show it as PNG, or remove it")]
+    if found := _SVG_ACTIVE.search(text):
+        why = f"{quoted(found[0])}: a browser that shows it runs or fetches something"
+        return [refuse(file, "svg-active", why, "show it as PNG, or remove it")]
     return check(file, data)
 
 
@@ -99,8 +83,8 @@ def check_pdf(file: File) -> list[Finding]:
         if b"%PDF-" not in block[:1024]:
             raise Malformed("wrong-magic", "does not begin as a PDF does")
         while block:
-            if found := _PDF_ACTIVE.search(_PDF_ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), block)):
-                why = f"it holds /{found[1].decode()}: readers of it run or unpack something"
+            if found := _PDF_ACTIVE.search(block):
+                why = f"it holds {found[0].decode()}: readers of it run or unpack something"
                 return [refuse(file, "pdf-active", why, "print it to a plain PDF, or remove it")]
             more = stream.read(_BLOCK_BYTES)
             block = block[-64:] + more if more else b""
