@@ -53,7 +53,7 @@ class Start:
         self._ground.tell("plan.made", self._name, steps="\n".join(plan.steps))
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=self._ground.run_dir))
         socket = str(self._folder / "engine.sock")
-        launch = self.engine.launch(plan, self._gguf(), self._name, socket, self._endpoint.binary)
+        launch = self.engine.launch(plan, build.entry, self._name, socket, self._endpoint.binary)
         argv = shlex.join(launch.argv)
         self._ground.tell("engine.launching", self._name, run=run, engine=self._endpoint.engine, argv=argv)
         executor = self._ground.executor
@@ -85,16 +85,6 @@ class Start:
         if self._folder:
             await asyncio.to_thread(remove_folder, self._folder)
             self._folder = None
-
-    def _gguf(self) -> str:
-        """The file llama.cpp is given: the weights themselves, or the first GGUF of a folder.
-
-        A link is followed, because the sandbox shows only where its bytes lie.
-        """
-        path = Path(self._endpoint.weights or "")
-        if path.is_dir():
-            path = min(p for p in path.rglob("*.gguf") if not p.name.startswith("mmproj"))
-        return str(path.resolve() if path.is_symlink() else path)
 
     async def _fit(self, build: Checkpoint) -> Plan:
         host = await asyncio.to_thread(probe)

@@ -38,6 +38,8 @@ def reading(folder: Path, *, exact: bool = False) -> Iterator[sqlite3.Connection
     db.row_factory = sqlite3.Row
     try:
         db.execute("begin")
+        if not db.execute("pragma user_version").fetchone()[0]:
+            raise Unknown(f"the book at {path} is being made", hint="try again in a moment")
         if exact and (edition := db.execute("pragma user_version").fetchone()[0]) != EDITION:
             hint = "freehold up brings an older one up to date; a newer one needs the Freehold that wrote it"
             raise FreeholdError(f"the book is of edition {edition}, and this Freehold reads {EDITION}", hint=hint)

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from freehold.errors import BadRequest, Refused
 from freehold.sources.hub import Listed, Listing
-from freehold.weights.files import MAX_FILES, split_of
+from freehold.weights.files import BESIDE, MAX_FILES, split_of
 from freehold.weights.reading import quoted
 
 FORMATS = ("gguf", "safetensors")
@@ -19,7 +19,6 @@ _BESIDE = re.compile(  # tokenizer.model.v3 is a genuine name
     r".+\.(json|txt|md|jinja|model|tiktoken)|tokenizer\.model\.v\d+|(licen[cs]e|notice|readme|copying|use_policy)[\w.-]*",
     re.IGNORECASE,
 )
-_SIDE = re.compile(r".*(mmproj|imatrix)[^/]*\.gguf", re.IGNORECASE)  # beside a model, not one
 _OTHER_COPY = re.compile(r"(.*/|consolidated)[^/]*\.safetensors")  # in the publisher's own layout
 _SHOWN = 40  # models to choose from
 
@@ -38,7 +37,7 @@ def choose(listing: Listing, formats: Sequence[str] = FORMATS, include: Sequence
         raise Refused(f"{listing.repo} has no weights in {' or '.join(formats)}", hint=hint)
     weights = [each for each in there if any(fnmatchcase(each.name, glob) for glob in include)]
     if not include:
-        models = [each for each in there if not _SIDE.fullmatch(each.name)]
+        models = [each for each in there if not BESIDE.fullmatch(each.name)]
         weights = [each for each in models if not _OTHER_COPY.fullmatch(each.name)] or models
     if len(_by_model(weights)) != 1:
         menu = [f"--include '{glob}'  ({size / 1e9:.1f} GB)" for glob, size in _by_model(there).items()]
@@ -62,7 +61,7 @@ def _by_model(weights: Sequence[Listed]) -> dict[str, int]:
         glob = f"{split[0]}-*-of-{split[1]:05}.gguf" if split else each.name
         if each.name.endswith(".safetensors"):
             glob = "*.safetensors"
-        if not _SIDE.fullmatch(each.name):
+        if not BESIDE.fullmatch(each.name):
             found[glob] = found.get(glob, 0) + each.size_bytes
     return found
 

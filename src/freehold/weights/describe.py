@@ -16,7 +16,7 @@ from freehold.facts import Model
 from freehold.types import Build
 from freehold.weights import gguf, safetensors
 from freehold.weights.dimensions import dimensions, merged
-from freehold.weights.files import File, list_files, root_of, split_of
+from freehold.weights.files import BESIDE, File, list_files, root_of, split_of
 from freehold.weights.layers import Facts, Unfamiliar
 from freehold.weights.metadata import dimensions_of, facts_of, vocabulary
 from freehold.weights.precision import Precision, precision_of, precision_of_file
@@ -34,6 +34,7 @@ class Checkpoint(Build, frozen=True, kw_only=True):
     model: Model | None = None
     model_note: str = ""  # why there is none, in words
     kv_dtype: str = ""  # of the KV cache, where the publisher says so: a key of plan.kv.BYTES
+    entry: str = ""  # the GGUF file an engine is given, with no link on the way; of a split model the first part
 
 
 def describe(path: Path) -> Checkpoint:
@@ -44,7 +45,7 @@ def describe(path: Path) -> Checkpoint:
     files, _ = list_files(path)
     name = _name(path)
     try:
-        if ggufs := [file for file in files if file.suffix == ".gguf" and not file.name.startswith("mmproj")]:
+        if ggufs := [file for file in files if file.suffix == ".gguf" and not BESIDE.fullmatch(file.name)]:
             return _describe_gguf(name, ggufs)
         return _describe_safetensors(name, files)
     except Malformed as error:
@@ -101,6 +102,7 @@ def _describe_gguf(name: str, files: Sequence[File]) -> Checkpoint:
         vocabulary=vocabulary(facts),
         context=facts.size("context_length"),
         weights_source=_source("size", len(files), "GGUF"),
+        entry=str(files[0].real),
         model=model,
         model_note=note,
     )

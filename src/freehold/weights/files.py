@@ -17,6 +17,7 @@ from freehold.weights.cachefiles import HIDDEN_FOLDERS, is_blob, is_book, is_unf
 from freehold.weights.reading import quoted
 
 MAX_FILES = 10_000
+BESIDE = re.compile(r".*(mmproj|imatrix)[^/]*\.gguf", re.IGNORECASE)  # GGUF files that are no model, but lie beside one
 MAX_DEPTH = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@ ,()\[\]~-]{0,254}")
 _SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
