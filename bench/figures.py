@@ -35,10 +35,10 @@ def keep(name: str, found: dict) -> None:
 
 def tables() -> str:
     """The figures that were kept, as README shows them."""
-    names = ("cold_start", "faults", "cli", "plan", "accuracy")
-    cold, faults, cli, plan, accuracy = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
+    names = ("cold_start", "faults", "cli", "plan", "accuracy", "gate")
+    cold, faults, cli, plan, accuracy, gate = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
     decided = (_plan(plan, **plan["found"]), _accuracy(accuracy))
-    parts = (_cold(cold, **cold["found"]), _faults(faults), _cli(cli), *decided)
+    parts = (_cold(cold, **cold["found"]), _faults(faults), _cli(cli), *decided, _gate(gate, **gate["found"]))
     return "\n\n".join("\n".join(part) for part in parts)
 
 
@@ -97,6 +97,24 @@ def _accuracy(result: dict) -> list[str]:
         "| | cases | median | mean | 90 % below | within 1 % | largest |\n|---|---|---|---|---|---|---|",
     ]
     return rows + [f"| {of} | {' | '.join(map(str, row.values()))} |" for of, row in found["errors_pct"].items()]
+
+
+def _gate(result: dict, corpus: dict, gate: dict, hashing: dict) -> list[str]:
+    heads = ("hostile", "caught", "clean", "false_alarms", "s")
+    rows = [
+        f"The gate ({_about(result)}); its rules were made with this corpus, so that all are caught is no forecast:\n",
+        "| family | hostile | caught | clean | false alarms | s for all |\n|---|---|---|---|---|---|",
+        *(f"| {family} | {' | '.join(str(of[head]) for head in heads)} |" for family, of in corpus.items()),
+        "\n| the gate on | s | MB beyond the program |\n|---|---|---|",
+        *(f"| {what} | {cost['s']} | {cost['extra_mb']} |" for what, cost in gate.items()),
+        "\n| SHA-256, threads as cores | files | GB | hashlib alone, GB/s | Freehold, GB/s | of that |",
+        "|---|---|---|---|---|---|",
+    ]
+    fields = ("files", "gb", "raw_gb_s", "ours_gb_s")
+    return rows + [
+        f"| {what} | {' | '.join(str(of[field]) for field in fields)} | {of['of_raw_pct']} % |"
+        for what, of in hashing.items()
+    ]
 
 
 if __name__ == "__main__":
