@@ -10,7 +10,7 @@ import struct
 import tarfile
 
 from corpus import Case, case
-from weight_files import ASCII_PICKLE, BASE, PICKLE, entry, facts, gguf_bytes, safetensors_bytes, tensor, text
+from weight_files import ASCII_PICKLE, BASE, PICKLE, SHAPE, entry, facts, gguf_bytes, safetensors_bytes, tensor, text
 from weight_files import zipped as zip_bytes
 
 from freehold.weights import gguf as gguf_format
@@ -52,6 +52,11 @@ def key(value: bytes) -> bytes:
 
 def with_entries(*entries: bytes) -> bytes:
     return gguf_bytes([*BASE, *entries])
+
+
+def changed(**values) -> bytes:
+    """A small model with other values, or more."""
+    return gguf_bytes([entry(*each) for each in {**SHAPE, **values}.items()])
 
 
 def one(shape: tuple[int, ...], kind: int = 0, data: bytes = b"\0" * 128, name: str = "a") -> bytes:
@@ -145,6 +150,27 @@ GGUF = [
         []))),
     *g("long texts", None, with_entries(entry("general.license.text", "Be excellent. " * 9000))),
     *g("bytes of a normaliser", None, key(struct.pack("<IIQ", 9, 0, 9000) + b"\0\xb4\2\0" * 2250)),
+    *g("arrays that readers take for others", "gguf-value-type", *(with_entries(entry(f"tokenizer.ggml.{k}", v))
+        for k, v in (("scores", [1, 1, 1, 1]), ("token_type", ["a"] * 4), ("merges", [1]), ("merges", "a b")))),
+    *g("no list of tokens", "gguf-value-type", *(changed(**{"tokenizer.ggml.tokens": v}) for v in ("a", 7, [1, 2]))),
+    *g("values of another kind", "gguf-key", *(changed(**{k: v}) for k, v in (("general.architecture", 7),
+        ("general.architecture", ["llama"]), ("llama.context_length", "2048"), ("tokenizer.ggml.bos_token_id", "1"),
+        ("llama.block_count", 2.0), ("tokenizer.ggml.model", 1), ("llama.block_count", True)))),
+    *g("values beyond all reason", "gguf-key", *(changed(**{f"llama.{k}": v}) for k, v in (("block_count", 1 << 31),
+        ("context_length", (1 << 32) - 1), ("embedding_length", 0), ("attention.head_count", 0)))),
+    *g("an architecture that is a path", "gguf-key", changed(**{"general.architecture": "../x"})),
+    *g("more experts in use than there are", "gguf-key", changed(**{"llama.expert_count": 8,
+        "llama.expert_used_count": 9})),
+    *g("a part after the last", "gguf-key", changed(**{"split.no": 9, "split.count": 1})),
+    *g("a map of characters", "sentencepiece-shape", *(with_entries(entry("tokenizer.ggml.precompiled_charsmap",
+        struct.pack("<IIQ", 9, 0, len(each)) + each)) for each in (b"\0\0\0\x80" + bytes(99), b"\1\2"))),
+    *g("merged from parts", None, changed(**{"split.no": 0, "split.count": 0})),
+    *g("a model without attention", None, changed(**{"general.architecture": "mamba", "mamba.ssm.conv_kernel": 4,
+        "mamba.attention.head_count": 0, "mamba.context_length": 1 << 20})),
+    *g("experts, and heads by layer", None, changed(**{"llama.expert_count": 8, "llama.expert_used_count": 8,
+        "llama.attention.head_count": [4, 8], "tokenizer.ggml.padding_token_id": (1 << 32) - 1})),
+    *g("a map of characters", None, with_entries(entry("tokenizer.ggml.precompiled_charsmap",
+        struct.pack("<IIQI", 9, 0, 9000, 4096) + bytes(8996)))),
     *g("an adapter", None, with_entries(entry("general.type", "adapter"), entry("adapter.lora.alpha", 16.0))),
     *g("random weights", None, holding(bytes(range(256)) * 4)),
 ]  # fmt: skip

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
+from typing import Any
 
 from corpus import Case, case
-from weight_files import CONFIG
+from weight_files import CONFIG, entry, gguf_bytes, tensor
 
 ROLES = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}<|end|>{% endfor %}"
 TOOLS = (
@@ -29,7 +31,7 @@ LOOPS = (
     "{% for i in range(messages | length) %}{{ messages[i + 1] }}{% endfor %}"
 )
 
-TEMPLATES: dict[str, list[str]] = {
+TEMPLATES: dict[str, list[Any]] = {
     "template-attribute": [
         "{{ ''.__class__.__mro__ }}", "{{ messages['__class__'] }}", "{{ m['\\x5f\\x5fclass\\x5f\\x5f'] }}",
         "{{ m | map(attribute='__init__') | list }}", "{{ m | map(attribute=name) | list }}",
@@ -87,7 +89,10 @@ TEMPLATES: dict[str, list[str]] = {
         "![a](//example.org/?q={{ m }})",
     ],
     "template-character": ["{{ 'a\u202eb' }}", "a\x00b", "a\u200bb", '{{ "\\u2066" }}', "a\U000e0041b"],
-    "template-syntax": ["{% if %}", "{{ m", "{% debug %}", "{{ 1" + "0" * 9000 + " }}", "{{ " + "(" * 9000 + " }}"],
+    "template-syntax": [
+        42, "{% if %}", ["{{ a }}"], "{{ m", {"default": None}, "{% debug %}", "{{ 1" + "0" * 9000 + " }}",
+        "{{ " + "(" * 9000 + " }}",
+    ],
     "template-size": ["a" * 600_000, "{{ a }}" * 40_000, "{# " + "b" * 600_000 + " #}"],
 }  # fmt: skip
 CLEAN_TEMPLATES = {
@@ -126,21 +131,28 @@ CONFIGS: dict[str, list[dict]] = {
     ],
     "path-in-config": [
         {"vocab_file": "/etc/passwd"}, {"x": "../../secret"}, {"x": "C:\\Windows\\x"}, {"x": "\\\\host\\share"},
-        {"x": "~/.ssh/id_ed25519"}, {"_name_or_path": "../x"}, {"x": "%2e%2e%2fx"}, {"x": ["a", "/root/x/y"]},
+        {"x": "~/.ssh/id_ed25519"}, {"x": "%2e%2e%2fx"}, {"x": ["a", "/root/x/y"]},
     ],
-    "foreign-repository": [{"backbone": "evil/net"}, {"repo_id": "evil/x"}, {"tokenizer_name_or_path": "evil/x"}],
+    "foreign-repository": [{"backbone": "evil/net"}, {"repo_id": "evil/x"}, {"tokenizer_name_or_path": "evil/x"},
+                           {"text_model_id": "evil/llm"}, {"vision_config": {"mm_vision_tower": "evil/eye"}},
+                           {"arrow_config": {"task_repos": ["evil/x"]}}],
     "code-in-value": [
         {"x": "__import__('os').system('touch marker')"}, {"x": "eval(open('x').read())"}, {"x": "os.system"},
         {"x": "!!python/object/apply:os.system"}, {"x": "lambda x: x"},
     ],
     "long-value": [{"x": "a" * 300_000}, {"x": ["b/" * 200_000]}, {"a": {"x": "curl " * 100_000}}],
     "absurd-number": [{"hidden_size": 10**12}, {"num_hidden_layers": -1}, {"x": 10**25}, {"vocab_size": 0},
-                      {"x": 10**400}, {"model_max_length": 10**400}],
-    "token-id": [{"eos_token_id": -7}, {"eos_token_id": [1, -2]}, {"eos_token_id": 10**12}, {"bos_token_id": 0.5}],
+                      {"x": 10**400}, {"model_max_length": 10**400}, {"num_beams": 10**8}, {"num_beams": 0},
+                      {"size": {"height": 10**8, "width": 224}}, {"image_size": [10**7, 10]}],
+    "token-id": [{"eos_token_id": -7}, {"eos_token_id": [1, -2]}, {"eos_token_id": 10**12}, {"bos_token_id": 0.5},
+                 {"suppress_tokens": [1, 10**12]}, {"bad_words_ids": [[-7]]}, {"stop_token_ids": [10**12]}],
 }  # fmt: skip
 CLEAN_CONFIGS: dict[str, dict] = {
     "nulls": {"auto_map": None, "trust_remote_code": False, "custom_generate": "", "external_data": []},
-    "notes of the maker": {"_name_or_path": "/home/me/model", "name_or_path": "owner/name"},
+    "notes of the maker": {"_name_or_path": "/home/me/model", "name_or_path": "../runs/3"},
+    "pictures": {"size": {"shortest_edge": 3136, "longest_edge": 16_777_216}, "crop_size": {"height": 0, "width": 224},
+                 "vision_tower": None, "image_size": [448, 448]},
+    "searching": {"num_beams": 4, "num_return_sequences": 1, "suppress_tokens": [-1, 7], "bad_words_ids": [[3]]},
     "plain classes": {
         "architectures": ["LlamaForCausalLM"], "tokenizer_class": "PreTrainedTokenizerFast", "torch_dtype": "bfloat16",
         "attn_implementation": {"text_config": "sdpa"}, "activation_function": "gelu_new", "hidden_act": "silu",
@@ -181,6 +193,19 @@ def splitting(pattern: str) -> dict:
     return bpe(pre_tokenizer={"type": "Split", "pattern": {"Regex": pattern}})
 
 
+def replacing(*pairs: tuple[str, str]) -> dict:
+    steps = [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in pairs]
+    return bpe(normalizer={"type": "Sequence", "normalizers": steps})
+
+
+CONFIG_NAME = "tokenizer_config.json"
+MARKS = [{"SpecialToken": {"id": "<|end|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+
+
+def framing(single: list, pair: list) -> dict:
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {}}
+
+
 def added(*tokens: tuple[object, str]) -> dict:
     return bpe(added_tokens=[{"id": number, "content": text, "special": True} for number, text in tokens])
 
@@ -196,10 +221,15 @@ TOKENIZERS: dict[str, list[dict]] = {
         bpe(vocab={"a": 0, "b": 1, "ab": 2, "x" * 100_000: 3}), added((4, "y" * 5000)),
         bpe(normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 100_000}),
         bpe(padding={"strategy": {"Fixed": 10**12}}),
+        replacing(("a", "b" * 500)), replacing(("a", "bb"), *[("b", "bb")] * 9),
+        replacing(("x", "ab"), *[("ba", "aaab")] * 9),
+        bpe(post_processor=framing(MARKS * 2, [])), bpe(post_processor=framing(MARKS, MARKS * 3)),
+        bpe(post_processor=framing(MARKS[:1] * 5_000, [])),
     ],
     "tokenizer-shape": [
         bpe(type="Evil"), bpe(vocab=None), bpe(merges=["a b c"]), bpe(type="Unigram", vocab=[["a"]], merges=[]),
         bpe(type="Unigram", vocab=[["a", "high"]], merges=[]),
+        bpe(normalizer={"type": "Precompiled", "precompiled_charsmap": "!!"}),
     ],
     "tokenizer-merge": [bpe(merges=["x y"]), bpe(merges=["a b", "b a"]), bpe(merges=[["a", "zz"]])],
     "tokenizer-step": [
@@ -236,7 +266,9 @@ SPM = piece(b"<unk>", 0.0, 2) + piece(b"<s>", 0.0, 3) + b"".join(piece(b"\xe2\x9
 SENTENCEPIECES: dict[str, list[bytes]] = {
     "sentencepiece-shape": [SPM + b"\x00", SPM[:-3], SPM + b"\x08\x01",
                             SPM + b"\x0a\xff\x7f",
-                            piece(b"a\xc3\xa4"), SPM + b"\x80" * 12],
+                            piece(b"a\xc3\xa4"), SPM + b"\x80" * 12,
+                            SPM + field(2, b"\x18\x63"), SPM + field(3, field(2, b"\0\0\0\x80" + bytes(20))),
+                            SPM + field(5, field(2, b"\1"))],
     "sentencepiece-piece": [SPM + piece(b"\xff"), SPM + piece(b"<s>"), SPM + piece(b"a", float("nan")),
                             SPM + piece(b"a", 0.0, 9), SPM + piece(b"x" * 5000), SPM + field(1, b"")],
     "sentencepiece-size": [SPM + field(3, field(2, b"\x01" * (5 << 20))), SPM + field(2, b"\x0a\x00" * (1 << 20)),
@@ -266,6 +298,12 @@ def lora(tensors: dict[str, tuple[int, ...]] | None = None, **changes) -> dict:
     return {"adapter_config.json": {**LORA, **changes}, "adapter_model.safetensors": weights}
 
 
+def glora(*tensors: tuple[str, tuple[int, ...]]) -> dict:
+    starts = [sum(math.prod(shape) * 4 for _, shape in tensors[:at]) for at in range(len(tensors) + 1)]
+    entries = [tensor(name, shape, 0, start) for (name, shape), start in zip(tensors, starts, strict=False)]
+    return {"lora.gguf": gguf_bytes([entry("general.type", "adapter")], entries, data=b"\1" * starts[-1])}
+
+
 ADAPTERS: dict[str, list[dict]] = {
     "adapter-type": [lora(peft_type="XLORA"), lora(peft_type=None), lora(peft_type=["LORA"]),
                      lora(layer_replication=[[0, 4], [2, 8]])],
@@ -281,11 +319,16 @@ ADAPTERS: dict[str, list[dict]] = {
     "adapter-tensor": [
         lora({f"{Q}.lora_A.weight": (8, 64)}), lora({**TENSORS, "evil": (4,)}),
         lora({**TENSORS, "model.layers.0.mlp.up_proj.weight": (4, 4)}),
+        lora(target_modules=["k_proj", "proj"]), lora(target_modules=["layers.1.self_attn.q_proj"]),
+        glora(("blk.0.attn_q.weight.lora_a", (32, 8))), glora(("blk.0.attn_q.weight.lora_b", (8, 32))),
     ],
     "adapter-shape": [
         lora({f"{Q}.lora_A.weight": (4, 64), f"{Q}.lora_B.weight": (64, 4)}),
         lora({f"{Q}.lora_A.weight": (8, 64), f"{Q}.lora_B.weight": (64, 16)}),
         lora({f"{Q}.lora_A.weight": (8,), f"{Q}.lora_B.weight": (8,)}),
+        glora(("blk.0.attn_q.weight.lora_a", (32, 8)), ("blk.0.attn_q.weight.lora_b", (4, 32))),
+        glora(("blk.0.attn_q.weight.lora_a", (32,)), ("blk.0.attn_q.weight.lora_b", (4, 32))),
+        glora(("token_embd.weight.lora_a", (8, 64)), ("token_embd.weight.lora_b", (4, 32))),
     ],
 }  # fmt: skip
 CLEAN_ADAPTERS = {
@@ -304,6 +347,11 @@ CLEAN_ADAPTERS = {
     ),
     "IA3 (review)": lora({f"{Q}.ia3_l": (64, 1)}, peft_type="IA3", r=None),
     "prompt tuning (review)": lora({"prompt_embeddings": (20, 64)}, peft_type="PROMPT_TUNING", target_modules=None),
+    "targets by their whole names": lora(target_modules=[Q.removeprefix("base_model.model."), "v_proj"]),
+    "GGUF": glora(
+        ("blk.0.attn_q.weight.lora_a", (32, 8)), ("blk.0.attn_q.weight.lora_b", (8, 64)),
+        ("token_embd.weight.lora_a", (8, 64)), ("token_embd.weight.lora_b", (8, 32)),
+    ),
     "a pattern": lora(target_modules=r".*\.layers\.\d+\.self_attn\.(q|v)_proj"),
 }  # fmt: skip
 
@@ -312,10 +360,13 @@ def _cases() -> list[Case]:
     found = []
     for rule, sources in TEMPLATES.items():
         for at, source in enumerate(sources):
-            quoted = {"tokenizer_config.json": {"chat_template": source}}
-            plain = at % 2 and "\0" not in source
-            found.append(case("template", f"{rule} {at}", rule, {"chat_template.jinja": source} if plain else quoted))
+            plain = at % 2 and isinstance(source, str) and "\0" not in source
+            name, content = ("chat_template.jinja", source) if plain else (CONFIG_NAME, {"chat_template": source})
+            found.append(case("template", f"{rule} {at}", rule, {name: content}))
     found += [case("template", name, None, {"chat_template.jinja": each}) for name, each in CLEAN_TEMPLATES.items()]
+    coded = ROLES.encode() + b"\xe4", b"\xff" + ROLES.encode(), ROLES.encode("utf-16")
+    found += [case("template", f"another code {n}", "not-utf8", {"a.jinja": each}) for n, each in enumerate(coded)]
+    found.append(case("template", "with a mark", None, {"chat_template.jinja": b"\xef\xbb\xbf" + ROLES.encode()}))
     named = [{"name": "default", "template": ROLES}, {"name": "tool_use", "template": TOOLS}]
     found.append(case("template", "two by name", None, {"tokenizer_config.json": {"chat_template": named}}))
     for rule, contents in CONFIGS.items():
@@ -326,6 +377,17 @@ def _cases() -> list[Case]:
     ]
     modules = [{"idx": 0, "name": "0", "path": "", "type": "custom_st.Transformer"}]
     found.append(case("configuration", "a module of its own", "foreign-class", {"modules.json": json.dumps(modules)}))
+    parts = ("evil_module", "diffusers_evil", "os.path")
+    found += [
+        case("configuration", f"a part from {module}", "foreign-class", {"model_index.json": {"unet": [module, "A"]}})
+        for module in parts
+    ]
+    pipeline = {"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"], "feature_extractor": [None, None],
+                "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "sizes": [1, 2]}  # fmt: skip
+    found.append(case("configuration", "a pipeline", None, {"model_index.json": pipeline}))
+    losses = '{"log_history": [{"loss": NaN, "grad_norm": -Infinity}]}'
+    found.append(case("configuration", "a training that failed", None,
+                      {"trainer_state.json": losses, "eval_results.json": losses}))  # fmt: skip
     trained = {"best_model_checkpoint": "/root/out/checkpoint-5", "log_history": [{"loss": 1.5}]}
     found.append(case("configuration", "how it was trained", None, {"trainer_state.json": trained}))
     for rule, tokenizers in TOKENIZERS.items():
@@ -335,6 +397,9 @@ def _cases() -> list[Case]:
     found += [
         case("tokenizer", "BPE", None, {"tokenizer.json": bpe()}),
         case("tokenizer", "words", None, {"tokenizer.json": splitting(WORDS)}),
+        case("tokenizer", "letters spelt out", None, {"tokenizer.json":
+             replacing(*((chr(each), "xx") for each in range(0xE0, 0x100)))}),
+        case("tokenizer", "template", None, {"tokenizer.json": bpe(post_processor=framing(MARKS, MARKS * 2))}),
         case("tokenizer", "line ends", None, {"tokenizer.json": added((4, "<pad>"), (5, "\u2581\n\n"))}),
         case("tokenizer", "Unigram", None, {"tokenizer.json":
              bpe(type="Unigram", vocab=[["a", 0], ["b", -1.5]], merges=[])}),

@@ -93,7 +93,7 @@ FORMATS = [
         "model-Q4_K_M.gguf": gguf_bytes(), "mmproj-F16.gguf": gguf_bytes(),
             ".eval_results/gsm8k.yaml": "- dataset: x\n  value: 1\n",
         "USAGE_POLICY": "x", "tokenizer.vocab": "<unk>\t0\n", "SHA256SUMS": "00  m.gguf\n", "model.sig": "{}",
-        "1_Pooling/config.json": {"word_embedding_dimension": 8},
+        "m.gguf.sha256": "00", "CHECKSUMS": "00", "1_Pooling/config.json": {"word_embedding_dimension": 8},
     }),
 ]  # fmt: skip
 
@@ -108,6 +108,17 @@ TEXTS = [
         "a: &b !!python/tuple [1]", '"k": !!python/none x', "%TAG !e! tag:yaml.org,2002:python/\n---\na: 1\n",
         "? a\n: !!python/object:os.x {}", "{a: !x b}",
     ]),
+    *several("texts", "yaml-tag", "README.md", ["---\nlicense: !!python/name:os.system\n---\n# A",
+        "\n---\r\na: [!x 1]\r\n---", "---\n- !<x> y\n---\n"]),
+    *several("texts", "object-key", "a.yaml", ["a:\n  _target_: os.system\n", '{"py/object":"os.x"}', "? _target_\n: x",
+        '"\\x5ftarget_": x', "- 'py/reduce' : x"]),
+    *several("texts", "object-key", "a.jsonl", ['{"_target_":"os.system"}', '{}\n{"a": {"\\u005ftarget_": 1}}',
+        '{"a":1,"py/type" :"x"}']),
+    *several("texts", "object-key", "README.md", ["---\n_target_: x\n---\n"]),
+    *several("texts", None, "a.jsonl", ['{"text": "{\\"_target_\\": 1} and _target_: x"}\n']),
+    *several("texts", "git-filter", ".gitattributes", ["*.bin filter=evil -text", "* filter=lfs\n*.x filter=lfs2",
+        "*.bin\tdiff=lfs filter=x"]),
+    *several("texts", None, ".gitattributes", ["*.bin filter=lfs diff=lfs merge=lfs -text\n*.py text eol=lf\n"]),
     *several("texts", "yaml-alias", "bomb.yml", [
         "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}' if n else 'lol'] * width)}]\n" for n in range(9))
             for width in (8, 9, 12)
@@ -127,6 +138,7 @@ TEXTS = [
     *several("texts", None, "README.md", [
         "\ufeffWith a mark", "caf\xe9 au lait, na\xefve".encode("latin-1"), "Apache".encode("utf-16"),
             "1. one\n2. two\n",
+        "---\nlicense: mit\ntags: [a, b]\n---\n- !important\n_target_: y", "---\n- !x\n",
         "cats and\ndogs\n1. x", "# A\n```html\n<script>1</script>\n```\n<img src='https://example.com/a.png'>",
             "sha256 " + ETAG, "-" * 500,
         "<p align=center>x</p>", "\n".join("| a | b |" for _ in range(99)),
@@ -151,7 +163,10 @@ JSON = [
     *several("json", "json-too-deep", "a.json", ["[" * 100 + "]" * 100, '{"a":' * 65 + "1" + "}" * 65, "[" * 5000]),
     *several("json", "not-utf8", "a.json", [b'"\xe9"', '{"a": 1}'.encode("utf-16"), b'{"a": "\xed\xa0\x80"}']),
     *several("json", "json-too-big", "a.json", [b"[" + b"[]," * 1_000_000 + b"[]]", b"[" + b"1," * 3_000_001 + b"1]",
-        b"[" + b"{}," * 1_000_001 + b"1]", '["' + "a" * (5 << 20) + '"]']),
+        b"[" + b"{}," * 1_000_001 + b"1]", '["' + "a" * (5 << 20) + '"]', b"[" + b"1," * 800_000 + b"1]",
+        b"[" + b"{}," * 160_000 + b"1]", b"[" + b"[]," * 160_000 + b"1]"]),
+    *several("json", "bad-number", "my_results.json", ["[1e999]"]),
+    *several("json", None, "unigram.json", [b"[" + b'["a",-1.5],' * 200_000 + b"[]]"]),
     *(made("json", f"too big {name}", "too-big", lambda folder, name=name: os.truncate(write(folder,
         {name: b""}) / name, 100 << 20))
       for name in ("big.json", "README.md", "tokenizer.model")),
@@ -188,7 +203,7 @@ NAMES = [
     made("names", "fifo", "special-file", lambda folder: os.mkfifo(folder / "a.gguf")),
     made("names", "socket", "special-file", lambda folder: listen(folder / "a.json")),
     *(made("names", f"mode {mode:o}", "executable", lambda folder, mode=mode: (folder / "config.json").chmod(mode))
-        for mode in (0o755, 0o744, 0o4711)),
+        for mode in (0o755, 0o744, 0o4711, 0o4644, 0o2644)),
     linked("inside", None, "a.json", "config.json"),
     made("names", "hard link", None, lambda folder: os.link(folder / "config.json", folder / "b.json")),
     *each("names", None, {"figures/a (1) [x], y=2 @3.png": PNG, "a/b/c.txt": "x", "v1.5~beta+x.md": "x",

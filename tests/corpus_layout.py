@@ -10,6 +10,7 @@ from pathlib import Path
 
 from corpus import Case, case, model
 from corpus_bytes import ELF, PICKLE
+from corpus_content import bpe
 from corpus_folders import PNG
 from weight_files import CONFIG, entry, facts, gguf_bytes, safetensors_bytes, tensor, text, write
 
@@ -76,6 +77,11 @@ SHARDS = [
         "x": facts(offsets=(16, 32))}, b"\0" * 32))),
     index_case("tensor twice", "duplicate-tensor", sharded(s2=safetensors_bytes({"v": facts(), "w": facts(offsets=(16,
         32))}, b"\0" * 32))),
+    *(index_case(f"{name} in no index", "unlisted-shard", sharded() | {name: safetensors_bytes({"x": facts()})})
+        for name in ("model-00003-of-00003.safetensors", "model-00003-of-00002.safetensors",
+            "model-00001-of-00003.safetensors")),
+    index_case("shards of another index", None, sharded() | {"model.fp16-00001-of-00001.safetensors":
+        safetensors_bytes(), "adapter.safetensors": safetensors_bytes()}),
     index_case("split GGUF", None, parts(split(0, 2, 2, "a"), split(1, 2, 2, "b"))),
     index_case("split GGUF, first part without tensors", None, parts(gguf_bytes([entry("split.no", 0),
         entry("split.count", 2), entry("split.tensors.count", 1)], [], data=b""), split(1, 2, 1, "b"))),
@@ -107,7 +113,9 @@ def hub_repo(folder: Path, files: dict, *, links: bool = True, store: Path | Non
         content = source.read_bytes()
         if links:
             source.unlink()
-            blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
+            large = hashlib.sha256(content).hexdigest()  # other files have git's name
+            small = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+            blob = folder / "blobs" / (large if name.endswith(".safetensors") else small)
             kept = store / blob.name[:2] / blob.name if store else blob
             write(kept.parent, {kept.name: content})
             if store and not blob.is_symlink():
@@ -158,7 +166,23 @@ def with_repo(files: dict, **more: bytes | str) -> Callable[[Path], Path]:
     return build
 
 
+def swapped(name: str, content: bytes, *, shared: bool = False) -> Callable[[Path], Path]:
+    """Other content under the digest of the published one."""
+
+    def build(folder: Path) -> Path:
+        files = model(**{"README.md": "x"})
+        snapshot = hub_repo(folder / "models--org--name", files, store=folder / "blobs" if shared else None)
+        (snapshot / name).resolve().write_bytes(content)
+        return snapshot
+
+    return build
+
+
 LAYOUT = [
+    hub("other weights in a blob", "blob-digest", swapped("model.safetensors", safetensors_bytes(data=b"\7" * 16))),
+    hub("another text in a blob", "blob-digest", swapped("README.md", b"y")),
+    hub("another text in a shared blob", "blob-digest", swapped("README.md", b"y", shared=True)),
+    hub("the same text in a shared blob", None, swapped("README.md", b"x", shared=True)),
     hub("cache", None, lambda folder: hub_cache(folder) and None),
     hub("repository", None, lambda folder: hub_cache(folder).parents[1]),
     hub("snapshot", None, hub_cache),
@@ -189,4 +213,44 @@ LAYOUT = [
     hub("code in a snapshot", "code", with_repo(model(**{"modeling.py": "x"}))),
 ]  # fmt: skip
 
-CASES = [*SHARDS, *LAYOUT]
+CONFIG_NAME, ADDED_NAME = "tokenizer_config.json", "added_tokens.json"
+DISAGREEING: list[dict] = [  # each file is well-formed; <|end|> is 4 in tokenizer.json
+    {ADDED_NAME: {"<x>": 4}},
+    {ADDED_NAME: {"<|end|>": 5}},
+    {ADDED_NAME: {"<x>": 2}},
+    {ADDED_NAME: {"c": 9}},
+    {CONFIG_NAME: {"added_tokens_decoder": {"4": {"content": "<x>"}}}},
+    {CONFIG_NAME: {"added_tokens_decoder": {"7": {"content": "<x>"}}}, ADDED_NAME: {"<x>": 8}},
+    {CONFIG_NAME: {"added_tokens_decoder": {"5": {"content": "<x>"}, "6": {"content": "<x>"}}}},
+]
+TOKEN_TEXTS: dict[str, list[tuple[str, bytes]]] = {
+    "token-id": [("a.tiktoken", b"YQ== 0\nYg== 0\n"), ("qwen.tiktoken", b"YQ== 0\r\nYg== 1\r\nYw== 1\r\n"),
+                 ("tokenizer.model", b"YQ== 0\nYg== 99999999\n")],
+    "tokenizer-shape": [("a.tiktoken", b"YQ== 0\nYg== -1\n"), ("a.tiktoken", b"YQ== 0\nrun('x')\n"),
+                        ("tokenizer.model", b"YQ== 0\nYg==\n"), ("a.tiktoken", b"YQ== 0\n!! 1\n")],
+    "tokenizer-size": [("vocab.txt", b"[UNK]\n" + b"x" * 99_999), ("merges.txt", b"a b\n" + b"c d " * 9_999 + b"\n"),
+                       ("merges.txt", b"e" * 70_000)],
+}  # fmt: skip
+CLEAN_TOKEN_TEXTS: dict[str, bytes | str | dict] = {
+    "a.tiktoken": b"YQ== 0\nYg== 1\n\n= 2\n",
+    "vocab.txt": b"[UNK]\n\xc3\xa4\n",
+    "merges.txt": b"#version: 0.2\na b\n",
+    "notes.txt": b"x" * 99_999,
+    "NOTICE": b"Version 2\nfor all.\n",
+}
+AGREEING = {
+    "tokenizer.json": bpe(), ADDED_NAME: {"<|end|>": 4, "<more>": 5},
+    CONFIG_NAME: {"added_tokens_decoder": {"4": {"content": "<|end|>"}, "2": {"content": "ab"}}},
+}  # fmt: skip
+
+TOKENIZERS = [
+    *(case("tokenizer", f"files that disagree {at}", "token-id", {"tokenizer.json": bpe(), **files})
+      for at, files in enumerate(DISAGREEING)),
+    *(case("tokenizer", f"{rule} in a text {at}", rule, {name: content})
+      for rule, files in TOKEN_TEXTS.items() for at, (name, content) in enumerate(files)),
+    case("tokenizer", "files that agree", None, AGREEING),
+    case("tokenizer", "in two folders", None, {"tokenizer.json": bpe(), "b/added_tokens.json": {"<x>": 4}}),
+    case("tokenizer", "texts", None, CLEAN_TOKEN_TEXTS),
+]  # fmt: skip
+
+CASES = [*SHARDS, *LAYOUT, *TOKENIZERS]

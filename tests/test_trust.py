@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from conftest import DEMO, ME
 
-from freehold.errors import BadRequest, Refused
+from freehold.errors import BadRequest, FreeholdError, Refused
 from freehold.fleet.config import Endpoint
 from freehold.fleet.replica import Replica
 from freehold.fleet.trust import Trust
@@ -313,7 +313,9 @@ MANIFEST = Manifest(
 def test_a_manifest_comes_back_as_it_was_signed(tmp_path):
     ours = signer(tmp_path)
     path = save(tmp_path, MANIFEST, ours)
-    assert load(path) == load(path, ours.public) == MANIFEST
+    assert load(path, ours.public) == MANIFEST
+    with pytest.raises(Refused, match="which nobody vouched for"):
+        load(path, None)
     assert (tmp_path / "signing.key").stat().st_mode & 0o777 == 0o600
     assert signer(tmp_path).public == ours.public
 
@@ -324,11 +326,12 @@ def test_a_manifest_comes_back_as_it_was_signed(tmp_path):
     ids=lambda change: next(iter(change)),
 )
 def test_a_manifest_that_was_changed_is_refused(tmp_path, change):
-    path = save(tmp_path, MANIFEST, signer(tmp_path))
+    ours = signer(tmp_path)
+    path = save(tmp_path, MANIFEST, ours)
     signed = json.loads(path.read_text())
     path.write_bytes(msgspec.json.encode({**signed, "manifest": {**signed["manifest"], **msgspec.to_builtins(change)}}))
     with pytest.raises(Refused, match="does not hold"):
-        load(path)
+        load(path, ours.public)
 
 
 def test_a_manifest_of_somebody_else_is_refused(tmp_path):
@@ -340,7 +343,7 @@ def test_a_manifest_of_somebody_else_is_refused(tmp_path):
         load(path, signer(ours).public)
     (tmp_path / "no.json").write_text("{}")
     with pytest.raises(BadRequest, match="is no manifest"):
-        load(tmp_path / "no.json")
+        load(tmp_path / "no.json", None)
 
 
 def test_a_signature_of_one_kind_is_none_of_another(tmp_path):
@@ -376,3 +379,45 @@ def test_verify_can_ask_for_a_pin(team, weights):
     assert "[no-pin]" in team.run("verify", str(weights), "--require-pin", code=3)
     digest = verify(weights).digest
     assert "ACCEPTED, PINNED" in team.run("verify", str(weights), "--require-pin", "--pin", digest)
+
+
+def test_a_list_that_a_stranger_signed_pins_nothing(team, weights, tmp_path_factory):
+    theirs = tmp_path_factory.mktemp("theirs")
+    verdict = verify(weights)
+    stranger = Manifest(digest=verdict.digest, artifacts=verdict.artifacts, made_ns=1, made_by="eve", repo="good/name")
+    path = str(save(theirs, stranger, signer(theirs)))
+    team.write(demo=fake(team, weights))
+    for command in ("verify", "pin"):
+        assert "which nobody vouched for" in team.run(command, str(weights), "--manifest", path, code=3)
+        team.run(command, str(weights), "--manifest", path, "--key", signer(theirs).public)
+
+
+def test_the_pin_of_freehold_toml_goes_first_for_verify_and_pin_too(team, weights):
+    team.write(demo=fake(team, weights, f'pin = "{verify(weights).digest}"'))
+    assert "ACCEPTED, PINNED" in team.run("verify", str(weights), "--require-pin")
+    team.write(demo=fake(team, weights, f'pin = "{OTHER}"'))
+    assert "[digest-changed]" in team.run("verify", str(weights), code=3)
+    assert f"holds `demo` to {OTHER}" in team.run("pin", "demo", code=3)
+
+
+@pytest.mark.parametrize("broken", ["book", "configuration"])
+def test_a_verdict_needs_neither_book_nor_configuration(team, weights, broken):
+    team.write(demo=fake(team, weights))
+    team.run("pin", "demo")
+    if broken == "book":
+        (team.state / "book.db").write_bytes(b"no book" * 999)
+    else:
+        (team.folder / "freehold.toml").write_text("[server")
+    said = team.run("verify", str(weights))
+    assert "judged without a pin" in said
+    assert "ACCEPTED, UNPINNED" in said
+    assert "[no-pin]" in team.run("verify", str(weights), "--require-pin", code=3)
+
+
+def test_only_what_pins_may_pin(team):
+    team.write(demo=team.fake())
+    team.serve()
+    for ask in ({"kind": "decision.made", "pin": OTHER}, {"kind": "weights.pinned", "pin": "x"}, {"kind": "key.made"}):
+        with pytest.raises(FreeholdError):
+            team.daemon.ask("POST", "/events", {"subject": "demo", "detail": {}, **ask})
+    assert team.events("decision.made") == team.events("weights.pinned") == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,17 +17,18 @@ from freehold.gateway.rundir import admin_socket
 from freehold.types import Detail
 
 ANSWER_S = 30
+FULL_BYTES = 1 << 20
 
 
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout_s: float | None) -> None:
         super().__init__("freehold", timeout=timeout_s)
-        self._path = path
+        self.path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # closed with this, also when it fails
         self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        self.sock.connect(str(self.path))
 
 
 class Daemon:
@@ -64,7 +66,10 @@ def _answer(connection: _Connection, method: str, path: str, body: object) -> ht
     except TimeoutError:
         raise NoDaemon("the daemon does not answer", hint="freehold logs; end it by its process number") from None
     except (OSError, http.client.HTTPException):
-        raise NoDaemon("no daemon is running here", hint="freehold up starts one") from None
+        hint = "freehold up starts one"
+        if shutil.disk_usage(connection.path.parent).free < FULL_BYTES:
+            hint = f"the disk of {connection.path.parent} is full, and a daemon that cannot record ends: make room"
+        raise NoDaemon("no daemon is running here", hint=hint) from None
     if answer.status != 200:
         raise _said(answer.status, answer.read())
     return answer

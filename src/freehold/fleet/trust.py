@@ -131,7 +131,9 @@ class Trust:
         """
         argv = ["nice", "-n", "19", sys.executable, "-P", "-m", "freehold", "verify", str(self._weights), "--json"]
         argv += ["--pin", pin] if pin else []
-        argv += ["--manifest", str(self._ground.state / FOLDER / f"{pin}.json")] if manifest else []
+        if manifest:
+            argv += ["--manifest", str(self._ground.state / FOLDER / f"{pin}.json")]
+            argv += ["--key", signer(self._ground.state).public]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
@@ -169,11 +171,12 @@ class Trust:
             verdict = await asyncio.to_thread(verify, self._weights, pin, manifest)
         refusing = [each for each in verdict.findings if not each.review]
         accepted = verdict.accepted and self._permits(verdict.digest)
+        said = _in_words(refusing) or (None if accepted else f"none of the digests of {self._endpoint.model}")
         ground.tell(
             "weights.accepted" if accepted else "weights.refused",
             self._name,
             path=subject, digest=verdict.digest, pinned=verdict.pinned, files=len(verdict.artifacts),
-            size_bytes=sum(a.size_bytes for a in verdict.artifacts), findings=_in_words(refusing) or None,
+            size_bytes=sum(a.size_bytes for a in verdict.artifacts), findings=said,
             for_review=_in_words(each for each in verdict.findings if each.review) or None,
         )  # fmt: skip
         if not verdict.accepted:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -16,6 +17,7 @@ from freehold.types import Detail, Event
 
 # What only a person does. What the daemon sees and does itself, nobody can put into its mouth.
 KINDS = ("decision.made", "weights.pulled", "weights.pull_refused", "weights.pinned")
+_PINNING = ("weights.pulled", "weights.pinned")
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +26,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     subject: str
     detail: Detail = {}
-    pin: str | None = None
+    pin: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 async def record(book: Book, report: Report, actor: str) -> None:
@@ -33,6 +35,8 @@ async def record(book: Book, report: Report, actor: str) -> None:
     if kind not in KINDS:
         raise BadRequest(f"`{kind}` is no event that a person reports", hint=f"there are: {', '.join(KINDS)}")
     if pin is not None:
+        if kind not in _PINNING:
+            raise BadRequest(f"`{kind}` pins nothing", hint=f"these do: {', '.join(_PINNING)}")
         detail = {**detail, "pin": pin, "before": await book.pin(report.subject)}
         await book.set_pin(report.subject, pin, actor, replace=True)
     book.add_event(Event(at_ns=time.time_ns(), actor=actor, kind=kind, subject=report.subject, detail=detail))

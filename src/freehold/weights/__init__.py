@@ -9,7 +9,7 @@ from freehold.errors import BadRequest
 from freehold.types import Finding, Manifest, Pinned, Verdict
 from freehold.weights.describe import Checkpoint, describe
 from freehold.weights.dimensions import dimensions
-from freehold.weights.files import list_files
+from freehold.weights.files import list_files, misnamed_blobs
 from freehold.weights.fitting import digest_of, fitting
 from freehold.weights.gate import examine
 from freehold.weights.hashing import hash_files, manifest_digest
@@ -38,6 +38,7 @@ def verify(
     findings += examine(files)
     artifacts, unread = hash_files(files)
     findings += [each for each in unread if each.path not in {finding.path for finding in findings}]
+    findings += misnamed_blobs(files, {each.path: each.sha256 for each in artifacts})
     digest = manifest_digest(artifacts)
     meant = {each.lower() for each in (pin, manifest and manifest.digest) if each}
     pinned: Pinned = "unpinned" if not meant else "pinned" if meant == {digest} else "changed"

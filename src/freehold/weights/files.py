@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 
@@ -21,6 +23,7 @@ BESIDE = re.compile(r".*(mmproj|imatrix)[^/]*\.gguf", re.IGNORECASE)  # GGUF fil
 MAX_DEPTH = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@ ,()\[\]~-]{0,254}")
 _SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _HIDDEN_ALLOWED = {".gitattributes", ".gitignore", ".gitkeep"}  # every hub repository has the first
 _DEVICE = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)\d)(?:\..*)?", re.IGNORECASE)  # what Windows opens instead
 
@@ -63,6 +66,32 @@ def list_files(path: Path) -> tuple[list[File], list[Finding]]:
     linked = {file.real for file in files if file.link and not is_blob(file.name)}
     files = [file for file in files if not (is_blob(file.name) and file.real in linked)]
     return sorted(files, key=lambda file: file.name), [each for each in found if isinstance(each, Finding)]
+
+
+def misnamed_blobs(files: Iterable[File], sha256s: Mapping[str, str]) -> list[Finding]:
+    """Files of a hub's cache whose content is not what their blob is named by; `sha256s` are by the file's name.
+
+    The hub names large files by their SHA-256, the others as git does. What cannot be read is found elsewhere.
+    """
+    found = []
+    for file in files:
+        told = file.real.name
+        if not file.link or "blobs" not in file.real.parts[-3:-1] or not _DIGEST.fullmatch(told):
+            continue
+        with contextlib.suppress(OSError):
+            real = sha256s.get(file.name, told) if len(told) == 64 else _git_id(file)
+            if real != told:
+                why = f"the cache names its content {told[:12]}..., but that is {real[:12]}..."
+                found.append(_finding(file.name, "blob-digest", why, "remove the blob and fetch the file again"))
+    return found
+
+
+def _git_id(file: File) -> str:
+    digest = hashlib.sha1(f"blob {file.size_bytes}\0".encode(), usedforsecurity=False)
+    with file.open() as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def root_of(path: Path) -> Path:

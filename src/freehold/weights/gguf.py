@@ -6,6 +6,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 from __future__ import annotations
 
 import math
+import re
 import struct
 from typing import Any, BinaryIO
 
@@ -26,6 +27,22 @@ MAX_KEPT_VALUES = 4096  # longer arrays are checked and counted, not kept
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 BOOL, STRING, ARRAY = 7, 8, 9
+ELEMENTS = {  # llama.cpp takes the arrays' bytes for these without asking
+    "tokenizer.ggml.tokens": (STRING,), "tokenizer.ggml.merges": (STRING,), "tokenizer.ggml.scores": (6,),
+    "tokenizer.ggml.token_type": (4, 5), "tokenizer.ggml.precompiled_charsmap": (0, 1),
+}  # fmt: skip
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+# What readers take each key for. {}: the architecture. None: a text; numbers: how far they may go.
+KEYS: dict[str, range | None] = {
+    **dict.fromkeys(("general.type", "general.name", "tokenizer.ggml.model", "tokenizer.ggml.pre")),
+    "{}.block_count": range(1 << 12),
+    "{}.context_length": range(1 << 31),
+    "{}.embedding_length": range(1, 1 << 20),
+    "{}.vocab_size": range(10_000_000),
+    "{}.expert_count": range(1 << 16),
+    "{}.expert_used_count": range(1 << 16),
+    **{f"tokenizer.ggml.{each}_token_id": range(-1, 1 << 32) for each in ("bos", "eos", "unknown", "padding")},
+}
 
 # number: (name, values in a block, bytes of a block), from ggml-common.h and ggml.c
 TENSOR_TYPES = {
@@ -80,6 +97,7 @@ def read_header(stream: BinaryIO, size_bytes: int) -> Header:
         if key in metadata:
             raise Malformed("duplicate-key", f"key {quoted(key)} occurs twice")
         metadata[key] = reader.value(quoted(key))
+    _check_keys(metadata)
     alignment = _alignment(metadata)
     tensors = tuple(reader.tensor() for _ in range(tensor_count))
     data_offset = _align(reader.position, alignment)
@@ -112,6 +130,8 @@ class _Gguf(Reader):
         kind = self.number("I", f"the type of {key}")
         if kind == ARRAY:
             return self.array(key)
+        if key in ELEMENTS:
+            raise Malformed("gguf-value-type", f"{key} is no array")
         if kind == STRING:
             text = self.text(key, MAX_STRING_BYTES)
             self.kept_bytes += len(text)
@@ -135,6 +155,8 @@ class _Gguf(Reader):
 
     def array(self, key: str) -> Array:
         kind = self.number("I", f"the type of {key}")
+        if kind not in ELEMENTS.get(key, (kind,)):
+            raise Malformed("gguf-value-type", f"{key} is an array of the type {kind}: readers would misread it")
         if kind == ARRAY:
             raise Malformed("gguf-nested-array", f"{key} is an array of arrays: no reader in use accepts them")
         if kind == STRING:
@@ -186,6 +208,30 @@ class _Gguf(Reader):
             raise Malformed("gguf-shape", f"tensor {name} has the shape {shape}; rows of {type_name} are {block} x n")
         size_bytes = math.prod(shape) // block * block_bytes
         return Tensor(name, type_name, shape, self.number("Q", f"the offset of {name}"), size_bytes)
+
+
+def _check_keys(metadata: dict[str, Any]) -> None:
+    own = metadata.get("general.architecture", "")
+    if not isinstance(own, str) or (own and not _NAME.fullmatch(own)):
+        raise _bad_key("general.architecture", own, "the name of an architecture")
+    for name, limits in KEYS.items():
+        value = metadata.get(key := name.format(own))
+        right = isinstance(value, str) if limits is None else type(value) is int and value in limits
+        if value is not None and not right:
+            raise _bad_key(key, value, f"a whole number from {limits[0]} to {limits[-1]:,}" if limits else "a text")
+    heads = metadata.get(f"{own}.attention.head_count", 1)
+    least = 0 if any(key.startswith((f"{own}.ssm.", f"{own}.wkv.")) for key in metadata) else 1  # without attention
+    if not isinstance(heads, Array) and not (type(heads) is int and least <= heads < 1 << 16):
+        raise _bad_key(f"{own}.attention.head_count", heads, f"{least} to 65,535, or a list")
+    if (used := metadata.get(f"{own}.expert_used_count", 0)) > metadata.get(f"{own}.expert_count", 0):
+        raise _bad_key(f"{own}.expert_used_count", used, "at most the number of experts")
+    part, parts = metadata.get("split.no", 0), metadata.get("split.count", 1)
+    if type(part) is type(parts) is int and part >= max(parts, 1):  # 0: merged from parts
+        raise _bad_key("split.no", part, "less than split.count")
+
+
+def _bad_key(key: str, value: Any, asked: str) -> Malformed:
+    return Malformed("gguf-key", f"{quoted(key)} is {quoted(repr(value), 40)}; readers ask for {asked}")
 
 
 def _alignment(metadata: dict[str, Any]) -> int:

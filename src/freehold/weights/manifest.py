@@ -38,8 +38,8 @@ def save(state: Path, manifest: Manifest, signer: Signer) -> Path:
     return path
 
 
-def load(path: Path, key: str | None = None) -> Manifest:
-    """A manifest that was signed with `key` (64 hex digits; None: with whatever key it names).
+def load(path: Path, key: str | None) -> Manifest:
+    """A manifest that was signed with `key`, 64 hex digits; None: there is none that is trusted.
 
     Raises BadRequest when it is no manifest, Refused when its signature does not hold or is another's.
     """
@@ -48,8 +48,9 @@ def load(path: Path, key: str | None = None) -> Manifest:
             signed = msgspec.json.decode(file.read(_MAX_BYTES), type=Signed)
     except (OSError, msgspec.DecodeError) as error:
         raise BadRequest(f"{path} is no manifest: {error}", hint="freehold pin makes one, and freehold pull") from None
-    if key is not None and signed.key != key.lower():
-        raise Refused(f"{path} is signed with the key {signed.key}", hint="ask who made it for their public key")
+    if key is None or signed.key != key.lower():
+        hint = f"--key {signed.key}, once whose it is has told you so; whoever changes files can sign a list of them"
+        raise Refused(f"{path} is signed with the key {signed.key}, which nobody vouched for", hint=hint)
     if not holds(signed.key, signed.signature, "manifest", _message(signed.manifest)):
         raise Refused(f"the signature of {path} does not hold", hint="it was changed since: get it again")
     return signed.manifest

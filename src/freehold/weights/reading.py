@@ -6,12 +6,15 @@ import json
 import math
 import re
 import struct
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 MAX_JSON_BYTES = 64 << 20
 MAX_JSON_DEPTH = 64
 # A byte of JSON can cost 30 bytes once parsed. These hold twice the largest tokenizer in use and cap that cost.
 MAX_JSON_MARKS = {b'"': 6_000_000, b",": 3_000_000, b"[": 1_000_000, b"{": 1_000_000}
+# Of what is no vocabulary and no index: twice the settings of each expert of the largest models in use.
+SMALL_JSON_MARKS = {b'"': 1_500_000, b",": 750_000, b"[": 150_000, b"{": 150_000}
 MAY_BE_INFINITE = {"time_step_limit", "time_step_max", "mamba_dt_limit", "dt_limit"}  # of Mamba's layers: no bound
 
 # Possessive, and the closing quote may be missing: so no input makes it look at a byte twice.
@@ -69,16 +72,19 @@ class Reader:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
 
 
-def parse_json(data: bytes) -> Any:
-    """JSON as strict as it can be: UTF-8, no duplicate keys, no NaN, bounded depth and memory.
+def parse_json(data: bytes, marks: Mapping[bytes, int] = MAX_JSON_MARKS, *, log: bool = False) -> Any:
+    """JSON as strict as it can be: UTF-8, no duplicate keys, no NaN, bounded depth and memory (by `marks`).
 
-    Infinity is read (as a float) only where genuine configurations have it: see MAY_BE_INFINITE. Raises Malformed.
+    Infinity is read (as a float) only where genuine configurations have it: see MAY_BE_INFINITE. A `log` of a
+    training may hold it and NaN anywhere: losses are so. Raises Malformed.
     """
-    _check_marks(data)
+    _check_marks(data, marks)
     _check_depth(data)
     infinities: list[str] = []
 
     def constant(name: str) -> float:
+        if log:
+            return float(name)
         if name == "NaN":
             raise Malformed("bad-number", "NaN is not a JSON number")
         infinities.append(name)
@@ -104,8 +110,8 @@ def parse_json(data: bytes) -> Any:
     return content
 
 
-def _check_marks(data: bytes) -> None:
-    for mark, limit in MAX_JSON_MARKS.items():
+def _check_marks(data: bytes, marks: Mapping[bytes, int]) -> None:
+    for mark, limit in marks.items():
         if (count := data.count(mark)) > limit:
             raise Malformed("json-too-big", f"{count:,} times {mark.decode()}; at most {limit:,} are read")
     if _LONG_STRING.search(data):

@@ -17,12 +17,11 @@ from freehold.weights.files import File
 from freehold.weights.gate import adapters, config, disguise, formats, shards, templates, texts, tokenizers
 from freehold.weights.gate.finding import refuse
 from freehold.weights.gate.tensors import Shapes, check_gguf, check_safetensors
-from freehold.weights.reading import MAX_JSON_BYTES, Malformed, parse_json, quoted
+from freehold.weights.reading import MAX_JSON_BYTES, MAX_JSON_MARKS, SMALL_JSON_MARKS, Malformed, parse_json, quoted
 
 _VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json"}  # any token may be a key there
-_LONG = (*_VOCABULARIES, ".index.json", ".txt", ".tiktoken", ".jsonl", ".csv")
+_LONG = (*_VOCABULARIES, "unigram.json", ".index.json", ".txt", ".tiktoken", ".jsonl", ".csv")
 _TOKENIZERS = {*_VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json"}
-_WEIGHTS_FIRST = {"safetensors": 0, "gguf": 0}  # an index and an adapter are compared with them
 _MAX_SMALL_BYTES = 16 << 20  # of what is neither a vocabulary nor an index: 8 MB of training history are genuine
 _MAX_BYTES = {"svg": 4 << 20, "yaml": 4 << 20, "template": 1 << 20, "sentencepiece": MAX_JSON_BYTES}
 _FIX = "fetch the file again from its publisher"
@@ -31,9 +30,16 @@ _FIX = "fetch the file again from its publisher"
 def examine(files: Sequence[File]) -> list[Finding]:
     """Every reason to refuse `files`, and every one for a person to look; empty when there is none."""
     gate = _Gate({file.name: file for file in files})
-    for file in sorted(files, key=lambda each: _WEIGHTS_FIRST.get(formats.kind_of(each.name), 1)):
+    for file in sorted(files, key=_order):
         gate.admit(file)
     return gate.close()
+
+
+def _order(file: File) -> int:
+    """What others are compared with comes first: weights, then a tokenizer's added tokens, its vocabulary last."""
+    if formats.kind_of(file.name) in {"safetensors", "gguf"}:
+        return 0
+    return 2 if PurePosixPath(file.name).name.lower() == "tokenizer.json" else 1
 
 
 class _Gate:
@@ -45,12 +51,13 @@ class _Gate:
         self.shapes: dict[str, Shapes] = {}  # of each safetensors file that is well-formed
         self.headers: dict[str, gguf.Header] = {}  # of each GGUF file that is
         self.indexed: set[str] = set()  # folders with an index
+        self.added: dict[str, dict[int, str]] = {}  # the added tokens of each folder's tokenizer, by their ids
 
     def admit(self, file: File) -> None:
         try:
-            if file.mode & 0o111:
-                why = "data files are not executable"
-                self.findings.append(refuse(file, "executable", why, f"chmod a-x '{file.name}'"))
+            if file.mode & 0o6111:
+                why = "data files neither run nor take on another user's rights"
+                self.findings.append(refuse(file, "executable", why, f"chmod a-xs '{file.name}'"))
             self.findings += self._check(file)
         except Malformed as error:
             self.findings.append(refuse(file, error.rule, error.why, _FIX))
@@ -94,14 +101,14 @@ class _Gate:
             self.shapes[file.name], findings = check_safetensors(file)
             return findings
         if kind == "gguf":
-            self.headers[file.name], findings = check_gguf(file)
-            return findings
+            header, findings = check_gguf(file)
+            self.headers[file.name] = header
+            return findings + adapters.check_gguf(file, {each.name: each.shape for each in header.tensors})
         if kind == "media":
             return formats.check_media(file, head)
         if kind == "pdf":
             return texts.check_pdf(file)
-        long = is_tree(file.name) or file.name.lower().endswith(_LONG)
-        limit_bytes = MAX_JSON_BYTES if long else _MAX_BYTES.get(kind, _MAX_SMALL_BYTES)
+        limit_bytes = MAX_JSON_BYTES if _is_long(file.name) else _MAX_BYTES.get(kind, _MAX_SMALL_BYTES)
         return self._check_small(file, kind, _read(file, limit_bytes))
 
     def _check_small(self, file: File, kind: str, data: bytes) -> list[Finding]:
@@ -110,24 +117,27 @@ class _Gate:
             return self._check_json(file, data)
         if kind == "sentencepiece" and not texts.TIKTOKEN.match(data):
             return tokenizers.check_sentencepiece(file, data)
+        if kind == "template":
+            return texts.check(file, data) + templates.check_file(file, data)
         if kind == "yaml":
             return texts.check_yaml(file, data)
         if kind == "svg":
             return texts.check_svg(file, data)
-        findings = texts.check(file, data)
-        return findings + (templates.check(file, texts.read(data), "the file") if kind == "template" else [])
+        return texts.check(file, data) + tokenizers.check_text(file, data)
 
     def _check_json(self, file: File, data: bytes) -> list[Finding]:
-        content = parse_json(data)
+        own = PurePosixPath(file.name).name.lower()
+        marks = MAX_JSON_MARKS if _is_long(file.name) else SMALL_JSON_MARKS
+        content = parse_json(data, marks, log=config.LOGS.fullmatch(own) is not None)
         if is_tree(file.name):
             return []
-        own = PurePosixPath(file.name).name.lower()
         if own.endswith(".index.json"):
             self.indexed.add(str(PurePosixPath(file.name).parent))
             return shards.check_index(file, content, self.shapes)
         findings = []
         if own in _TOKENIZERS:
-            findings += tokenizers.check(file, content)
+            folder = str(PurePosixPath(file.name).parent)
+            findings += tokenizers.check(file, content, self.added.setdefault(folder, {}))
         if own not in _VOCABULARIES:
             findings += config.check(file, content)
             for where, source in _templates(content):
@@ -152,16 +162,19 @@ def _check_book(file: File, expected: Any) -> list[Finding]:
     return [refuse(file, "cache-file", why, "remove it: the cache makes its books anew")]
 
 
-def _templates(content: Any) -> list[tuple[str, str]]:
+def _templates(content: Any) -> list[tuple[str, Any]]:
     """The chat templates of a parsed tokenizer_config.json, processor_config.json or chat_template.json."""
     found = content.get("chat_template") if isinstance(content, dict) else None
-    if isinstance(found, str):
-        return [("chat_template", found)]
+    if not isinstance(found, dict | list):
+        return [("chat_template", found)] if found is not None else []
     named = list(found.items()) if isinstance(found, dict) else []
     for each in found if isinstance(found, list) else []:
-        if isinstance(each, dict):
-            named.append((each.get("name"), each.get("template")))
-    return [(f"chat_template {quoted(str(name))}", source) for name, source in named if isinstance(source, str)]
+        named.append((each.get("name"), each.get("template")) if isinstance(each, dict) else ("", None))
+    return [(f"chat_template {quoted(str(name))}", source) for name, source in named]
+
+
+def _is_long(name: str) -> bool:
+    return is_tree(name) or name.lower().endswith(_LONG)
 
 
 def _read(file: File, limit_bytes: int) -> bytes:

@@ -61,6 +61,26 @@ def check(file: File, content: Any, shapes: Shapes) -> list[Finding]:
     return findings
 
 
+def check_gguf(file: File, shapes: Shapes) -> list[Finding]:
+    """Every lora_a of a GGUF file has its lora_b of the same rank: llama.cpp multiplies them unasked.
+
+    As there, a is (in, rank) and b is (rank, out); of the embedding a is (rank, in).
+    """
+    pairs: dict[str, dict[str, Shape]] = defaultdict(dict)
+    for name, shape in shapes.items():
+        module, _, part = name.rpartition(".")
+        if part in {"lora_a", "lora_b"}:
+            pairs[module][part] = (*shape, 1, 1)[:2]
+    for module, parts in pairs.items():
+        if len(parts) < 2:
+            why = f"{quoted(module)} has only one of lora_a and lora_b"
+            return [refuse(file, "adapter-tensor", why, _AGAIN)]
+        one, other = parts["lora_a"], parts["lora_b"]
+        if one[0 if module.startswith("token_embd") else 1] != other[0]:
+            return [refuse(file, "adapter-shape", f"{quoted(module)} has the shapes {one} and {other}", _AGAIN)]
+    return []
+
+
 def base_of(content: Any) -> str:
     """The model an adapter was made for, as owner/name or a plain name; "" when it does not say."""
     base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
@@ -172,12 +192,22 @@ def _tensors(content: dict[str, Any], shapes: Shapes) -> Iterator[Complaint]:
         kept = any(f".{each}." in f".{name}" for each in saved)
         if not own and not kept and not (name.endswith(".bias") and content.get("bias") in ("all", "lora_only")):
             yield "adapter-tensor", f"the tensor {quoted(name)} is of no adapter"
+    targets = content.get("target_modules")
+    exact = set(map(str, targets)) if isinstance(targets, list) and not content.get("target_parameters") else None
     for module, parts in _modules(shapes).items():
+        if exact and not _is_target(module, exact):
+            yield "adapter-tensor", f"{quoted(module)} is none of the target_modules"
         for first, second in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
             if (first in parts) != (second in parts):
                 yield "adapter-tensor", f"{quoted(module)} has only one of {first} and {second}"
             elif first in parts:
                 yield from _pair(content, module, parts[first], parts[second])
+
+
+def _is_target(module: str, targets: set[str]) -> bool:
+    """Whether one of `targets`, which PEFT compares with the end of a module's name, is that of `module`."""
+    parts = module[-256:].split(".")  # a target is no longer: see _MODULE
+    return any(".".join(parts[at:]) in targets for at in range(len(parts)))
 
 
 def _pair(content: dict[str, Any], module: str, one: Shape, other: Shape) -> Iterator[Complaint]:

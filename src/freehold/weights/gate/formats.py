@@ -13,6 +13,7 @@ from freehold.weights.reading import Malformed, quoted
 WEIGHTS = {".safetensors": "safetensors", ".gguf": "gguf"}
 _TEXTS = (
     *(".txt", ".md", ".rst", ".csv", ".tsv", ".jsonl", ".bib", ".cff", ".tiktoken", ".vocab", ".sig"),
+    *(".sha256", ".sha512", ".md5"),
     *(".gitattributes", ".gitignore", ".gitkeep"),
 )
 _SUFFIXES = {
@@ -23,7 +24,7 @@ _SUFFIXES = {
 _SENTENCEPIECE = re.compile(r".+\.model\.v\d+(?:m\d+)?", re.IGNORECASE)  # Mistral numbers them: tokenizer.model.v3
 _TEXT_NAMES = re.compile(
     r"(?:LICEN[CS]E|NOTICES?|READ_?ME|COPYING|COPYRIGHT|US(?:E|AGE)[-_ ]POLICY|AUTHORS|CITATION|CHANGELOG|CONTRIBUTORS"
-    r"|ATTRIBUTION|PATENTS|SHA(?:256|512)SUMS|PARAMS|TEMPLATE|SYSTEM|THIRD[-_ ]?PARTY[-_ \w]*|MODELFILE)"
+    r"|ATTRIBUTION|PATENTS|(?:SHA(?:256|512)|MD5|CHECK)SUMS?|PARAMS|TEMPLATE|SYSTEM|THIRD[-_ ]?PARTY[-_ \w]*|MODELFILE)"
     r"(?:[-_. ][\w.() -]*)?",
     re.IGNORECASE,
 )

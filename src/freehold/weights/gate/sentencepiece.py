@@ -18,6 +18,8 @@ _PIECE, _UNKNOWN, _TYPES = 1, 2, range(1, 7)
 # The other fields: what the trainer was told, two normalizers with their character maps, texts to test itself with.
 _MAX_BYTES = {2: 1 << 20, 3: 4 << 20, 4: 32 << 10, 5: 4 << 20}
 _MAX_OTHER_BYTES = 4_096  # of newer versions
+_TRAINER, _NORMALIZERS, _CHARSMAP = 2, (3, 5), 2
+_MODEL, _MODELS = 3, range(1, 5)  # what the trainer was told to make: unigram, BPE, words or characters
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -36,8 +38,29 @@ def check(data: bytes) -> None:
             unknown += kind == _UNKNOWN
         elif len(value) > _MAX_BYTES.get(number, _MAX_OTHER_BYTES):
             raise Malformed("sentencepiece-size", f"{len(value):,} bytes in field {number}")
+        elif number == _TRAINER or number in _NORMALIZERS:
+            _settings(number, value)
     if not 0 < len(pieces) <= MAX_PIECES or unknown != 1:
         raise Malformed("sentencepiece-shape", f"{len(pieces):,} pieces, {unknown} of them for the unknown")
+
+
+def _settings(number: int, data: bytes) -> None:
+    for each, value in _fields(data):
+        if number == _TRAINER and each == _MODEL and value not in _MODELS:
+            raise Malformed("sentencepiece-shape", f"a model of the unknown type {quoted(str(value))}")
+        if number != _TRAINER and each == _CHARSMAP and isinstance(value, bytes) and value:
+            check_charsmap(value, len(value))
+
+
+def check_charsmap(head: bytes, size_bytes: int) -> None:
+    """A map of characters, which begins with `head`: the bytes of a tree with 4 in a node, the tree, texts.
+
+    Readers look the tree's nodes up without a check. Raises Malformed.
+    """
+    tree_bytes = int.from_bytes(head[:4], "little")
+    if not tree_bytes or tree_bytes % 4 or tree_bytes + 4 >= size_bytes:
+        why = f"a map of characters of {size_bytes:,} bytes that claims a tree of {tree_bytes:,}"
+        raise Malformed("sentencepiece-shape", why)
 
 
 def _piece(data: bytes) -> tuple[bytes, int]:

@@ -39,7 +39,7 @@ def check_index(file: File, content: Any, shards: Mapping[str, Shapes]) -> list[
     here = {name: shards[str(folder / name)] for name in names if str(folder / name) in shards}
     if missing := [name for name in names if name not in here]:
         return [refuse(file, "missing-shard", f"names {_some(missing)}, not beside it or unreadable", _MISSING)]
-    return _compare(file, mapped, here)
+    return _compare(file, mapped, here) + _unlisted(file, names, shards)
 
 
 def _compare(index: File, mapped: Mapping[str, str], here: Mapping[str, Shapes]) -> list[Finding]:
@@ -55,6 +55,17 @@ def _compare(index: File, mapped: Mapping[str, str], here: Mapping[str, Shapes])
         why = f"{_some(twice)} is in more than one file: loaders differ in which they take"
         findings.append(refuse(index, "duplicate-tensor", why, _FIX))
     return findings
+
+
+def _unlisted(index: File, names: list[str], shards: Mapping[str, Shapes]) -> list[Finding]:
+    """Files numbered as those of the index are, but not in it: engines that load every file would load them too."""
+    folder = PurePosixPath(index.name).parent
+    stems = {match[1] for name in names if (match := _NUMBERED.fullmatch(name))}
+    beside = [path.name for path in map(PurePosixPath, shards) if path.parent == folder]
+    extra = [name for name in beside if (match := _NUMBERED.fullmatch(name)) and match[1] in stems]
+    if unlisted := sorted({*extra} - {*names}):
+        return [refuse(index, "unlisted-shard", f"does not name {_some(unlisted)}, which is beside it", _FIX)]
+    return []
 
 
 def check_parts(files: Mapping[str, File], indexed: set[str], headers: Mapping[str, gguf.Header]) -> list[Finding]:

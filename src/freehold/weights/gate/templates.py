@@ -19,7 +19,7 @@ from freehold.types import Finding
 from freehold.weights.files import File
 from freehold.weights.gate.effort import WIDTH, Complaint, Names, check_effort, define, is_joined, is_text, walk
 from freehold.weights.gate.finding import refuse, review
-from freehold.weights.reading import quoted
+from freehold.weights.reading import Malformed, quoted
 
 MAX_CHARACTERS = 256_000  # the longest of 350 published ones has 28,000
 MAX_PARTS = 30_000  # of the parsed tree: theirs have 1,500
@@ -84,11 +84,19 @@ class Generation(Extension):
 _JINJA = Environment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do", Generation], autoescape=True)
 
 
-def check(file: File, source: str, where: str) -> list[Finding]:
+def check_file(file: File, data: bytes) -> list[Finding]:
+    """A template that is a file of its own. Raises Malformed when it is not UTF-8, the one code that loaders read."""
+    try:
+        return check(file, data.decode("utf-8-sig"), "the file")
+    except UnicodeDecodeError as error:
+        raise Malformed("not-utf8", f"not UTF-8 at byte {error.start:,}") from None
+
+
+def check(file: File, source: Any, where: str) -> list[Finding]:
     """Every reason to refuse, or to have a person read, the template `source` that `file` holds at `where`."""
     found: dict[str, str] = {}
     try:
-        for rule, why in _complaints(source):
+        for rule, why in _complaints(source) if isinstance(source, str) else [("template-syntax", "no text")]:
             found.setdefault(rule, why)
     except RecursionError:
         found["template-syntax"] = "nested too deeply"

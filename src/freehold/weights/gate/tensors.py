@@ -8,7 +8,7 @@ from typing import BinaryIO
 from freehold.types import Finding
 from freehold.weights import gguf, safetensors
 from freehold.weights.files import File
-from freehold.weights.gate import templates
+from freehold.weights.gate import sentencepiece, templates
 from freehold.weights.gate.disguise import HEAD_BYTES, nature, payload_in
 from freehold.weights.gate.finding import refuse
 from freehold.weights.reading import Malformed, quoted
@@ -42,7 +42,8 @@ def check_gguf(file: File) -> tuple[gguf.Header, list[Finding]]:
     findings += [_payload(file, f"metadata {quoted(key)}", what) for key, head in heads if (what := nature(head))]
     for key, text in header.metadata.items():
         if key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template."):
-            findings += templates.check(file, text if isinstance(text, str) else "{{", key)  # no text: no template
+            findings += templates.check(file, text, key)
+    _check_charsmap(header)
     return header, findings + _check_vocabulary(file, header)
 
 
@@ -67,6 +68,13 @@ def _check_padding(stream: BinaryIO, header: gguf.Header, size_bytes: int) -> No
         stream.seek(start)
         if any(stream.read(stop - start)):
             raise Malformed("gguf-padding", f"data is hidden in the padding at byte {start:,}")
+
+
+def _check_charsmap(header: gguf.Header) -> None:
+    """Raises Malformed."""
+    charsmap = header.metadata.get("tokenizer.ggml.precompiled_charsmap")
+    if isinstance(charsmap, gguf.Array):
+        sentencepiece.check_charsmap(charsmap.head, charsmap.count)
 
 
 def _check_vocabulary(file: File, header: gguf.Header) -> list[Finding]:

@@ -8,6 +8,7 @@ from itertools import islice
 
 from freehold.types import Finding
 from freehold.weights.files import File
+from freehold.weights.gate.config import OBJECT_KEYS
 from freehold.weights.gate.disguise import hidden_in, is_pickle
 from freehold.weights.gate.finding import refuse, review
 from freehold.weights.reading import Malformed, quoted
@@ -22,6 +23,14 @@ _YAML_TAG = re.compile(r"!(?:!?[A-Za-z_]|<)")
 _YAML_VALUE = re.compile(r"(?:^|[-?:][ \t]+|[\[{,:])[ \t]*(?:&\S+[ \t]+)?$")  # what stands before a value, and so a tag
 _YAML_ALIAS = re.compile(r"(?m)(?:^|[-:,\[{])[ \t]*\*\w+[ \t]*(?=[,\]}\n]|$)")
 _MAX_ALIASES = 50
+_OBJECT_KEY = f"(?:{'|'.join(map(re.escape, sorted(OBJECT_KEYS)))})"
+_OBJECT = {  # a key that names the object to make; in a JSON text the quotes of a quoted key are escaped
+    ".jsonl": re.compile(rf'(?<!\\)"{_OBJECT_KEY}"\s*:'),
+    ".yaml": re.compile(rf"(?m)(?:^|[\s{{,])[\"']?{_OBJECT_KEY}[\"']?\s*:"),
+}
+_ESCAPED = re.compile(r"\\(?:u00|x|U000000)([2-7][0-9a-fA-F])")
+_FRONT_MATTER = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]---(?:[\r\n]|\Z)", re.DOTALL)  # YAML, as huggingface_hub finds it
+_FILTER = re.compile(r"\bfilter=(?!lfs(?:\s|$))\S*")
 _SVG_ACTIVE = re.compile(
     r"<\s*(?:[\w-]+:)?(?:script|foreignobject|handler|iframe|embed|object)\b"
     r"|[\s\"'/]on(?:load|unload|click|dblclick|error|begin|end|repeat|abort|resize|scroll|zoom|focus|blur|input|change"
@@ -50,20 +59,48 @@ def check(file: File, data: bytes) -> list[Finding]:
         return [refuse(file, "disguised", "a pickle under the name of a text", _FIX)]
     if what := hidden_in(data):
         return [refuse(file, "encoded-program", f"it holds, encoded, {what}", _FIX)]
-    if file.name.lower().endswith(".md") and _HTML_SCRIPT.search(_FENCED.sub("", text)):
-        return [review(file, "page-script", "the page holds a script, which some viewers run", "read it as plain text")]
-    return []
+    return _own(file, text)
+
+
+def _own(file: File, text: str) -> list[Finding]:
+    """What only the readers of files with that name would run."""
+    name = file.name.lower()
+    if name.endswith(".gitattributes") and (found := _FILTER.search(text)):
+        why = f"{quoted(found[0])}: git would run that filter's program on every file"
+        return [refuse(file, "git-filter", why, "remove the line: weights need no filter but lfs")]
+    if name.endswith(".jsonl"):
+        return _objects(file, text, ".jsonl")
+    if not name.endswith(".md"):
+        return []
+    front = _FRONT_MATTER.match(text)
+    findings = _yaml(file, front[1]) if front else []
+    if _HTML_SCRIPT.search(_FENCED.sub("", text)):
+        why = "the page holds a script, which some viewers run"
+        findings.append(review(file, "page-script", why, "read it as plain text"))
+    return findings
 
 
 def check_yaml(file: File, data: bytes) -> list[Finding]:
-    text = read(data)
+    return _yaml(file, read(data)) or check(file, data)
+
+
+def _yaml(file: File, text: str) -> list[Finding]:
     lines = ((text[text.rfind("\n", 0, tag.start()) + 1 : tag.start()]) for tag in _YAML_TAG.finditer(text))
     if "%TAG" in text or any(_YAML_VALUE.search(line[-200:]) and not line.lstrip().startswith("#") for line in lines):
         why = "a YAML tag: readers make objects of any class of it"
         return [refuse(file, "yaml-tag", why, "remove the tag, or the file: no engine needs it")]
     if next(islice(_YAML_ALIAS.finditer(text), _MAX_ALIASES, None), None):
         return [refuse(file, "yaml-alias", "so many aliases can grow beyond all memory when they are read", _FIX)]
-    return check(file, data)
+    return _objects(file, text, ".yaml")
+
+
+def _objects(file: File, text: str, language: str) -> list[Finding]:
+    """A key that makes readers of `language` import and call what its value names."""
+    plain = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
+    if not (found := _OBJECT[language].search(plain)):
+        return []
+    why = f"the key {quoted(found[0].strip())} makes readers import and call what it names"
+    return [refuse(file, "object-key", why, "remove the file: no engine needs it")]
 
 
 def check_svg(file: File, data: bytes) -> list[Finding]:

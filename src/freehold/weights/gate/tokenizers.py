@@ -7,6 +7,8 @@ https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.prot
 
 from __future__ import annotations
 
+import binascii
+import re
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,6 +25,9 @@ MAX_TOKENS = 2_000_000
 MAX_ID = 10_000_000
 MAX_TOKEN = 1_024  # characters; runs of blanks of 128 and more are genuine
 MAX_TEXT = 4_096  # characters that a step of the pipeline puts in
+MAX_GROWTH = 64  # times that steps which replace make a text longer
+MAX_PIECES = 64  # that a template puts around a text; Whisper's has 6
+MAX_LINE_BYTES = 1 << 14
 MAX_CHARSMAP = 4 << 20
 MAX_PADDING = 10_000_000
 
@@ -39,17 +44,41 @@ STEPS = {
     }.items()
 }
 _FIX = "fetch the tokenizer again from the model's publisher"
+_NO_OBJECT = ("tokenizer-shape", "no JSON object")
+_LONG_LINE = re.compile(rb"(?m)^[^\n]{%d}" % MAX_LINE_BYTES)
+_NOT_RANKED = re.compile(rb"(?m)^(?!(?:[A-Za-z0-9+/]{0,2048}={0,2} \d{1,8})?\r?$)")  # Whisper's empty token is a mere =
+_RANK = re.compile(rb"(?m) (\d+)\r?$")
 
 Complaint = tuple[str, str]  # rule, why
 
 
-def check(file: File, content: Any) -> list[Finding]:
-    """Every reason to refuse a parsed tokenizer file, or to have a person look."""
-    look = _LOOKS.get(PurePosixPath(file.name).name.lower(), _special_tokens)
+def check(file: File, content: Any, known: dict[int, str] | None = None) -> list[Finding]:
+    """Every reason to refuse a parsed tokenizer file, or to have a person look.
+
+    `known` are the added tokens of the files beside it that were read before; those of this one join them.
+    """
+    name = PurePosixPath(file.name).name.lower()
     found: dict[str, str] = {}
-    for rule, why in look(content) if isinstance(content, dict) else [("tokenizer-shape", "no JSON object")]:
+    for rule, why in _LOOKS.get(name, _special_tokens)(content) if isinstance(content, dict) else [_NO_OBJECT]:
         found.setdefault(rule, why)
+    if not found:
+        found.update(_agree(name, content, {} if known is None else known))
     return [refuse(file, rule, why, _FIX) for rule, why in found.items()]
+
+
+def check_text(file: File, data: bytes) -> list[Finding]:
+    """Every reason to refuse a text, if it is a tokenizer's: vocab.txt, merges.txt or a list as tiktoken has it."""
+    name = PurePosixPath(file.name).name.lower()
+    if name in {"vocab.txt", "merges.txt"} and _LONG_LINE.search(data):
+        return [refuse(file, "tokenizer-size", f"a line of more than {MAX_LINE_BYTES:,} bytes", _FIX)]
+    if not name.endswith((".tiktoken", ".model", ".spm")):
+        return []
+    if strange := _NOT_RANKED.search(data):
+        why = f"at byte {strange.start():,} is no token in base64 with its rank"
+        return [refuse(file, "tokenizer-shape", why, _FIX)]
+    ranks = _RANK.findall(data)
+    complaints = _ids(dict(zip(map(str, range(len(ranks))), map(int, ranks), strict=True)))
+    return [refuse(file, rule, why, _FIX) for rule, why in complaints]
 
 
 def check_sentencepiece(file: File, data: bytes) -> list[Finding]:
@@ -131,17 +160,40 @@ def _merges(model: dict[str, Any], vocabulary: dict[str, Any]) -> Iterator[Compl
 
 
 def _added(tokens: list[Any], vocabulary: dict[str, Any]) -> Iterator[Complaint]:
-    ids: dict[int, str] = {}
     for token in tokens:
         text, number = (token.get("content"), token.get("id")) if isinstance(token, dict) else (token, None)
         if not isinstance(text, str) or number is None or not _is_size(number, _max_id(len(tokens) + len(vocabulary))):
             yield "token-id", f"the added token {quoted(str(text))} has the id {quoted(str(number))}"
             return
-        if ids.setdefault(number, text) != text:
-            yield "token-id", f"{quoted(text)} and {quoted(ids[number])} share the id {number}"
-        if (own := vocabulary.get(text, number)) != number:
-            yield "token-id", f"{quoted(text)} has the id {number}, in the vocabulary {quoted(str(own))}"
         yield from _text(text, special=bool(token.get("special")))
+
+
+def _agree(name: str, content: dict[str, Any], known: dict[int, str]) -> Iterator[Complaint]:
+    """A token has one id, and an id one token, in all files of a folder: readers differ in which they take."""
+    claims: list[tuple[int, str]] = []
+    if name == "added_tokens.json":
+        claims = [(number, text) for text, number in content.items() if isinstance(number, int)]
+    elif name == "tokenizer_config.json":
+        decoder = content.get("added_tokens_decoder")
+        tokens = decoder.items() if isinstance(decoder, dict) else ()
+        claims = [(int(number), each["content"] if isinstance(each, dict) else each) for number, each in tokens]
+    elif name == "tokenizer.json":
+        claims = [(each["id"], each["content"]) for each in _list(content.get("added_tokens"))]
+        named = {*known, *(number for number, _ in claims)}, {*known.values(), *(text for _, text in claims)}
+        vocabulary = content["model"]["vocab"]
+        numbered = vocabulary.items() if isinstance(vocabulary, dict) else _numbered(vocabulary)
+        claims += [(number, text) for text, number in numbered if number in named[0] or text in named[1]]
+    ids = {text: number for number, text in known.items()}
+    for number, text in claims:
+        if (own := known.setdefault(number, text)) != text:
+            yield "token-id", f"{quoted(text)} and {quoted(own)}, of this or another file, share the id {number}"
+        if (other := ids.setdefault(text, number)) != number:
+            yield "token-id", f"{quoted(text)} has the id {number}, elsewhere or in another file {other}"
+
+
+def _numbered(pieces: list[Any]) -> Iterator[tuple[str, int]]:
+    """Those of a Unigram model: their ids are their places."""
+    return ((piece[0], at) for at, piece in enumerate(pieces))
 
 
 def _text(text: str, *, special: bool) -> Iterator[Complaint]:
@@ -152,6 +204,7 @@ def _text(text: str, *, special: bool) -> Iterator[Complaint]:
 
 def _steps(step: Any, place: str, known: set[str]) -> Iterator[Complaint]:
     waiting = [step] if step is not None else []
+    made: list[tuple[str, float]] = []  # what steps put in, and how many times longer it is
     for count, each in enumerate(waiting):  # it grows while it is read
         kind = each.get("type") if isinstance(each, dict) else each
         if not isinstance(each, dict) or str(kind) not in known or count > 1_000:
@@ -160,6 +213,27 @@ def _steps(step: Any, place: str, known: set[str]) -> Iterator[Complaint]:
         for key in (f"{place}s", "normalizers", "pretokenizers", "processors", "decoders"):
             waiting += _list(each.get(key))
         yield from _step(each, place)
+        if kind == "Replace":
+            made.append(_growth(each, made))
+        if (growth := max((times for _, times in made), default=1)) > MAX_GROWTH:
+            yield "tokenizer-size", f"the {place} can make a text {growth:,.0f} times longer; at most {MAX_GROWTH}"
+            return
+
+
+def _growth(step: dict[str, Any], made: list[tuple[str, float]]) -> tuple[str, float]:
+    """What a step puts in, and its growth: its own times that of what it may find from steps before it."""
+    pattern, content = step.get("pattern"), str(step.get("content"))
+    old = str(pattern.get("String", "")) if isinstance(pattern, dict) else ""  # what a Regex finds is not known
+    before = [times for text, times in made if old in text * 2]
+    return content, max(before, default=1) * max(1, len(content) / (len(old) or 1))
+
+
+def _template(step: dict[str, Any]) -> Iterator[Complaint]:
+    """A post-processor's template puts a text in once, each of a pair once, and few tokens around it."""
+    for key, texts in (("single", 1), ("pair", 2)):
+        pieces = _list(step.get(key))
+        if len(pieces) > MAX_PIECES or sum("Sequence" in each for each in pieces if isinstance(each, dict)) > texts:
+            yield "tokenizer-size", f"the template of a {key} has {len(pieces):,} pieces, or a text more than once"
 
 
 def _step(each: dict[str, Any], place: str) -> Iterator[Complaint]:
@@ -171,10 +245,17 @@ def _step(each: dict[str, Any], place: str) -> Iterator[Complaint]:
     longest = max(len(str(text)) for text in texts)
     if longest > MAX_TEXT or len(str(each.get("precompiled_charsmap"))) > MAX_CHARSMAP:
         yield "tokenizer-size", f"the {place} puts in long texts, or by a large map"
+    try:
+        charsmap = binascii.a2b_base64(str(each.get("precompiled_charsmap") or ""), strict_mode=True)
+        if charsmap:
+            sentencepiece.check_charsmap(charsmap, len(charsmap))
+    except ValueError:
+        yield "tokenizer-shape", f"the {place} has a map of characters that is not in base64"
+    yield from _template(each)
     specials = each.get("special_tokens")
     for token in specials.values() if isinstance(specials, dict) else ():
         ids = token.get("ids") if isinstance(token, dict) else None
-        if not isinstance(ids, list) or not all(_is_size(number, MAX_ID) for number in ids):
+        if not isinstance(ids, list) or len(ids) > MAX_PIECES or not all(_is_size(number, MAX_ID) for number in ids):
             yield "token-id", f"the {place} gives a special token the ids {quoted(str(ids))}"
 
 
