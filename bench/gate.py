@@ -29,6 +29,7 @@ from freehold.weights.files import list_files
 from freehold.weights.hashing import hash_files
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the corpus is theirs
+import corpus_adapters
 import corpus_bytes
 import corpus_content
 import corpus_disguise
@@ -36,7 +37,7 @@ import corpus_folders
 import corpus_layout
 from weight_files import BASE, facts, gguf_bytes, safetensors_bytes, tensor, write
 
-FAMILIES = (corpus_bytes, corpus_content, corpus_disguise, corpus_folders, corpus_layout)
+FAMILIES = (corpus_adapters, corpus_bytes, corpus_content, corpus_disguise, corpus_folders, corpus_layout)
 CASES = [case for family in FAMILIES for case in family.CASES]
 BIG_BYTES, TENSORS = 1_600_000_000, 300
 ROW = BIG_BYTES // TENSORS // 64 * 64

@@ -238,6 +238,8 @@ SAFETENSORS = [
         safetensors_bytes({"w": facts(dtype, (8,), (0, bits))}, b"\7" * bits) for dtype,
             bits in safetensors_format.BITS.items()
     )),
+    *s("metadata is code", "code-in-value", *(safetensors_bytes({"__metadata__": {"a": each}, **W}) for each in (
+        "__import__('os').system('x')", "import os; os.system('x')", "exec(open('x').read())"))),
     *s("metadata of trainers", None, safetensors_bytes({"__metadata__": {
         "format": "pt", "ss_tag_frequency": json.dumps({"a": {"b": 1}}), "modelspec.hash_sha256": "0x" + "a9" * 32,
         "modelspec.thumbnail": "data:image/jpeg;base64," + base64.b64encode(b"\xff\xd8\xff\xe0" + bytes(900)).decode(),

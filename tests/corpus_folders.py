@@ -166,6 +166,13 @@ JSON = [
         b"[" + b"{}," * 1_000_001 + b"1]", '["' + "a" * (5 << 20) + '"]', b"[" + b"1," * 800_000 + b"1]",
         b"[" + b"{}," * 160_000 + b"1]", b"[" + b"[]," * 160_000 + b"1]"]),
     *several("json", "bad-number", "my_results.json", ["[1e999]"]),
+    *(case("json", f"{name} with NaN", None, {name: '{"log_history": [{"loss": NaN, "grad_norm": -Infinity}]}'})
+      for name in ("trainer_state.json", "eval_results.json")),
+    *several("json", "foreign-class", "model_index.json", [f'{{"unet": ["{module}", "Net"]}}'
+        for module in ("evil_module", "diffusers_evil", "os.path")]),
+    *several("json", None, "model_index.json", [
+        '{"vae": ["diffusers", "AutoencoderKL"], "a": [null, null], "b": ["stable_diffusion", "X"], "c": [1, 2]}',
+    ]),
     *several("json", None, "unigram.json", [b"[" + b'["a",-1.5],' * 200_000 + b"[]]"]),
     *(made("json", f"too big {name}", "too-big", lambda folder, name=name: os.truncate(write(folder,
         {name: b""}) / name, 100 << 20))

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from corpus_content import CASES, GPT2, LORA, SPM, TENSORS, bpe, piece
+from corpus_adapters import LORA, TENSORS
+from corpus_content import CASES, GPT2, SPM, bpe, piece
 from hypothesis import given
 from hypothesis import strategies as st
 

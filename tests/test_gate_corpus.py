@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import corpus_adapters
 import corpus_bytes
 import corpus_content
 import corpus_disguise
@@ -18,7 +19,7 @@ from weight_files import MARKER
 from freehold import weights
 from freehold.weights import verify
 
-FAMILIES = (corpus_bytes, corpus_content, corpus_disguise, corpus_folders, corpus_layout)
+FAMILIES = (corpus_adapters, corpus_bytes, corpus_content, corpus_disguise, corpus_folders, corpus_layout)
 CASES = [case for family in FAMILIES for case in family.CASES]
 # Of the machine or of the folder as a whole: test_hostile_weights.py makes them.
 EMITTED = (

@@ -9,6 +9,7 @@ from freehold.types import Finding
 from freehold.weights import gguf, safetensors
 from freehold.weights.files import File
 from freehold.weights.gate import sentencepiece, templates
+from freehold.weights.gate.config import CODE, MAX_TEXT
 from freehold.weights.gate.disguise import HEAD_BYTES, nature, payload_in
 from freehold.weights.gate.finding import refuse
 from freehold.weights.reading import Malformed, quoted
@@ -25,7 +26,10 @@ def check_safetensors(file: File) -> tuple[Shapes, list[Finding]]:
         header = safetensors.read_header(stream, file.size_bytes)
         starts = ((each.name, header.data_offset + each.start, each.end - each.start) for each in header.tensors)
         findings = _check_starts(file, stream, starts)
-    findings += _check_strings(file, header.metadata.items())
+    names = "\n".join((*header.metadata, *(each.name for each in header.tensors)))
+    findings += _check_strings(file, [*header.metadata.items(), ("names", names)])
+    coded = (key for key, text in header.metadata.items() if CODE.search(text[:MAX_TEXT]))
+    findings += [refuse(file, "code-in-value", f"metadata {quoted(key)} holds code", _FIX) for key in coded]
     return {each.name: each.shape for each in header.tensors}, findings
 
 
