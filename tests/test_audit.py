@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,11 +96,16 @@ def test_the_log_is_sifted_by_time_kind_and_subject(team):
 def test_the_configuration_and_its_changes_are_noted_without_secrets(team):
     team.write(demo=team.fake())
     path = team.folder / "freehold.toml"
-    path.write_text(path.read_text() + '\n[hub]\nproxy = "http://ada:hunter2@proxy:3128"\n')
+    path.write_text(path.read_text() + '\n[hub]\nproxy = "http://ada:hunter2/@x@proxy:3128"\n')
+    trail(team, f'checkpoint_command = ["/bin/true", "--token={"hunter2" * 100}"]')
     team.serve()
     team.end()
     (loaded,) = team.events("config.loaded")
-    assert 'hub.proxy = "http://***@proxy:3128"' in loaded["detail"]["config"]
+    assert re.search(r'^hub.proxy = "\*\*\*" \(the whole: [0-9a-f]{4}\)$', loaded["detail"]["config"], re.MULTILINE)
+    assert 'trail.checkpoint_command = "/bin/true" (the whole: ' in loaded["detail"]["config"]
+    said = team.run("audit", "log", "--kind", "config.loaded").splitlines()
+    assert max(map(len, said)) < 450
+    assert said[0].endswith("... (--json has all)")
     assert "hunter2" not in (team.state / "book.db").read_bytes().decode(errors="replace")
     team.serve()  # nothing is new
     team.end()
@@ -114,18 +120,54 @@ def test_the_configuration_and_its_changes_are_noted_without_secrets(team):
     ]
 
 
-def test_a_clock_that_was_set_back_is_said_and_times_go_on(team):
-    team.write(demo=team.fake())
-    team.serve()
-    team.end()
-    ahead_ns = time.time_ns() + 90 * 10**9
-    with tampering(team.state) as db:  # as the last daemon would have written it under another clock
+def move_last_event(folder, ahead_s):
+    """As the last daemon would have written it under another clock."""
+    ahead_ns = time.time_ns() + ahead_s * 10**9
+    with tampering(folder) as db:
         seq, content = db.execute("select seq, content from event order by seq desc limit 1").fetchone()
         db.execute("delete from event where seq = ?", (seq,))
         content = re.sub(r'"at_ns":\d+', f'"at_ns":{ahead_ns}', content).encode()
         before = db.execute("select hash from event order by seq desc limit 1").fetchone()[0]
         row = chain.link(seq, before, bytes(16), content)
         db.execute("insert into event values (?, ?, ?, ?, ?)", row._replace(content=content.decode()))
+
+
+def test_keys_live_by_the_clock_of_the_book(team):
+    team.write(demo=team.fake())
+    team.serve()
+    team.run("keys", "create", "short", "--expires", "1h")
+    team.end()
+    move_last_event(team.state, 400 * 86_400)
+    team.serve()
+    secret = team.run("keys", "create", "ada", "--expires", "1h").split()[0]
+    assert team.post("demo", key=secret).status == 200
+    assert "answer" in team.run("up")  # with a key for ten minutes
+    listed = {key["name"]: key["state"] for key in json.loads(team.run("keys", "list", "--all", "--json"))}
+    assert (listed["ada"], listed["short"]) == ("alive", "expired")
+    assert "short" not in team.run("keys", "list")
+
+
+def test_a_book_that_was_emptied_is_no_new_one(team):
+    team.write(demo=team.fake())
+    team.serve()
+    team.end()
+    for path in team.state.glob("book.db*"):
+        path.unlink()
+    (team.state / "book.db").touch()
+    assert "empty or tampered with" in team.run("audit", "verify", code=3)
+    assert "restore it" in team.run("serve", code=3)
+    (team.state / "book.id").unlink()
+    assert "empty or tampered with" in team.run("audit", "verify", code=3)
+    with tampering(team.state) as db:
+        db.execute("create table event (seq integer primary key)")
+    assert "empty or tampered with" in team.run("audit", "verify", code=3)
+
+
+def test_a_clock_that_was_set_back_is_said_and_times_go_on(team):
+    team.write(demo=team.fake())
+    team.serve()
+    team.end()
+    move_last_event(team.state, 90)
     team.serve()
     team.end()
     (said,) = team.events("daemon.clock_behind")
@@ -228,11 +270,55 @@ async def test_a_place_that_fails_is_told_once_until_it_works_again(stand, tmp_p
     await custody.attest()
     assert len(failures(stand)) == 2
     assert not (tmp_path / "elsewhere").exists()
-    path.unlink()
-    path.symlink_to("/dev/full")
-    full = Custody(stand, Trail(checkpoint_file="/dev/full"))
-    await full.attest()
-    assert "No space left" in failures(stand)[-1][1]
+    await Custody(stand, Trail(checkpoint_file="/dev/full")).attest()
+    assert "no regular file" in failures(stand)[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("http://proxy:3128", "http://proxy:3128"),
+        ("http://ada:pass@proxy:3128/deep?token=x#y", "http://proxy:3128"),
+        ("http://[::1]:80/x", "http://[::1]:80"),
+        ("unix:/run/engine.sock", "unix:/run/engine.sock"),
+        ("http://ada:pa/ss@proxy:3128", "***"),
+        ("http://ada:12/ss@proxy:3128", "***"),
+        ("http://ada:p@ss@proxy:3128", "***"),
+        ("http://ada:pa?ss@proxy:3128", "***"),
+        ("http://ada:1#ss@proxy:3128", "***"),
+        ("ada:pass@proxy:3128", "***"),
+        ("", ""),
+    ],
+)
+def test_of_an_address_only_what_holds_no_secret_is_noted(address, place):
+    tables = {"hub": {"proxy": address}, "endpoints": {"far": {"url": address}}}
+    said = [line.partition(" = ")[2].partition(" (the whole")[0] for line in custodies._lines(tables)]
+    assert said == [json.dumps(place)] * 2
+    other = [*custodies._lines({"hub": {"proxy": f"{address}/other"}})]
+    assert other != [*custodies._lines(tables)][:1]
+
+
+async def test_a_place_that_hangs_does_not_hold_the_daemon(stand, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    await Custody(stand, Trail(checkpoint_file=str(tmp_path / "pipe"))).attest()  # nobody reads it
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    await Custody(stand, Trail(checkpoint_file=str(tmp_path / "pipe"))).attest()
+    os.close(reader)
+    assert "no regular file" in failures(stand)[-1][1]
+    stuck = threading.Event()
+    monkeypatch.setattr(custodies, "SEND_S", 0.2)
+    monkeypatch.setattr(custodies, "_append", lambda *_: stuck.wait(30))
+    custody = Custody(stand, Trail(checkpoint_file="/dead/server"))
+    began = time.monotonic()
+    await custody.attest()
+    await custody.attest()  # and no second thread
+    stuck.set()
+    assert time.monotonic() - began < 5
+    assert [said for place, said in failures(stand) if place == "/dead/server"] == [
+        "/dead/server took longer than 0.2 s"
+    ]
+    assert custody._writing
+    assert custody._writing.daemon
 
 
 async def test_half_a_line_does_not_stay_on_a_full_disk(stand, tmp_path):

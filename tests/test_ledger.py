@@ -207,6 +207,31 @@ async def test_a_damaged_book_is_a_clear_error_and_the_journal_stays(tmp_path, a
     assert {path.name: path.read_bytes() for path in segments(tmp_path)} == kept
 
 
+@pytest.mark.parametrize("how", ["empty", "gone", "of edition 0"])
+async def test_a_book_that_was_there_and_is_none_any_more_is_not_begun_anew(tmp_path, how):
+    signer(tmp_path)  # made before the first book, as by a pin
+    await book_in(tmp_path, events=3)
+    kept = (tmp_path / "book.db").read_bytes()
+    for path in tmp_path.glob("book.db*"):
+        path.unlink()
+    if how == "empty":
+        (tmp_path / "book.db").touch()
+    elif how == "of edition 0":
+        with tampering(tmp_path) as db:
+            db.execute("create table event (seq integer primary key)")
+    with pytest.raises(FreeholdError, match="empty or tampered with") as said:
+        Book(tmp_path)
+    assert (said.value.exit_code, "restore" in said.value.hint, "book.id" in said.value.hint) == (3, True, True)
+    with pytest.raises(FreeholdError, match="empty or tampered with"):
+        breaks(tmp_path)
+    (tmp_path / "book.db").write_bytes(kept)
+    await Book(tmp_path).close()
+    for path in tmp_path.glob("book.*"):
+        path.unlink()
+    await Book(tmp_path).close()  # somebody wants it so
+    assert breaks(tmp_path) == []
+
+
 async def test_times_in_the_book_never_go_back(tmp_path):
     ahead_ns = time.time_ns() + 3600 * 10**9
     book = Book(tmp_path)
@@ -299,7 +324,7 @@ async def test_only_its_owner_can_read_the_book(tmp_path):
     await book.add_key(Key(id="1", name="ada", endpoints=("*",), created_ns=1), b"hash")
     book.open_request(a_record())
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
-    assert modes == dict.fromkeys(("book.db", "book.db-wal", "book.db-shm", "journal-1"), 0o600)
+    assert modes == dict.fromkeys(("book.db", "book.id", "book.db-wal", "book.db-shm", "journal-1"), 0o600)
     await book.close()
 
 

@@ -1,5 +1,6 @@
 """What is deleted is gone from the disk, its hashes stay, an event says so; prompts are kept only where a key asks."""
 
+import asyncio
 import contextlib
 import os
 import time
@@ -12,6 +13,7 @@ from trails import DAY_NS, T0_NS, a_record, an_event, breaks, tampering
 
 from freehold.errors import FreeholdError
 from freehold.fleet.config import Trail
+from freehold.gateway import custody as custodies
 from freehold.gateway.custody import Custody
 from freehold.ledger import deletion as deletions
 from freehold.ledger import report
@@ -151,6 +153,29 @@ async def test_the_daemon_keeps_what_the_configuration_says(tmp_path):
     assert (breaks(tmp_path), on_disk(tmp_path, MARK)) == ([], [])
 
 
+class Broken:
+    """A book whose folder cannot be read any more, or worse."""
+
+    def __init__(self, failure):
+        self.failure, self.tries = failure, 0
+
+    async def delete(self, *_, **__):
+        self.tries += 1
+        raise self.failure
+
+
+async def test_retention_goes_on_after_a_failure_that_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(custodies, "RETAIN_S", 0.01)
+    for failure in (OSError("input/output error"), RuntimeError("what nobody foresaw")):
+        book = Broken(failure)
+        keeping = asyncio.create_task(Custody(Stand(tmp_path, book), Trail()).keep())
+        await asyncio.sleep(0.2)
+        assert book.tries > 1
+        keeping.cancel()
+        await asyncio.wait((keeping,))
+        assert str(failure) in caplog.text
+
+
 # questions and answers
 
 
@@ -198,7 +223,7 @@ async def test_content_that_a_crash_lost_is_said(tmp_path):
     await book.flush()
     journals = {path: path.read_bytes() for path in tmp_path.glob("journal-*")}
     await book.close()
-    for path in tmp_path.glob("book.db*"):  # the kill came before the commit
+    for path in tmp_path.glob("book.*"):  # the kill came before the commit
         path.unlink()
     for path, content in journals.items():
         path.write_bytes(content)
@@ -208,6 +233,19 @@ async def test_content_that_a_crash_lost_is_said(tmp_path):
 
 
 SECRET = "the-heron-flies-at-noon"
+
+
+def test_who_reads_what_was_kept_is_noted_without_a_daemon_too(team):
+    team.write(demo=team.fake())
+    team.serve()
+    secret = team.daemon.ask("POST", "/keys", {"name": "kept", "content_days": 30})["secret"]
+    with contextlib.closing(team.post("demo", SECRET, key=secret)) as reply:
+        reply.read()
+    team.end()
+    assert SECRET in team.run("audit", "content", reply.headers["x-request-id"])
+    (read,) = team.events("content.read")
+    assert (read["subject"], read["actor"]) == (reply.headers["x-request-id"], ME)
+    assert "the trail holds" in team.run("audit", "verify")
 
 
 def test_no_byte_of_a_prompt_or_answer_is_kept_unless_the_key_asks(team):
@@ -227,6 +265,8 @@ def test_no_byte_of_a_prompt_or_answer_is_kept_unless_the_key_asks(team):
         body = reply.read().decode()
         shown = team.run("audit", "content", reply.headers["x-request-id"])
         assert SECRET in shown
+        read = team.events("content.read")[-1]
+        assert (read["subject"], read["actor"]) == (reply.headers["x-request-id"], ME)
         assert body.strip() in shown.strip() or answer in shown
     assert set(on_disk(team.state, SECRET)) <= {"book.db", "book.db-wal"}
     assert "the trail holds" in team.run("audit", "verify")
@@ -236,7 +276,8 @@ def test_no_byte_of_a_prompt_or_answer_is_kept_unless_the_key_asks(team):
     assert "deleted 2 of content" in said
     assert on_disk(team.state, SECRET) == []
     assert [event["actor"] for event in team.events("trail.deleted")] == [ME]
-    team.run("audit", "content", reply.headers["x-request-id"], code=2)
+    assert "x-request-id" in team.run("audit", "content", reply.headers["x-request-id"], code=2)
+    assert len(team.events("content.read")) == 2
     assert "the trail holds" in team.run("audit", "verify")
     assert "key" in team.run("audit", "delete", "--before", "1d", "--events", "--key", "kept2", code=2)
     assert "say what" in team.run("audit", "delete", "--before", "1d", code=2)

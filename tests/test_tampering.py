@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trails import T0_NS, a_record, an_event, book_in, breaks, tampering
 
 from freehold.ledger import chain, report
-from freehold.ledger.audit import against
+from freehold.ledger.audit import Audit, against
 from freehold.ledger.book import Book
 from freehold.ledger.checkpoint import sign, state_of
 from freehold.ledger.deletion import Deletion
@@ -153,6 +153,46 @@ async def test_between_rows_that_were_deleted_tampering_is_named_as_well(tmp_pat
         db.execute("update event set hash = zeroblob(32) where seq = ?", (seal,))
     found = [("changed", f"event {seal}"), *rows("changed", 12), *rows("re-ordered", 30, 90), *rows("dropped", 51)]
     assert sorted(breaks(tmp_path)) == sorted(found), content
+
+
+@pytest.mark.parametrize("event", [46, 999])  # of another kind, and none
+def test_a_seal_without_its_event_vouches_for_no_row(folder, event):
+    with tampering(folder) as db:
+        for statement in USAGE_COPY:
+            db.execute(statement.format(61))
+        (forged,) = (row for row in db.execute(QUERIES["usage"]) if row[0] == 61)
+        leaf = chain.leaf(61, chain.commitment(forged[1], chain.row_content(forged[2:])))
+        db.execute(QUERIES["insert_seal"], (event, 61, 61, leaf))
+    assert breaks(folder) == [("inserted", "seal of usage row 61"), ("inserted", "usage row 61")]
+
+
+def test_a_cut_that_leaves_the_seals_behind_is_seen(tmp_path):
+    asyncio.run(book_in(tmp_path, events=20))
+    asyncio.run(book_in(tmp_path, rows=40))
+    assert breaks(tmp_path) == []
+    with tampering(tmp_path) as db:
+        db.execute("delete from event where seq > 22")
+    assert breaks(tmp_path) == [
+        ("inserted", "seal of usage rows 21 to 30"),
+        ("inserted", "seal of usage rows 31 to 40"),  # the rows themselves are in the journal still
+    ]
+
+
+async def test_a_seal_that_comes_while_the_book_is_checked_needs_its_event_too(tmp_path):
+    book = Book(tmp_path)
+    book.settle_request(a_record("r1"))
+    await book.seal()
+    book.settle_request(a_record("r2"))
+    await book.flush()
+    with report.reading(tmp_path, exact=True) as db:
+        check = Audit(db, tmp_path)
+        check._journal = {}  # as if the row had been sealed, and had left the journal, in between
+        await book.seal()
+        with tampering(tmp_path) as other:
+            other.execute("update event set content = replace(content, 'usage.sealed', 'usage.s') where seq = 2")
+        found = [(each.kind, each.where) for each in check.breaks()]
+    await book.close()
+    assert found == [("changed", "event 2"), ("inserted", "usage row 2")]
 
 
 def test_many_events_dropped_and_renumbered_are_one_finding(tmp_path):

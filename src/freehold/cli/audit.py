@@ -21,6 +21,7 @@ WITHOUT = (
     "Without a checkpoint that was kept elsewhere nobody can see that the end was cut off, or that all of it was "
     "written anew: freehold audit verify --checkpoint FILE"
 )
+LONGEST_DETAIL = 300  # characters in a line of the log
 SHOWN = 200  # findings; then it stops: where nothing fits, each of them takes long
 
 
@@ -37,7 +38,10 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs: a JSON object a line.")
 @click.pass_obj
 def log(config_path: Path, since: str | None, kind: str, subject: str, last: int, as_json: bool) -> None:  # noqa: PLR0917
-    """Show what happened, when and by whom."""
+    """Show what happened, when and by whom.
+
+    Details are cut at 300 characters; --json has all of them.
+    """
     from freehold.cli.tables import moment, printable
     from freehold.ledger import report
 
@@ -45,7 +49,7 @@ def log(config_path: Path, since: str | None, kind: str, subject: str, last: int
     with _book(config_path) as (_, book):
         events = report.events(book, last, since_ns=since_ns, kind=kind, subject=subject)
     for event in events:
-        detail = json.dumps(event["detail"], ensure_ascii=False)
+        detail = _cut(json.dumps(event["detail"], ensure_ascii=False))
         line = f"{moment(event['at_ns'])}  {event['kind']:<18} {event['subject']}  by {event['actor']}  {detail}"
         click.echo(json.dumps(event) if as_json else printable(line))
 
@@ -109,15 +113,21 @@ def checkpoint(config_path: Path) -> None:
 @click.argument("request")
 @click.pass_obj
 def content(config_path: Path, request: str) -> None:
-    """Show the question and the answer of REQUEST, where its key asked to keep them."""
+    """Show the question and the answer of REQUEST, where its key asked to keep them.
+
+    REQUEST is what the answer's header x-request-id said. An event says who read it.
+    """
+    from freehold.cli.daemon import project, report
     from freehold.cli.tables import moment, printable
     from freehold.errors import Unknown
-    from freehold.ledger import report
+    from freehold.ledger.report import content
 
     with _book(config_path) as (_, book):
-        kept = report.content(book, request)
+        kept = content(book, request)
     if kept is None:
-        raise Unknown(f"nothing is kept of {request}", hint="only keys made with --keep-content keep it, for that time")
+        hint = "only keys made with --keep-content keep it, for that time; REQUEST is the answer's header x-request-id"
+        raise Unknown(f"nothing is kept of {request}", hint=hint)
+    report(project(config_path)[0], "content.read", request, {})  # before it is seen, so that no sight goes unrecorded
     for part in (kept.question, kept.answer):
         click.echo(printable(part.decode(errors="replace")) + "\n")
     click.echo(f"(deleted after {moment(kept.until_ns)})")
@@ -195,8 +205,24 @@ def _book(config_path: Path) -> Iterator[tuple[Path, Any]]:
     with contextlib.suppress(NoDaemon):  # then the book has it all
         daemon.ask("POST", "/flush")
     state = Path(config.state_dir)
-    with report.reading(state, exact=True) as book:
+    with report.reading(state, exact=True, making=lambda: _held(state)) as book:
         yield state, book
+
+
+def _held(state: Path) -> bool:
+    """Whether somebody writes the book, or is about to make it."""
+    from freehold.errors import Refused
+    from freehold.gateway.rundir import lock
+
+    try:
+        with lock(state):
+            return False
+    except Refused:
+        return True
+
+
+def _cut(detail: str) -> str:
+    return detail if len(detail) <= LONGEST_DETAIL else f"{detail[:LONGEST_DETAIL]}... (--json has all)"
 
 
 def _moment_ns(text: str, option: str) -> int:

@@ -103,8 +103,7 @@ def _key(daemon: Daemon) -> tuple[str, bool]:
     """A key to ask with, and whether it lasts: the first one is the team's, later ones live for this question only."""
     if not daemon.ask("GET", "/keys"):
         return daemon.ask("POST", "/keys", {"name": _KEY_NAME})["secret"], True
-    expires_ns = time.time_ns() + 600 * 10**9
-    return daemon.ask("POST", "/keys", {"name": _temporary_name(), "expires_ns": expires_ns})["secret"], False
+    return daemon.ask("POST", "/keys", {"name": _temporary_name(), "expires_s": 600})["secret"], False
 
 
 def _temporary_name() -> str:

@@ -21,10 +21,12 @@ from freehold.gateway.alone import Report, record
 from freehold.gateway.custody import checkpoint
 from freehold.gateway.keyring import Keyring
 from freehold.ledger.deletion import Deletion, What
+from freehold.policy.access import state
 from freehold.types import Event
 
 _T = TypeVar("_T")
 _Moment = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_CENTURY_S = 36525 * 86_400
 
 
 class KeyAsk(msgspec.Struct):
@@ -32,7 +34,8 @@ class KeyAsk(msgspec.Struct):
 
     name: str
     endpoints: tuple[str, ...] = ()
-    expires_ns: _Moment | None = None
+    expires_ns: _Moment | None = None  # by the daemon's clock, which the asker's may not agree with: see expires_s
+    expires_s: Annotated[int, msgspec.Meta(ge=0, le=_CENTURY_S)] | None = None  # from now
     content_days: Annotated[int, msgspec.Meta(ge=1, le=36500)] | None = None
 
 
@@ -86,14 +89,16 @@ class Admin:
         return _json({"stopping": member.name})
 
     async def keys(self, _: Request) -> Response:
-        return _json(self._keyring.list())
+        now_ns = self._fleet.ground.clock_ns()
+        listed = self._keyring.list()
+        return _json([{**msgspec.structs.asdict(key), "state": state(key, now_ns)} for key in listed])
 
     async def create_key(self, request: Request) -> Response:
         ask = await _body(request, KeyAsk)
-        keyring, actor = self._keyring, _actor(request)
-        key, secret = await keyring.create(
-            ask.name, ask.endpoints, ask.expires_ns, actor, content_days=ask.content_days
-        )
+        keyring, actor, expires_ns = self._keyring, _actor(request), ask.expires_ns
+        if ask.expires_s is not None:
+            expires_ns = self._fleet.ground.clock_ns() + ask.expires_s * 10**9
+        key, secret = await keyring.create(ask.name, ask.endpoints, expires_ns, actor, content_days=ask.content_days)
         return _json({"key": key, "secret": secret})
 
     async def revoke_key(self, request: Request) -> Response:

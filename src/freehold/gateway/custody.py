@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import hashlib
 import json
 import logging
 import os
-import re
 import signal
+import stat
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import UNSET
@@ -26,18 +29,19 @@ from freehold.ledger.deletion import Deletion, What
 from freehold.ledger.signing import signer
 
 RETAIN_S = 86_400.0
-SEND_S = 20.0  # so long may checkpoint_command take
+SEND_S = 20.0  # so long may a checkpoint take on its way
+_REAP_S = 2.0
 _DAY_NS = 86_400 * 10**9
-_LOGIN = re.compile(r"://[^/@\s\"]+@")  # the one place of freehold.toml where a secret may stand
 _log = logging.getLogger("freehold.trail")
 
 
 class Custody:
-    """`keep` runs until it is cancelled; nothing that fails in it ends the daemon."""
+    """`keep` runs until it is cancelled; nothing that fails in it ends the daemon, or the other loop."""
 
     def __init__(self, ground: Ground, trail: Trail) -> None:
         self._ground, self._trail = ground, trail
         self._failing: set[str] = set()
+        self._writing: threading.Thread | None = None
 
     async def keep(self) -> None:
         await asyncio.gather(_every(RETAIN_S, self.retain), _every(self._trail.checkpoint_minutes * 60, self.attest))
@@ -45,7 +49,7 @@ class Custody:
     async def attest(self) -> None:
         """Send a checkpoint wherever the configuration says."""
         if path := self._trail.checkpoint_file:
-            await self._send(path, lambda line: asyncio.to_thread(_append, Path(path), line))
+            await self._send(path, lambda line: self._to_file(Path(path), line))
         if command := self._trail.checkpoint_command:
             await self._send(command[0], lambda line: _pipe(command, line))
 
@@ -63,8 +67,21 @@ class Custody:
         ]
         try:
             await self._ground.book.delete(*due, thorough=False)
-        except FreeholdError as error:
+        except (OSError, FreeholdError) as error:
             _log.error("retention: %s", error)
+
+    async def _to_file(self, path: Path, line: bytes) -> None:
+        """In a thread that nothing waits for: the server behind a file can hold it for ever, and the daemon with it."""
+        if self._writing and self._writing.is_alive():
+            raise OSError(f"{path}: the checkpoint before this one is still being written")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writing = threading.Thread(target=_tell, args=(done, _append, path, line), name="checkpoint", daemon=True)
+        self._writing.start()
+        try:
+            async with asyncio.timeout(SEND_S):
+                await done
+        except TimeoutError:
+            raise OSError(f"{path} took longer than {SEND_S:g} s") from None
 
     async def _send(self, where: str, send: Callable[[bytes], Awaitable[None]]) -> None:
         """Its failure is an event, one until it works again."""
@@ -81,7 +98,10 @@ class Custody:
 
 async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
     while True:
-        await do()
+        try:
+            await do()
+        except Exception:  # noqa: BLE001  the door of a loop: this turn ends, the next one comes
+            _log.exception("the trail's %s", getattr(do, "__name__", do))
         await asyncio.sleep(seconds)
 
 
@@ -107,18 +127,68 @@ async def note_config(ground: Ground, config: Config) -> None:
 
 
 def _lines(value: Any, at: str = "") -> Iterator[str]:
-    """A line for each value; of an address its login is left out, and files are named, not read."""
+    """A line for each value, without what may be a secret in it; files are named, not read."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _lines(inner, f"{at}.{name}" if at else str(name))
     else:
-        yield _LOGIN.sub("://***@", f"{at} = {json.dumps(value, ensure_ascii=False)}")
+        yield f"{at} = {_shown(at, value)}"
+
+
+def _shown(at: str, value: Any) -> str:
+    """Of an address and of a command only what holds no secret; four digits of a hash show that the rest changed.
+
+    More digits would help whoever tries out passwords.
+    """
+    whole = json.dumps(value, ensure_ascii=False)
+    if value and at == "trail.checkpoint_command":
+        safe = str(value[0])
+    elif value and (at in ("hub.proxy", "hub.url") or (at.startswith("endpoints.") and at.endswith(".url"))):
+        safe = _place(str(value))
+    else:
+        return whole
+    digits = hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()[:4]
+    return f"{json.dumps(safe, ensure_ascii=False)} (the whole: {digits})"
+
+
+def _place(url: str) -> str:
+    """Scheme, host and port; of what cannot be cut surely, nothing."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "***"
+    if parts.scheme == "unix":
+        return f"unix:{parts.path}"
+    odd = "@" in parts.path + parts.query + parts.fragment or parts.netloc.count("@") > 1
+    if odd or not host or not parts.scheme:
+        return "***"
+    return f"{parts.scheme}://[{host}]{port}" if ":" in host else f"{parts.scheme}://{host}{port}"
+
+
+def _tell(done: asyncio.Future[None], append: Callable[[Path, bytes], None], path: Path, line: bytes) -> None:
+    """Do it in this thread, and say how it went to whoever still waits."""
+    error: BaseException | None = None
+    try:
+        append(path, line)
+    except (OSError, ValueError) as failure:
+        error = failure
+
+    def settle() -> None:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    with suppress(RuntimeError):  # the loop has ended
+        done.get_loop().call_soon_threadsafe(settle)
 
 
 def _append(path: Path, line: bytes) -> None:
     """On the disk when this returns, or not there at all; never through a link, which could lead anywhere."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, how | os.O_NONBLOCK, 0o600)  # a pipe without a reader would hold it
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is no regular file")
         if (written := os.write(descriptor, line)) < len(line):
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)  # half a line would spoil the next one
             raise OSError(f"{path}: no space left")
@@ -143,7 +213,9 @@ async def _pipe(command: Sequence[str], line: bytes) -> None:
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            with suppress(TimeoutError):  # who hangs in the kernel cannot be killed
+                async with asyncio.timeout(_REAP_S):
+                    await process.wait()
     if process.returncode:
         last = said.decode(errors="replace").strip()[-300:]
         raise OSError(f"{command[0]} ended with {process.returncode}: {last}")

@@ -48,7 +48,7 @@ class _Seals:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._firsts = array("q")
+        self._events, self._firsts, self._lasts = array("q"), array("q"), array("q")  # each in ascending order
         self._unknown = Ranges()
         self._now = range(0)  # whose leaves are at hand
         self._leaves = b""
@@ -66,7 +66,8 @@ class _Seals:
             yield Break(kind="dropped", where=where, why=f"no seal before event {event} has them")
             self._unknown.add(following, said.first - 1)
         self.last = said.last
-        self._firsts.append(said.first)
+        for known, number in ((self._events, event), (self._firsts, said.first), (self._lasts, said.last)):
+            known.append(number)
         leaves = self._read(said.first)
         if len(leaves) != (said.last - said.first + 1) * chain.HASH_BYTES or _root(leaves) != said.root:
             where = span("usage row", said.first, said.last)
@@ -85,6 +86,16 @@ class _Seals:
             self._now = range(first, first + len(self._leaves) // chain.HASH_BYTES)
         at_byte = (number - self._now[0]) * chain.HASH_BYTES
         return self._leaves[at_byte : at_byte + chain.HASH_BYTES]
+
+    def strays(self) -> Iterator[Break]:
+        """What the table has without its event, which vouches for nothing: put there, or left by a cut of the chain."""
+        for event, first, last in self._db.execute(QUERIES["seals"]):
+            at = bisect_right(self._firsts, first) - 1
+            if at >= 0 and (event, first, last) == (self._events[at], self._firsts[at], self._lasts[at]):
+                continue
+            if not first <= last or any(self._unknown.holes(first, last)):  # else it is said already
+                why = f"event {event} does not say so, or is not here"
+                yield Break(kind="inserted", where=f"seal of {span('usage row', first, last)}", why=why)
 
     def _read(self, first: int) -> bytes:
         row = self._db.execute(QUERIES["leaves"], (first,)).fetchone()
@@ -124,10 +135,12 @@ class Audit:
         self.events = self.rows = 0  # that hold, so far
         self._deleted = {what: Ranges() for what in ("events", "usage", "content")}
         self._seals = _Seals(db)
+        self._head = 0, chain.GENESIS  # the last event that there is: its number and hash
 
     def breaks(self) -> Iterator[Break]:
         """Whatever is not as it was written. Raises sqlite3.DatabaseError where the file itself is damaged."""
         yield from self._check_events()
+        yield from self._seals.strays()
         yield from self._check_usage()
         for (request,) in self._db.execute(QUERIES["stray_content"]):
             yield Break(kind="inserted", where=f"what was kept of {request}", why="no usage row commits to it")
@@ -141,6 +154,7 @@ class Audit:
                 why = "what stands behind goes on from something that is not here"
                 yield Break(kind="dropped", where=span("event", step.first, step.last), why=why)
             else:
+                self._head = step.number, step.row.hash
                 self.events += step.holds
                 yield from self._check_event(step.number, step.row, empty, holds=step.holds)
         for number in empty:
@@ -219,13 +233,25 @@ class Audit:
         unknown = Ranges()
         self._db.execute("commit")
         self._db.execute("begin")
+        yield from self._check_later()
         for row in rows:
-            seal = self._db.execute(QUERIES["leaves_of"], (row.number, row.number)).fetchone()
-            at = (row.number - seal[0]) * chain.HASH_BYTES if seal else 0
-            if seal is None or seal[1][at : at + chain.HASH_BYTES] != chain.leaf(row.number, row.commitment):
+            known = row.number <= self._seals.last and self._seals.leaf(row.number)
+            if known != chain.leaf(row.number, row.commitment):
                 unknown.add(row.number, row.number)
         for each in unknown:
             yield Break(kind="inserted", where=span("usage row", *each), why="no seal commits to it")
+
+    def _check_later(self) -> Iterator[Break]:
+        """The events that came meanwhile: a seal counts only with an event that goes on from those checked before."""
+        number, before = self._head
+        for at, salt, content, committed, hashed in self._db.execute(QUERIES["later_events"], (number,)):
+            number += 1
+            good = content is None or chain.commitment(salt or b"", content) == committed
+            if at != number or not good or chain.chained(before, number, committed) != hashed:
+                yield Break(kind="changed", where=f"event {at}", why="it does not go on from what was there before")
+                return
+            before = hashed
+            yield from self._note(number, content or b"")
 
 
 def _root(leaves: bytes) -> str:

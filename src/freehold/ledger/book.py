@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from freehold.errors import FreeholdError, NotReady
+from freehold.ledger import made
 from freehold.ledger.chain import SALT_BYTES, content_of, kept
 from freehold.ledger.deletion import Deletion, delete
 from freehold.ledger.journal import Journal, left_behind, segments
@@ -69,6 +70,7 @@ class Book:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._path = folder / "book.db"
+        made.check(self._path)
         self._db = sqlite3.connect(self._path, timeout=OPEN_S, isolation_level=None, check_same_thread=False)
         self._path.chmod(0o600)
         self._wal = folder / "book.db-wal"
@@ -78,6 +80,7 @@ class Book:
             self._db.execute("pragma secure_delete = on")  # what retention takes is overwritten
             self._trail = Trail(self._db)
             self.recovered = self._recover(folder)
+            made.note(self._path, self._db)  # not before the book is on the disk
         except sqlite3.DatabaseError as failure:
             self._db.close()
             raise FreeholdError(

@@ -17,8 +17,8 @@ insert into seal (event, first, last, leaves) values (?, ?, ?, ?);
 -- name: leaves
 select leaves from seal where first = ?;
 
--- name: leaves_of
-select first, leaves from seal where first <= ? and last >= ?;
+-- name: seals
+select event, first, last from seal order by first;
 
 -- name: content_of
 select salt, question, answer, until_ns from content where request = ?;
@@ -101,6 +101,9 @@ insert into event (seq, salt, content, commitment, hash) values (?, ?, ?, ?, ?);
 
 -- name: events
 select seq, salt, cast(content as blob), commitment, hash from event order by seq;
+
+-- name: later_events
+select seq, salt, cast(content as blob), commitment, hash from event where seq > ? order by seq;
 
 -- name: last_time
 select json_extract(content, '$.at_ns') from event

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from freehold.errors import FreeholdError, Unknown
+from freehold.ledger import made
 from freehold.ledger.sql import EDITION, QUERIES
 from freehold.policy.price import machine_pico
 from freehold.types import Content, Event
@@ -26,19 +27,25 @@ _LAST_NS = 2**62
 
 
 @contextmanager
-def reading(folder: Path, *, exact: bool = False) -> Iterator[sqlite3.Connection]:
+def reading(
+    folder: Path, *, exact: bool = False, making: Callable[[], bool] = lambda: True
+) -> Iterator[sqlite3.Connection]:
     """One state of the book, read-only. Raises Unknown when there is none yet, FreeholdError when it is damaged.
 
-    `exact`: also when an older or newer edition of Freehold wrote it.
+    `exact`: also when an older or newer edition of Freehold wrote it. `making`: whether somebody may be making it.
     """
     path = folder / "book.db"
     if not path.exists():
+        if made.once(path):
+            raise made.lost(path)
         raise Unknown(f"no book at {path}", hint="it is made by the first `freehold up`")
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     db.row_factory = sqlite3.Row
     try:
         db.execute("begin")
-        if not db.execute("pragma user_version").fetchone()[0]:
+        if not path.stat().st_size or not db.execute("pragma user_version").fetchone()[0]:
+            if made.once(path) or not making():
+                raise made.lost(path)
             raise Unknown(f"the book at {path} is being made", hint="try again in a moment")
         if exact and (edition := db.execute("pragma user_version").fetchone()[0]) != EDITION:
             hint = "freehold up brings an older one up to date; a newer one needs the Freehold that wrote it"

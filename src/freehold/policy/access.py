@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from freehold.errors import BadKey, Forbidden, FreeholdError
 from freehold.types import Key
@@ -15,6 +16,12 @@ def expired(key: Key, now_ns: int) -> FreeholdError | None:
     if key.expires_ns is not None and key.expires_ns <= now_ns:
         return BadKey(f"the key `{key.name}` has expired", hint="ask for a new one: freehold keys create NAME")
     return None
+
+
+def state(key: Key, now_ns: int) -> Literal["alive", "expired", "revoked"]:
+    if key.revoked_ns is not None:
+        return "revoked"
+    return "expired" if expired(key, now_ns) else "alive"
 
 
 def may_use(key: Key, endpoint: str) -> bool:
