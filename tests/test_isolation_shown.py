@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 import json
 import os
+import signal
 import shutil
 import socket
 import stat
@@ -125,7 +126,9 @@ async def test_in_a_whole_sandbox_every_test_passes_and_the_engine_runs_without_
 async def test_the_engine_gets_its_signals_as_they_were(scene):
     process = await scene.start("/bin/grep", "SigIgn", "/proc/self/status")
     assert await process.wait() == 0
-    assert int(scene.log.read_text().split()[1], 16) == 0
+    ignored = int(scene.log.read_text().split()[1], 16)
+    pythons = sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGXFSZ))
+    assert not ignored & pythons  # others may have been ignored before there was a daemon
 
 
 def replace(before, after=""):
