@@ -5,8 +5,8 @@ from __future__ import annotations
 import _socket
 import json
 import os
-import signal
 import shutil
+import signal
 import socket
 import stat
 import sys
