@@ -327,3 +327,17 @@ def test_a_page_of_the_table_that_is_damaged_is_an_error_with_what_to_do(folder)
         breaks(folder)
     assert (said.value.exit_code, "backup" in said.value.hint) == (3, True)
     assert not isinstance(said.value, sqlite3.Error)
+
+
+@pytest.mark.parametrize("after", [1, 20, 44, 45])
+@pytest.mark.parametrize("count", [1, 3])
+def test_events_put_between_with_hashes_of_their_own_are_named(folder, after, count):
+    with sqlite3.connect(folder / "book.db") as db:
+        for statement in shift("event", "seq", after, count):
+            db.execute(statement)
+        (before,) = db.execute("select hash from event where seq = ?", (after,)).fetchone()
+        for number in range(after + 1, after + 1 + count):
+            row = chain.link(number, before, bytes(chain.SALT_BYTES), chain.content_of(an_event(number)))
+            db.execute("insert into event values (?, ?, ?, ?, ?)", row._replace(content=row.content.decode()))
+            before = row.hash
+    assert breaks(folder) == [("inserted", f"event at {number}") for number in range(after + 1, after + 1 + count)]

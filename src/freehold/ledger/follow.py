@@ -64,6 +64,7 @@ class Walk:
         self._ahead: deque[Row] = deque()
         self._aside: list[Row] = []  # in the way where they stand; perhaps their place comes
         self._number, self._hash = 0, GENESIS
+        self._behind = deque([(0, GENESIS, 0)], maxlen=NEAR)  # numbers and hashes taken, and where they stood
         self._shift = 0  # how far rows stand from their numbers
 
     def fits(self, before: bytes | None, number: int, row: Row) -> bool:
@@ -87,6 +88,8 @@ class Walk:
                 yield from self._take(moved, number, moved=True)
             elif not self._ahead:
                 break
+            elif inserted := self._put_between():
+                yield from inserted
             elif self._gap(number):
                 yield from self._go_on(0, min(self._written(self._ahead[0]), self.last + 1))
             elif later := self._later(number):
@@ -123,7 +126,12 @@ class Walk:
             alone = moved or (self._look(1) and self._written(self._ahead[0]) == self.next(number))
             self._shift = self._shift if alone else row.number - number
         self._number, self._hash = number, row.hash
+        self._behind.append((number, row.hash, row.number))
         yield Placed(number, row)
+
+    def _put_between(self) -> list[Break]:
+        """What was taken already, and yet is not what the next row goes on from."""
+        return []
 
     def _gap(self, number: int) -> bool:
         written = self._written(self._ahead[0])
@@ -215,6 +223,19 @@ class EventWalk(Walk):
 
     def vouched(self, number: int, row: Row, after: Row | None) -> bool:
         return after is not None and self.fits(row.hash, number + 1, after)
+
+    def _put_between(self) -> list[Break]:
+        """The next row follows one further back: those in between were put there, with hashes of their own."""
+        for back in range(1, len(self._behind)):
+            number, before, _ = self._behind[-1 - back]
+            copied = self._behind[-back][1] == self._ahead[0].hash
+            if not copied and self.fits(before, number + 1, self._ahead[0]):
+                wrong = [self._behind.pop() for _ in range(back)]
+                self._number, self._hash = number, before
+                self._shift = self._ahead[0].number - number - 1
+                why = "what follows does not know it, but goes on from the event before it"
+                return [self._break("inserted", at, why, at_number=True) for _, _, at in reversed(wrong)]
+        return []
 
 
 def span(name: str, first: int, last: int) -> str:
