@@ -21,15 +21,13 @@ def fitting(adapter: Path, base: Path) -> list[Finding]:
     """Why an adapter does not fit the base; both are safetensors, or both GGUF. Raises Unknown when one is missing."""
     files, below = list_files(adapter)[0], list_files(base)[0]
     own, formats = {each.suffix for each in files}, {each.suffix for each in below}
-    if not files or not below:
-        return []  # the gate has said so
     both = next((suffix for suffix in (".gguf", ".safetensors") if suffix in own & formats), "")
     try:
         if both:
             compare = _misfits if both == ".gguf" else fits
             why = compare(_shapes(files, both), _shapes(below, both))
         else:
-            why = [f"the adapter and {base.name} are of different formats, and cannot be compared"]
+            why = [f"the adapter and {base.name} have no weights of one format, and cannot be compared"]
     except (Malformed, OSError) as error:
         why = [str(error)]
     return [Finding(path=adapter.name, rule="adapter-base-differs", why=each, fix=_OTHER) for each in why]
@@ -48,6 +46,8 @@ def _misfits(adapter: Shapes, base: Shapes) -> list[str]:
         weight, side = base.get(module), _PARTS.get(dot + part)
         if side is None or weight is None:
             why.append(f"{name}: the base has no such tensor")
+        elif len(shape) != 2 or len(weight) < 2:
+            why.append(f"{name}: of the shape {shape}, and the base has {weight}: no two matrices")
         elif shape[side] != weight[side]:
             why.append(f"{name}: made for {shape[side]:,}, the base has {weight[side]:,}")
     return why

@@ -8,7 +8,7 @@ alter table key add column content_days integer;
 create table numbered (
   number integer primary key,         -- counts through, without a hole
   salt blob not null,                 -- leaf = sha256(0 || number || sha256(salt || JSON of what follows))
-  request text not null unique,       -- the id the caller saw; makes moving a record from the journal idempotent
+  request text not null unique,       -- the caller's x-request-id; makes moving a record from the journal idempotent
   key text not null,
   endpoint text not null,
   kind text not null,                 -- chat, completion, probe

@@ -6,7 +6,7 @@ each file to those that its kind asks for. Nothing is ever unpickled, imported, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -54,26 +54,32 @@ class _Gate:
         self.added: dict[str, dict[int, str]] = {}  # the added tokens of each folder's tokenizer, by their ids
 
     def admit(self, file: File) -> None:
+        if file.mode & 0o6111:
+            why = "data files neither run nor take on another user's rights"
+            self.findings.append(refuse(file, "executable", why, f"chmod a-xs '{file.name}'"))
+        self._judge(file.name, lambda: self._check(file))
+
+    def _judge(self, path: str, check: Callable[[], list[Finding]]) -> None:
         try:
-            if file.mode & 0o6111:
-                why = "data files neither run nor take on another user's rights"
-                self.findings.append(refuse(file, "executable", why, f"chmod a-xs '{file.name}'"))
-            self.findings += self._check(file)
+            self.findings += check()
         except Malformed as error:
-            self.findings.append(refuse(file, error.rule, error.why, _FIX))
+            self.findings.append(Finding(path=path, rule=error.rule, why=error.why, fix=_FIX))
         except OSError as error:
             why = quoted(error.strerror or str(error))
-            self.findings.append(refuse(file, "unreadable", why, "make it readable and verify again"))
+            self.findings.append(
+                Finding(path=path, rule="unreadable", why=why, fix="make it readable and verify again")
+            )
         except Exception as error:  # noqa: BLE001 - the door of the gate: what cannot be judged is refused
-            why = f"a check stumbled over it: {quoted(repr(error))}"
-            self.findings.append(refuse(file, "unjudged", why, f"{_FIX}; if it is the same, report this"))
+            why, fix = f"a check stumbled over it: {quoted(repr(error))}", f"{_FIX}; if it is the same, report this"
+            self.findings.append(Finding(path=path, rule="unjudged", why=why, fix=fix))
 
     def close(self) -> list[Finding]:
         """The findings, with those on all files together."""
         if not any(formats.kind_of(name) in formats.WEIGHTS.values() for name in self.files):
             why = "no .gguf or .safetensors file"
             self.findings.append(Finding(path=".", rule="no-weights", why=why, fix="name the model's folder"))
-        return self.findings + shards.check_parts(self.files, self.indexed, self.headers)
+        self._judge(".", lambda: shards.check_parts(self.files, self.indexed, self.headers))
+        return self.findings
 
     def _check(self, file: File) -> list[Finding]:
         if is_unfinished(file.name) or is_blob(file.name):
