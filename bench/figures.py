@@ -22,7 +22,7 @@ def keep(name: str, found: dict) -> None:
     RESULTS.mkdir(exist_ok=True)
     about = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python bench/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python {_script()} {' '.join(sys.argv[1:])}".strip(),
         "freehold": __version__,
         "python": sys.version.split()[0],
         "machine": machine(),
@@ -33,17 +33,85 @@ def keep(name: str, found: dict) -> None:
     print(f"\nkept in {path.relative_to(Path(__file__).parents[1])}")
 
 
+def _script() -> Path:
+    return Path(sys.argv[0]).resolve().relative_to(RESULTS.resolve().parents[1])
+
+
 def tables() -> str:
     """The figures that were kept, as README shows them."""
-    names = ("cold_start", "faults", "cli", "plan", "accuracy", "gate")
-    cold, faults, cli, plan, accuracy, gate = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
+    names = ("gateway", "cold_start", "faults", "cli", "plan", "accuracy", "gate")
+    gateway, cold, faults, cli, plan, accuracy, gate = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in names
+    )
     decided = (_plan(plan, **plan["found"]), _accuracy(accuracy))
-    parts = (_cold(cold, **cold["found"]), _faults(faults), _cli(cli), *decided, _gate(gate, **gate["found"]))
+    parts = (
+        *(_gateway(gateway), _cold(cold, **cold["found"]), _faults(faults), _cli(cli)),
+        *(*decided, _gate(gate, **gate["found"])),
+    )
     return "\n\n".join("\n".join(part) for part in parts)
 
 
 def _about(result: dict) -> str:
     return f"`{result['command']}`, {result['measured'][:10]}, load {result['load_average_1_min']}"
+
+
+def _gateway(result: dict) -> list[str]:
+    found = result["found"]
+    said = f"others took {found['others_cpu_pct']['median']:g} % of a core in the median of the loads"
+    return [f"Gateways, one core each, {found['rounds']} rounds ({_about(result)}; {said}):\n", *gateway_tables(found)]
+
+
+def gateway_tables(found: dict) -> list[str]:
+    """Whole answers, streams, and what was aimed at; ratios are those of requests/s within the run."""
+    against = [name for name in ("nginx", "vllm-router", "sglang-router", "litellm") if name in found["gateways"]]
+    rows = [
+        "| gateway | checks keys | requests/s | "
+        + "".join(f"x {name} | " for name in against)
+        + "CPU µs each | added p50 / p99, ms | 32 KB: requests/s (CPU µs) | MiB |",
+        "|---|---|---|" + "---|" * len(against) + "---|---|---|---|",
+    ]
+    for name, of in found["gateways"].items():
+        ratios = [_ratio(of["requests_s"], found["gateways"][other]["requests_s"]) for other in against]
+        added = _pair(of["added_ms"]) + (f" at {of['rate']:g}/s" if of["rate"] not in (None, 1000) else "")
+        long = f"{_figure(of['long_requests_s'])} ({_figure(of['long_cpu_us_per_request'])})"
+        cells = (
+            "-" if "other_key" not in of else ("no", "yes")[of["other_key"] >= 400],
+            _figure(of["requests_s"]),
+            *ratios,
+            _figure(of["cpu_us_per_request"]),
+            added,
+            long,
+            _figure(of["pss_mib"]),
+        )
+        rows.append(f"| {' '.join((name, of['version'])).strip()} | {' | '.join(cells)} |")
+    heads = ("streams", "first byte added, 256: p50 / p99, ms", "lag", "first byte added, 1,000", "lag", "chunks/s")
+    rows.append(f"\n| {' | '.join(heads)} | CPU µs a chunk | stops the engine: stream, whole |")
+    rows.append("|---|---|---|---|---|---|---|---|")
+    for name, of in found["gateways"].items():
+        delays = ("added_first_byte_ms", "lag_ms", "many_added_first_byte_ms", "many_lag_ms")
+        left = [("no", "yes")[of[way]] if way in of else "-" for way in ("stops_stream", "stops_whole")]
+        cells = (*(_pair(of[delay]) for delay in delays), _figure(of["flood_chunks_s"]))
+        rows.append(f"| {name} | {' | '.join(cells)} | {_figure(of['flood_cpu_us_per_chunk'])} | {', '.join(left)} |")
+    if found["aims"]:
+        rows.append("\n| Freehold | aim | found | |\n|---|---|---|---|")
+        rows += [
+            f"| {a['what']} | {a['aim']} | {a['found']:g} | {'met' if a['met'] else 'NOT met'} |" for a in found["aims"]
+        ]
+    return rows
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
+def _pair(values: list[float | None]) -> str:
+    return " / ".join("-" if value is None else f"{value:,.2f}" for value in values)
+
+
+def _ratio(value: float | None, of: float | None) -> str:
+    return _figure(float(f"{value / of:.3g}")) if value and of else "-"
 
 
 def _cold(result: dict, **found) -> list[str]:

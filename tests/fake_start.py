@@ -5,14 +5,16 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-from freehold.errors import FreeholdError
+from freehold.engines.llamacpp import LlamaCpp
+from freehold.errors import EngineFailed, FreeholdError
 from freehold.fleet.config import Endpoint
 from freehold.fleet.ground import Ground
 from freehold.fleet.occupancy import Occupancy
-from freehold.fleet.replica import Hold, Replica
+from freehold.fleet.replica import Replica
+from freehold.fleet.route import Hold, Route, _Waiter
 from freehold.fleet.upstream import Upstream
 from freehold.ledger.book import Book
-from freehold.types import Event
+from freehold.types import Event, Tokens
 
 SECOND_NS = 10**9
 BEGAN_NS = 1_700_000_000 * SECOND_NS
@@ -22,8 +24,10 @@ PATIENCE_S = 20
 class FakeStart:
     """What `Replica` uses of a `Start`. Each run waits for the test: to come up or fail, to end, to be torn down."""
 
-    engine = None
+    engine = LlamaCpp()
     process = None
+    stage = ""
+    context = 512
 
     def __init__(self) -> None:
         self.upstream: Upstream | None = None
@@ -52,6 +56,9 @@ class FakeStart:
     async def ended(self) -> int:
         return await self._codes.get()
 
+    async def counted(self) -> Tokens:
+        raise EngineFailed("it has no counters")
+
     async def tear_down(self) -> None:
         self.upstream = None
         await self.may_go.wait()
@@ -74,8 +81,9 @@ class Stage:
             log_dir=folder,
         )
         self.start = FakeStart()
-        settings = Endpoint(weights="demo.gguf", **{"idle_seconds": 0, "wait_seconds": PATIENCE_S, **endpoint})
-        self.replica = Replica("demo", settings, self.start, self.ground, drain_seconds)
+        settings = Endpoint(weights="demo.gguf", **{"idle_seconds": 0, "parallel": 1000, "wait_seconds": PATIENCE_S, **endpoint})
+        self.route = Route("demo", settings, None, self.start.engine)
+        self.replica = Replica(self.route, self.start, self.ground, drain_seconds)
         self.owner = asyncio.create_task(self.replica.own())
         self.news: asyncio.Queue[Event] = asyncio.Queue()
         self.ground.listeners.add(self.news)
@@ -107,7 +115,11 @@ class Stage:
                 await asyncio.sleep(0)
 
     def call(self, **more) -> asyncio.Task[Hold]:
-        return asyncio.create_task(self.replica.hold(**more))
+        return asyncio.create_task(self.route.hold(**more))
+
+    def take(self) -> Hold | None:
+        """Held without waiting, if it is ready."""
+        return self.replica.hold(_Waiter()) if self.replica.usable else None
 
     async def ready(self) -> Hold:
         """Held, on a run that has just come up."""

@@ -15,7 +15,7 @@ from trails import breaks
 
 from freehold.errors import EngineFailed, FreeholdError
 from freehold.executors import log as logs
-from freehold.fleet.upstream import HIGH_WATER_PIECES, Exchange, Upstream
+from freehold.fleet.upstream import Upstream
 from freehold.gateway.assembly import AssembledMeter
 from freehold.gateway.meter import StreamMeter
 from freehold.ledger import report
@@ -151,26 +151,51 @@ async def test_connections_to_an_engine_are_used_again():
             await upstream.fetch("GET", "/")  # its address may be somebody else's by now
 
 
+PIECES = 64
+
+
+class SlowReader:
+    """Stops reading in the middle, and never goes on."""
+
+    def __init__(self):
+        self.connection = None
+        self.body, self.over = b"", asyncio.get_running_loop().create_future()
+
+    def on_head(self, status): ...
+
+    def on_piece(self, piece):
+        self.body += piece
+        if len(self.body) >= PIECES // 2 and self.connection:
+            self.connection.transport.pause_reading()
+            asyncio.get_running_loop().call_later(0.05, self.connection.let_finish)
+
+    def on_end(self):
+        self.over.set_result("ended")
+
+    def on_failure(self, reason, *, answered):
+        self.over.set_exception(EngineFailed(reason))
+
+
 async def test_a_connection_paused_for_a_slow_reader_is_used_again():
     written = asyncio.Semaphore(0)
 
     async def serve(reader, writer):
         while await reader.readuntil(b"\r\n\r\n"):
             writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-            for number in range(HIGH_WATER_PIECES):
-                writer.write(b"1\r\nx\r\n" + (b"0\r\n\r\n" if number == HIGH_WATER_PIECES - 1 else b""))
+            for number in range(PIECES):
+                writer.write(b"1\r\nx\r\n" + (b"0\r\n\r\n" if number == PIECES - 1 else b""))
                 await writer.drain()
                 await asyncio.sleep(0.001)  # each piece by itself
             written.release()
 
     async with an_engine(serve) as (url, connections):
         upstream = Upstream(url)
-        for _ in range(2):
-            exchange = Exchange(upstream)
-            await exchange.start("GET", "/", b"")
-            async with asyncio.timeout(10):
-                await written.acquire()
-                assert await exchange.rest() == b"x" * HIGH_WATER_PIECES
+        upstream.send(SlowReader(), upstream.request("GET", "/", b""))
+        async with asyncio.timeout(10):
+            await written.acquire()
+            while not upstream.idle:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.01)
+            assert (await upstream.fetch("GET", "/")).body == b"x" * PIECES
         assert len(connections) == 1
         upstream.close()
 

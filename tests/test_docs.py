@@ -22,7 +22,7 @@ from freehold.catalogue.own import OwnHost, OwnModel
 from freehold.cli.main import COMMANDS, cli
 from freehold.errors import FreeholdError
 from freehold.facts import Offer, Rate
-from freehold.fleet.config import Config, Endpoint, Hub, Machine, Server, Trail, Weights, load
+from freehold.fleet.config import Config, Endpoint, Group, Hub, Machine, Server, Trail, Weights, load
 from freehold.gateway.admin import Admin
 from freehold.gateway.app import ROUTES
 from freehold.plan.cost import Owned
@@ -74,7 +74,7 @@ def test_every_error_is_in_the_reference_with_its_codes():
 
 def test_every_route_is_in_the_reference():
     front = {(route, "POST" if "completions" in route else "GET") for route in ROUTES}
-    back = {(r.path, m) for r in Admin(None, None, None, None).app().routes for m in r.methods - {"HEAD"}}
+    back = {(r.path, m) for r in Admin(*[None] * 5).app().routes for m in r.methods - {"HEAD"}}
     assert {(row[0].strip("`"), row[1]) for row in ROWS if row[0].startswith("`/")} == front | back
 
 
@@ -108,6 +108,7 @@ TABLES = {
     "hub": Hub,
     "trail": Trail,
     "endpoints.": Endpoint,
+    "groups.": Group,
     "need": Need,
     "models.": OwnModel,
     "hosts.": OwnHost,

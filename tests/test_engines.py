@@ -168,10 +168,24 @@ def test_engines_go_by_name():
     assert isinstance(engine("llamacpp"), Launchable)
     assert not isinstance(engine("external"), Launchable)
     assert engine("external").ready_path == "/v1/models"
-    assert {"lora", "id_slot"} <= engine("llamacpp").refused_fields
+    assert {"lora", "id_slot"} <= engine("llamacpp").refused_fields.keys() <= engine("external").refused_fields.keys()
     with pytest.raises(Unknown) as unknown:
         engine("tgi")
     assert "external, llamacpp" in unknown.value.hint
+
+
+def test_llama_cpp_keeps_groups_apart_by_their_slots():
+    isolate = engine("llamacpp").isolate
+    assert isolate("salt", 2, same=True, salted=False) == {"id_slot": 2, "cache_prompt": True}
+    assert isolate("salt", 0, same=False, salted=False) == {"id_slot": 0, "cache_prompt": False}
+    assert isolate("salt", None, same=True, salted=False) == {"cache_prompt": False}
+
+
+def test_another_server_is_only_salted_where_it_knows_salts():
+    isolate = engine("external").isolate
+    assert isolate("salt", None, same=False, salted=True) == {"cache_salt": "salt"}
+    assert isolate("salt", None, same=False, salted=False) == {}
+    assert engine("external").hides_cache_hits
 
 
 def test_a_third_party_engine_is_found_by_its_entry_point(tmp_path, monkeypatch):

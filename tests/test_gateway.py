@@ -36,16 +36,15 @@ def test_what_reaches_the_engine_and_what_comes_back(team):
     assert answer["model"] == "demo"
 
 
-def test_a_name_given_twice_means_one_thing(team):
+def test_a_name_given_twice_is_refused(team):
     team.write(demo=team.fake(), other=team.fake("idle_seconds = 0"))
     team.serve()
-    scoped = team.daemon.ask("POST", "/keys", {"name": "scoped", "endpoints": ["demo"]})["secret"]
     connection = team.connect()
     body = b'{"model":"other","messages":[{"content":"x"}],"model":"demo"}'
-    connection.request("POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {scoped}"})
-    said = json.loads(connection.getresponse().read())
-    assert list(said["asked"].values()).count("demo") == 1
-    assert "other" not in said["asked"].values()
+    connection.request("POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {team.key}"})
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["error"]["param"]) == (400, "model")
+    assert team.records() == []
 
 
 def test_to_zero_and_back(team):

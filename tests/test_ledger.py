@@ -21,6 +21,12 @@ from freehold.ledger.sql import QUERIES
 from freehold.ledger.trail import SEAL_ROWS
 from freehold.types import Key, UsageRecord
 
+COLUMNS = ", ".join(f'"{name}"' for name in UsageRecord.__struct_fields__)
+
+
+def settle(journal, record, then=None):
+    journal.settle(record.request, trail.settled(record).content, then)
+
 
 def rows(folder, what="*"):
     with report.reading(folder) as db:
@@ -33,7 +39,7 @@ async def test_a_settled_record_is_in_the_book(tmp_path):
     done = a_record(outcome="ok", prompt_tokens=3, completion_tokens=4, charge_pico=5, status=200)
     book.settle_request(done)
     await book.flush()
-    assert rows(tmp_path, ", ".join(UsageRecord.__struct_fields__)) == [msgspec.structs.astuple(done)]
+    assert rows(tmp_path, COLUMNS) == [msgspec.structs.astuple(done)]
     await book.close()
 
 
@@ -41,7 +47,7 @@ async def test_what_a_crash_left_open_is_closed_as_cut(tmp_path):
     journal = Journal(tmp_path)
     for name in ("settled", "open"):
         journal.open(a_record(name))
-    journal.settle(a_record("settled", outcome="ok", completion_tokens=9))
+    settle(journal, a_record("settled", outcome="ok", completion_tokens=9))
     journal.close()  # and the daemon is gone, before anything reached the book
 
     book = Book(tmp_path)
@@ -148,7 +154,7 @@ async def test_a_book_of_the_first_edition_is_brought_up_to_date_and_sealed(tmp_
     migrations = sorted((Path(sql.__file__).parent / "migrations").glob("*.sql"))
     with tampering(tmp_path) as db:
         db.executescript(migrations[0].read_text() + "pragma user_version = 1;")
-        columns = UsageRecord.__struct_fields__[:-1]
+        columns = UsageRecord.__struct_fields__[:17]
         for number in range(450):
             record = a_record(f"r{number}", queue_ms=number / 3, first_byte_ms=0.1 * number or None, outcome="ok")
             marks = ", ".join("?" * len(columns))

@@ -147,6 +147,68 @@ def test_usage_leaves_out_choices_but_the_counters_do_not(path):
     assert streamed.prompt == usages[0]["prompt_tokens"] == usages[1]["prompt_tokens"]
 
 
+STORY = "Once upon a time there was a " * 20
+
+
+def cached(path: str, slot: int | None, *, same: bool, prompt: object = STORY, **more) -> int:
+    """Tokens of the first prompt that came from the cache."""
+    fields = llamacpp.isolate("", slot, same=same, salted=False)
+    answer = unixhttp.post(path, COMPLETIONS, prompt=prompt, max_tokens=1, **fields, **more)
+    return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_a_slot_gives_its_cache_to_the_same_group_only(path):
+    assert cached(path, 0, same=False) == 0
+    assert cached(path, 0, same=True) > 100
+    assert cached(path, 1, same=False, prompt="x") == 0
+    assert cached(path, 1, same=True) == 0  # the other slot has it
+    assert cached(path, 0, same=False) == 0
+    assert cached(path, None, same=False) == 0  # it may choose a slot that has it, and reads it all the same
+
+
+def test_several_choices_leave_nothing_in_other_slots(path):
+    cached(path, 1, same=False, prompt="x")
+    assert cached(path, 0, same=False, n=2) == 0
+    assert cached(path, 1, same=True) == 0
+    assert cached(path, 0, same=True, n=2) > 100
+
+
+def test_several_prompts_stay_in_their_slot(path):
+    cached(path, 1, same=False, prompt="zebra " * 40)
+    assert cached(path, 0, same=False, prompt=[STORY, STORY, STORY]) == 0
+    assert cached(path, 1, same=True, prompt="zebra " * 40) > 100
+
+
+def test_a_slot_that_is_busy_is_waited_for(path):
+    stream = unixhttp.events(path, CHAT, messages=HELLO, max_tokens=300, ignore_eos=True, id_slot=0)
+    next(stream)
+    assert cached(path, 1, same=False) == 0  # and nobody else waits
+    assert cached(path, 0, same=False) == 0
+    stream.close()
+
+
+def test_a_request_that_is_refused_leaves_the_slot_as_it_was(path):
+    """So whoever hands out slots must not take it for the refused one's."""
+    cached(path, 0, same=False)
+    fields = {"prompt": "word " * 3000, "max_tokens": 1, **llamacpp.isolate("", 0, same=False, salted=False)}
+    assert unixhttp.request(path, "POST", COMPLETIONS, fields)[0] == 400
+    assert cached(path, 0, same=True) > 100
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens"),
+    [
+        ({"max_tokens": 3, "max_completion_tokens": 7}, 7),
+        ({"max_tokens": 7, "max_completion_tokens": 3}, 3),
+        ({"max_tokens": 0}, 1),
+        ({"max_tokens": 2, "n_predict": 5}, 5),
+    ],
+)
+def test_which_limit_counts(path, limits, tokens):
+    answer = unixhttp.post(path, CHAT, messages=HELLO, ignore_eos=True, **limits)
+    assert answer["usage"]["completion_tokens"] == tokens
+
+
 def test_a_stream_is_cancelled_when_its_client_goes(path):
     before = counted(path)
     stream = unixhttp.events(path, CHAT, messages=HELLO, max_tokens=1900, ignore_eos=True)

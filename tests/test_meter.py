@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.errors import EngineFailed
-from freehold.gateway.meter import LONGEST_FRAME_BYTES, StreamMeter, WholeMeter, rename_model
+from freehold.gateway.meter import LONGEST_FRAME_BYTES, StreamMeter, WholeMeter, renaming
 from freehold.types import Tokens
 
 
@@ -132,7 +132,9 @@ def test_a_whole_answer_that_is_none():
 @given(st.text(), st.text(min_size=1))
 def test_renaming_changes_the_model_and_nothing_else(said, text):
     body = msgspec.json.encode({"content": text, "model": said, "more": [text]})
-    assert msgspec.json.decode(rename_model(body, said, "ours")) == {"content": text, "model": "ours", "more": [text]}
+    pair = renaming(body, said, "ours")
+    renamed = body.replace(*pair) if pair else body
+    assert msgspec.json.decode(renamed) == {"content": text, "model": "ours", "more": [text]}
 
 
 def said(prompt, completion, cached=0):

@@ -84,7 +84,7 @@ def test_missing_model(client):
     assert refused.value.param == "model"
 
 
-@pytest.mark.parametrize("field", ["lora", "id_slot", "n_predict"])
+@pytest.mark.parametrize("field", ["lora", "id_slot", "n_predict", "chat_template"])
 def test_a_field_that_reaches_into_what_callers_share(client, ledger, field):
     with pytest.raises(openai.BadRequestError, match=field) as refused:
         chat(client, extra_body={field: 1})
@@ -94,8 +94,24 @@ def test_a_field_that_reaches_into_what_callers_share(client, ledger, field):
 
 def test_a_bad_value_is_the_callers_mistake(client, ledger):
     with pytest.raises(openai.BadRequestError):
-        chat(client, max_tokens="many")
+        chat(client, temperature="hot")
     assert [row["outcome"] for row in ledger()] == ["error"]
+
+
+def test_a_value_that_we_read_ourselves_never_reaches_the_engine(client, ledger):
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(client, max_tokens="many")
+    assert refused.value.param == "max_tokens"
+    assert not ledger()
+
+
+@pytest.mark.parametrize("again", [b'"model": "other"', b'"\\u006dodel": "other"', b'"user": "a", "user": "b"'])
+def test_a_field_given_twice(client, ledger, again):
+    body = b'{"model": "demo", "messages": [{"role": "user", "content": "hi"}], %b}' % again
+    headers = {"Content-Type": "application/json"}
+    with pytest.raises(openai.BadRequestError, match="more than once"):
+        client.post("/chat/completions", cast_to=object, content=body, options={"headers": headers})
+    assert not ledger()
 
 
 def test_too_large_a_body(client, ledger):

@@ -13,6 +13,7 @@ from freehold.fleet.fleet import Fleet
 from freehold.fleet.starting import PROBE_KEY, probe_completion
 from freehold.fleet.upstream import Upstream
 from freehold.gateway.app import Gateway
+from freehold.gateway.desk import Desk
 from freehold.gateway.keyring import Keyring
 from freehold.ledger.journal import left_behind
 from freehold.types import UsageRecord
@@ -47,6 +48,7 @@ async def ask(stage: Stage, url: str, *, stream: bool) -> list[tuple[bytes, list
     """One request: each message that leaves for its caller, with the records that the journal holds settled then."""
     fleet = Fleet(Config(endpoints={"far": Endpoint(engine="external", url=url)}), stage.ground)
     keyring = Keyring(stage.ground)
+    await keyring.load()
     _, secret = await keyring.create("ada", (), None, "a test")
     body = json.dumps({"model": "far", "stream": stream, "messages": [{"role": "user", "content": "hi"}]}).encode()
     inbox = asyncio.Queue()
@@ -54,15 +56,15 @@ async def ask(stage: Stage, url: str, *, stream: bool) -> list[tuple[bytes, list
     left = []
 
     async def send(message):
-        assert len(left_behind(stage.book.journal._folder)[1]) == stage.book.journal.in_flight
         left.append((message.get("body", b""), left_behind(stage.book.journal._folder)[0]))
 
     scope = {
         "path": "/v1/chat/completions",
         "method": "POST",
+        "client": ("127.0.0.1", 1),
         "headers": [(b"authorization", f"Bearer {secret}".encode())],
     }
-    await Gateway(fleet, keyring)(scope, inbox.get, send)
+    await Gateway(Desk(fleet, keyring))(scope, inbox.get, send)
     return left
 
 
@@ -102,7 +104,7 @@ async def test_a_probe_is_on_record_while_it_runs(tmp_path):
 
     async with stage_in(tmp_path) as stage, await asyncio.start_unix_server(say, tmp_path / "e.sock"):
         upstream = Upstream(f"unix:{tmp_path / 'e.sock'}")
-        used = await probe_completion(upstream, "far", "theirs", stage.ground)
+        used = await probe_completion(upstream, "far", "far", "theirs", stage.ground)
         assert [(record.kind, record.endpoint, record.key) for record in seen] == [("probe", "far", PROBE_KEY)]
         ((settled,), left) = left_behind(tmp_path)
         assert left == []

@@ -21,13 +21,13 @@ async def test_many_who_want_it_wake_it_once(tmp_path):
         assert stage.start.runs == [1]
         assert stage.replica.status().in_flight == 100
         for hold in holds:
-            stage.replica.release(hold, served=True)
+            stage.route.release(hold, served=True)
         assert stage.replica.status().in_flight == 0
 
 
 async def test_news_of_an_old_run_changes_nothing(tmp_path):
     async with stage_in(tmp_path) as stage:
-        stage.replica.release(await stage.ready(), served=True)
+        stage.route.release(await stage.ready(), served=True)
         stage.start.end()
         await stage.told("replica.starting")  # the second run
         stage.replica._inbox.put_nowait(_Note("up", 1))
@@ -65,7 +65,7 @@ async def test_it_does_not_idle_while_it_is_held(tmp_path):
         stage.replica.post("idle")
         await stage.read()
         assert stage.state == "ready"
-        stage.replica.release(hold, served=True)
+        stage.route.release(hold, served=True)
         stage.replica.post("idle")
         await stage.told("replica.cold")
         assert stage.start.torn_down == [1]
@@ -75,7 +75,7 @@ async def test_it_stops_by_itself_when_the_idle_time_is_over(tmp_path):
     async with stage_in(tmp_path, idle_seconds=0.01) as stage:
         hold = await stage.ready()
         stage.pass_s(60)
-        stage.replica.release(hold, served=True)
+        stage.route.release(hold, served=True)
         stage.pass_s(0.01)
         assert (await stage.told("replica.stopping")).detail["because"] == "idle"
         await stage.told("replica.cold")
@@ -83,7 +83,7 @@ async def test_it_stops_by_itself_when_the_idle_time_is_over(tmp_path):
 
 async def test_a_call_while_it_stops_waits_for_the_next_run(tmp_path):
     async with stage_in(tmp_path) as stage:
-        stage.replica.release(await stage.ready(), served=True)
+        stage.route.release(await stage.ready(), served=True)
         stage.start.may_go.clear()
         stage.replica.post("idle")
         await stage.told("replica.stopping")
@@ -131,7 +131,7 @@ async def test_who_left_the_queue_is_forgotten(tmp_path):
         calling = stage.call()
         await stage.waiting(1)
         with pytest.raises(NotReady, match="1 requests already wait"):
-            await stage.replica.hold()
+            await stage.route.hold()
         calling.cancel()
         await stage.waiting(0)
         calling = stage.call()
@@ -148,14 +148,14 @@ async def test_failures_are_forgiven_by_an_answer_of_this_run(tmp_path):
         await stage.told("replica.backoff")
         hold = await stage.ready()  # once asked or not, it starts again
         assert hold.run == 2
-        stage.replica.release(old, served=True)
+        stage.route.release(old, served=True)
         await stage.read()
         assert stage.replica._life.failures == 1
-        other = stage.replica.try_hold()
-        stage.replica.release(other, served=False)
+        other = stage.take()
+        stage.route.release(other, served=False)
         await stage.read()
         assert stage.replica._life.failures == 1
-        stage.replica.release(hold, served=True)
+        stage.route.release(hold, served=True)
         await stage.read()
         assert stage.replica._life.failures == 0
 
@@ -163,7 +163,7 @@ async def test_failures_are_forgiven_by_an_answer_of_this_run(tmp_path):
 async def test_a_start_has_an_end(tmp_path):
     async with stage_in(tmp_path, start_seconds=0.01) as stage:
         with pytest.raises(NotReady, match="demo"):
-            await stage.replica.hold()
+            await stage.route.hold()
         assert "did not start in 0.01 s" in stage.replica.status().reason
         assert stage.start.torn_down == [1]
 
@@ -178,7 +178,7 @@ async def test_a_start_that_fails_is_the_operators_to_understand(tmp_path):
         assert refused.value.retry_after_s
         assert stage.replica.status().reason == "/secret/place is broken"
         assert (await stage.told("engine.failed")).detail["hint"] == "mend it"
-        stage.replica.release(await stage.ready(), served=True)
+        stage.route.release(await stage.ready(), served=True)
         assert stage.replica.status().reason is None
 
 
@@ -192,7 +192,7 @@ async def test_an_operator_may_stop_it_while_it_starts(tmp_path):
         await stage.told("replica.cold")
         assert (stage.state, stage.start.torn_down) == ("stopped", [1])
         with pytest.raises(NotReady, match="was stopped"):
-            await stage.replica.hold()
+            await stage.route.hold()
         assert stage.start.runs == [1]
         stage.replica.post("open")
         assert (await stage.ready()).run == 2
@@ -201,14 +201,14 @@ async def test_an_operator_may_stop_it_while_it_starts(tmp_path):
 async def test_who_holds_it_may_finish_before_it_stops(tmp_path):
     async with stage_in(tmp_path) as stage:
         first = await stage.ready()
-        second = stage.replica.try_hold()
+        second = stage.take()
         stage.replica.post("stop")
         await stage.told("replica.stopping")
-        assert stage.replica.try_hold() is None
-        stage.replica.release(first, served=True)
+        assert stage.take() is None
+        stage.route.release(first, served=True)
         await stage.read()
         assert (stage.state, stage.start.torn_down) == ("stopping", [])
-        stage.replica.release(second, served=True)
+        stage.route.release(second, served=True)
         await stage.told("replica.cold")
         assert stage.start.torn_down == [1]
 
@@ -233,26 +233,29 @@ async def test_the_end_of_its_owner_is_the_end_of_its_run(tmp_path):
         assert stage.start.torn_down == [1]
 
 
-async def test_whether_a_run_is_over(tmp_path):
+async def test_who_left_a_request_unanswered_gets_no_other_until_it_is_known_whether_it_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr("freehold.fleet.replica.DOUBT_S", 0.05)
     async with stage_in(tmp_path) as stage:
-        await stage.ready()
-        assert await stage.replica.is_over(0)
-        asking = asyncio.create_task(stage.replica.is_over(1))
-        await asyncio.sleep(0)
-        assert not asking.done()
+        hold = await stage.ready()
+        stage.replica.unanswered(hold.run)
+        assert stage.take() is None
+        calling = stage.call()
+        await stage.waiting(1)
+        assert (await calling).run == 1  # it lives on, and nobody waits for ever to learn that
+        stage.replica.unanswered(1)
+        calling = stage.call()
+        await stage.waiting(1)
         stage.start.end()
-        assert await asking
         stage.start.come_up()
-        await stage.told("replica.ready")
-        await stage.told("replica.ready")
-        async with asyncio.timeout(PATIENCE_S):
-            assert not await stage.replica.is_over(2)  # it lives on, and nobody waits for ever to learn that
+        assert (await calling).run == 2
+        stage.replica.unanswered(1)  # of a run that is gone
+        assert stage.take()
 
 
 async def test_starts_are_measured_and_told_to_who_is_sent_away(tmp_path):
     async with stage_in(tmp_path, max_waiting=0) as stage:
         with pytest.raises(NotReady) as refused:
-            await stage.replica.hold()
+            await stage.route.hold()
         assert refused.value.retry_after_s == 10  # nobody knows yet how long it takes
         await stage.told("replica.starting")
         stage.pass_s(4)
@@ -263,13 +266,13 @@ async def test_starts_are_measured_and_told_to_who_is_sent_away(tmp_path):
         await stage.told("replica.starting")
         stage.pass_s(1)
         with pytest.raises(NotReady) as refused:
-            await stage.replica.hold()
+            await stage.route.hold()
         assert refused.value.retry_after_s == 3  # a second of this start has passed
         stage.start.fail(NotReady("no"))
         assert (await stage.told("engine.failed")).detail["run"] == 2
         await stage.told("replica.backoff")
         with pytest.raises(NotReady) as refused:
-            await stage.replica.hold()
+            await stage.route.hold()
         assert refused.value.retry_after_s == 1 + 4  # after two failures in a row it rests for a second
 
 
@@ -283,7 +286,7 @@ async def test_every_phase_is_on_the_account(tmp_path):
         await stage.told("replica.ready")
         hold = await calling
         stage.pass_s(3)
-        assert stage.replica.release(hold, served=True) == 3 * 10**12
+        assert stage.route.release(hold, served=True) == 3 * 10**12
         stage.pass_s(2)
         stage.start.may_go.clear()
         stage.replica.post("idle")
@@ -305,7 +308,7 @@ async def test_every_phase_is_on_the_account(tmp_path):
 
 async def test_a_stop_waits_for_a_tear_down_that_is_under_way(tmp_path):
     async with stage_in(tmp_path) as stage:
-        stage.replica.release(await stage.ready(), served=True)
+        stage.route.release(await stage.ready(), served=True)
         stage.start.may_go.clear()
         stage.start.end()
         await stage.told("engine.exited")
@@ -320,7 +323,7 @@ async def test_a_stop_waits_for_a_tear_down_that_is_under_way(tmp_path):
 
 async def test_a_tear_down_that_fails_ends_the_run_and_not_the_replica(tmp_path, monkeypatch):
     async with stage_in(tmp_path) as stage:
-        stage.replica.release(await stage.ready(), served=True)
+        stage.route.release(await stage.ready(), served=True)
 
         async def fail() -> None:
             stage.start.upstream = None

@@ -337,7 +337,7 @@ def test_events_put_between_with_hashes_of_their_own_are_named(folder, after, co
             db.execute(statement)
         (before,) = db.execute("select hash from event where seq = ?", (after,)).fetchone()
         for number in range(after + 1, after + 1 + count):
-            row = chain.link(number, before, bytes(chain.SALT_BYTES), chain.content_of(an_event(number)))
+            row = chain.link(number, before, bytes(chain.SALT_BYTES), chain.encode(an_event(number)))
             db.execute("insert into event values (?, ?, ?, ?, ?)", row._replace(content=row.content.decode()))
             before = row.hash
     assert breaks(folder) == [("inserted", f"event at {number}") for number in range(after + 1, after + 1 + count)]

@@ -57,6 +57,18 @@ class NotFound(FreeholdError):
     status, exit_code, type, code = 404, 2, "invalid_request_error", "unknown_url"
 
 
+class LimitHit(FreeholdError):
+    """The key or its group has used up what it may use in a minute, or at the same time; `retry_after_s` says when."""
+
+    status, exit_code, type, code = 429, 5, "rate_limit_error", "rate_limit_exceeded"
+
+
+class OverBudget(FreeholdError):
+    """What the key or its group may use in a day or a month would be passed."""
+
+    status, exit_code, type, code = 429, 3, "insufficient_quota", "insufficient_quota"
+
+
 class TooLarge(FreeholdError):
     """The request's body is larger than this server reads."""
 

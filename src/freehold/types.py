@@ -171,6 +171,7 @@ class Tokens(Struct, frozen=True, kw_only=True):
     prompt: int = 0
     completion: int = 0
     cached: int = 0  # part of prompt
+    reasoning: int = 0  # part of completion
 
 
 class WireError(Struct, frozen=True, kw_only=True):
@@ -194,18 +195,37 @@ class Price(Struct, frozen=True, kw_only=True):
 
 
 class ReplicaStatus(Struct, frozen=True, kw_only=True):
-    """What `ps` shows of one endpoint."""
+    """What `ps` shows of one replica."""
 
     endpoint: str
+    replica: str
     engine: str
     state: str  # a lifecycle.State, stopped or external
     isolated: bool | None = None  # None: no process
     pid: int | None = None
     run: int = 0
     in_flight: int = 0
-    waiting: int = 0
+    waiting: int = 0  # for the endpoint
+    slots: int | None = None  # requests it answers at once; None: nobody said
+    answers: bool = True  # False: nobody is sent there until a probe is answered
     last_start_s: float | None = None
     reason: str | None = None  # why it did not start
+
+
+class Grant(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a key, or a group of keys, may use, and where. None and (): no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    parallel: int | None = None  # requests at the same time
+    tokens_per_day: int | None = None  # days and months are those of UTC
+    tokens_per_month: int | None = None
+    pico_per_day: int | None = None
+    pico_per_month: int | None = None
+    priority: int = 0  # when replicas are full, the higher goes first
+    residency: tuple[str, ...] = ()  # only replicas in these countries
+    jurisdiction_not: tuple[str, ...] = ()  # no replica whose operator is within reach of these laws
+    networks: tuple[str, ...] = ()  # callers' addresses, as CIDR
 
 
 class Key(Struct, frozen=True, kw_only=True):
@@ -218,13 +238,30 @@ class Key(Struct, frozen=True, kw_only=True):
     expires_ns: int | None = None
     revoked_ns: int | None = None
     content_days: int | None = None  # questions and answers are kept so long; None: they are not
+    group: str = ""  # of [groups]; its grant holds for all of its keys together
+    grant: Grant = Grant()
+
+
+class Spent(Struct, frozen=True, kw_only=True):
+    """What one key used today and this month, by UTC, while it was of this group: as the book has it."""
+
+    key: str  # its id
+    group: str
+    tokens_day: int = 0
+    pico_day: int = 0
+    tokens_month: int = 0
+    pico_month: int = 0
 
 
 Outcome = Literal["ok", "cut", "error"]
 
 
-class UsageRecord(Struct, frozen=True, kw_only=True):
-    """One request, counted, priced and closed."""
+class UsageRecord(Struct, kw_only=True, omit_defaults=True, gc=False):
+    """One request, counted, priced and closed.
+
+    Not frozen: one is filled in while its request goes through, at a fifth of the cost of copies. Its owner is the
+    passage; from its settling on nobody changes it. New fields go to the end, with a default (see ledger/chain.py).
+    """
 
     request: str
     key: str
@@ -244,6 +281,17 @@ class UsageRecord(Struct, frozen=True, kw_only=True):
     charge_pico: int = 0  # by the price list
     machine_pico: int = 0  # this request's share of the host's price while it was served
     content_hash: str = ""  # binds the question and answer that were kept, where the key asks for that
+    group: str = ""  # of its key, then
+    caller_request: str = ""  # the caller's own x-request-id
+    asked: str = ""  # the endpoint that was asked for, where another one answered
+    replica: str = ""  # who answered, of those of the endpoint
+    run: int = 0  # which process of that replica; 0 of an external one
+    served_model: str = ""  # what the engine was asked for, where that is not the endpoint's name: a base, or an adapter
+    policy: str = ""  # the rules on place that chose the replica
+    reasoning_tokens: int = 0  # part of completion_tokens
+    wake_ms: float = 0.0  # part of queue_ms: until a replica was up at all
+    held_tokens: int = 0  # a daemon died: how much more than was seen the engine may have produced,
+    held_pico: int = 0  # and what that may cost; budgets go by it
 
 
 class Content(Struct, frozen=True, kw_only=True):

@@ -43,4 +43,18 @@ def command(config_path: Path, endpoint: str | None, follow: bool, lines: int, a
 
 def _show(line: str, endpoint: str | None, *, as_json: bool) -> None:
     text = line.removesuffix("\n")
-    click.echo(json.dumps({"of": endpoint or "daemon", "line": text}) if as_json else printable(text))
+    if as_json:
+        click.echo(json.dumps({"of": endpoint or "daemon", "line": text}))
+    else:
+        click.echo("\n".join(map(printable, readable(text) if endpoint is None else [text])))
+
+
+def readable(text: str) -> list[str]:
+    """A line of the daemon's, which is a JSON object, as people read it."""
+    try:
+        said = json.loads(text)
+        first = f"{said.pop('time')} {said.pop('level').upper()} {said.pop('logger')}: {said.pop('message')}"
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return [text]  # what it said before its log began
+    trace = said.pop("exception", "").splitlines()
+    return [" ".join([first, *(f"{key}={value}" for key, value in said.items() if value not in ("", None))]), *trace]

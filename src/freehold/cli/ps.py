@@ -21,13 +21,15 @@ def command(config_path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(status, indent=2))
         return
+    slots = [f"{e['in_flight']}/{e['slots']}" if e["slots"] else str(e["in_flight"]) for e in status["endpoints"]]
     isolation = {True: "bubblewrap", False: "NOT ISOLATED", None: "-"}
     rows = [
         (
-            e["endpoint"], e["engine"], e["state"], isolation[e["isolated"]], str(e["pid"] or "-"), str(e["in_flight"]),
-            str(e["waiting"]), f"{e['last_start_s']:.2f} s" if e["last_start_s"] else "-", e["reason"] or "",
+            e["replica"], e["engine"], e["state"] if e["answers"] else "silent", isolation[e["isolated"]],
+            str(e["pid"] or "-"), busy, str(e["waiting"]), f"{e['last_start_s']:.2f} s" if e["last_start_s"] else "-",
+            e["reason"] or "",
         )
-        for e in status["endpoints"]
+        for e, busy in zip(status["endpoints"], slots, strict=True)
     ]  # fmt: skip
     heads = ("ENDPOINT", "ENGINE", "STATE", "ISOLATION", "PID", "IN FLIGHT", "WAITING", "LAST START", "REASON")
     click.echo(table(heads, rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -60,7 +61,7 @@ def _show_question(config: Config, daemon: Daemon, url: str, endpoint: str, ques
     _show_door(url, secret if lasting else None, body)
     try:
         click.echo(f"asked     {question}\nanswer    ", nl=False)
-        request = _ask(url, secret, body)
+        request = _ask(url, config.server.tls_certificate, secret, body)
     finally:
         if not lasting:
             daemon.ask("DELETE", f"/keys/{_temporary_name()}")
@@ -79,6 +80,7 @@ def _show_machine(config: Config) -> None:
 
 
 def _start_daemon(config_path: Path, config: Config, daemon: Daemon) -> None:
+    from freehold.cli.logs import readable
     from freehold.errors import NoDaemon
     from freehold.gateway.rundir import own_folder
 
@@ -92,7 +94,8 @@ def _start_daemon(config_path: Path, config: Config, daemon: Daemon) -> None:
     deadline = time.monotonic() + _DAEMON_STARTS_S
     while not daemon.running():
         if process.poll() is not None or time.monotonic() > deadline:
-            said = (logs / "daemon.log").read_bytes()[began:].decode(errors="replace").strip()
+            log = (logs / "daemon.log").read_bytes()[began:].decode(errors="replace").strip()
+            said = "\n".join(line for each in log.splitlines() for line in readable(each))
             error = NoDaemon(f"the daemon did not start: {said or 'it said nothing'}", hint="freehold logs")
             error.exit_code = process.returncode or error.exit_code
             raise error
@@ -119,13 +122,13 @@ def _show_door(base: str, secret: str | None, body: str) -> None:
     click.echo(f"  -H \"Authorization: Bearer {auth}\" \\\n  -d '{quoted}'\n")
 
 
-def _ask(base: str, secret: str, body: str) -> str:
+def _ask(base: str, certificate: str | None, secret: str, body: str) -> str:
     """Ask as that line does, show the answer as it comes, and return the request's id."""
     from freehold.cli.tables import printable
     from freehold.errors import EngineFailed
 
     url = urlsplit(base)
-    connection = http.client.HTTPConnection(url.netloc, timeout=_ANSWER_S)
+    connection = _connection(url.netloc, certificate if url.scheme == "https" else None)
     headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
     try:
         connection.request("POST", f"{url.path}/chat/completions", body, headers)
@@ -142,6 +145,17 @@ def _ask(base: str, secret: str, body: str) -> str:
         raise EngineFailed(f"the answer broke off: {error}") from None
     click.echo()
     return answer.headers["x-request-id"]
+
+
+def _connection(netloc: str, certificate: str | None) -> http.client.HTTPConnection:
+    """With TLS it is the configured certificate that must answer, whatever name it is for and whoever signed it."""
+    if certificate is None:
+        return http.client.HTTPConnection(netloc, timeout=_ANSWER_S)
+    leaf, end, _ = Path(certificate).read_text().partition("-----END CERTIFICATE-----")
+    context = ssl.create_default_context(cadata=leaf + end)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return http.client.HTTPSConnection(netloc, timeout=_ANSWER_S, context=context)
 
 
 def _delta(frame: dict[str, Any]) -> str:

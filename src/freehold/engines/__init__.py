@@ -22,7 +22,16 @@ class Engine(Protocol):
     metrics_path: str
     stream_fields: Mapping[str, object]  # added to a request that streams
     answers_by_stream: bool  # ask it for a stream even when the caller wants the answer whole
-    refused_fields: frozenset[str]  # of a request; they reach into what callers share
+    refused_fields: Mapping[str, str]  # of a request: they reach past it; why
+    hides_cache_hits: bool  # one cache for all callers, so none may see its hits; unless a salt keeps them apart
+
+    def isolate(self, salt: str, slot: int | None, *, same: bool, salted: bool) -> Mapping[str, object]:
+        """Fields to add to a request, so that no group of callers reads from its cache what another one left there.
+
+        `salt`: of the group, never to be guessed. `slot`: of the engine's cache, where we hand them out; `same`: the
+        last prompt there was of the same group. `salted`: whoever runs the engine says that it knows salts.
+        """
+        ...
 
     def counters(self, metrics: bytes) -> Tokens:
         """Tokens since the process started, such that they equal the sum of `usage`."""

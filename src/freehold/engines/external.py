@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from freehold.engines import prometheus
+from freehold.engines import fields, prometheus
 from freehold.types import Tokens, WireError
 
 
@@ -31,7 +31,12 @@ class External:
     metrics_path = "/metrics"
     stream_fields: Mapping[str, object] = {}  # nothing that some server might refuse
     answers_by_stream = False
-    refused_fields: frozenset[str] = frozenset()
+    refused_fields: Mapping[str, str] = fields.EXTERNAL
+    hides_cache_hits = True
+
+    def isolate(self, salt: str, slot: int | None, *, same: bool, salted: bool) -> Mapping[str, object]:  # noqa: ARG002
+        """vLLM and SGLang hash the salt into every block of a prompt; another server might refuse it."""
+        return {"cache_salt": salt} if salted else {}
 
     def counters(self, metrics: bytes) -> Tokens:
         """Read the tokens counted since that server started; zeros where it counts none.

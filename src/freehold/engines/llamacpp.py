@@ -7,6 +7,11 @@ What it does, as seen on build 11549 over its Unix socket:
   answer that is not streamed is never cancelled: it runs to its end for nobody, and the counters count it.
 - For one prompt and one choice `usage` agrees with the counters to the token. With `n` above 1, or a list of prompts,
   the `usage` of an answer counts the first choice only (llama.cpp #27318); a stream has one usage frame a choice.
+- It never states reasoning tokens, and answers 400 to invalid UTF-8.
+- A slot keeps its last prompt, whoever asked, until the next one: also that of a request that was cut, and it is not
+  replaced by a request that was refused, or whose client left before its turn.
+- Of `max_completion_tokens` and `max_tokens` the first counts, -1 is no limit, 0 gives one token, `n_predict` beats
+  both. A list of prompts with a number in it is one prompt.
 - The header X-Conversation-Id keeps a stream running without its client, and anyone who knows the id may read it:
   callers' headers must not reach the engine.
 """
@@ -21,7 +26,7 @@ from pathlib import Path
 
 import msgspec
 
-from freehold.engines import prometheus
+from freehold.engines import fields, prometheus
 from freehold.engines.external import External
 from freehold.errors import Unknown
 from freehold.types import Launch, Plan, Tokens, WireError
@@ -62,20 +67,16 @@ class LlamaCpp:
     metrics_path = "/metrics"
     stream_fields: Mapping[str, object] = {"timings_per_token": True}  # a running count, for streams that are cut
     answers_by_stream = True  # else it computes on when the caller has left, and counts one choice of several
-    refused_fields = frozenset(
-        {
-            "lora",  # mixes adapters in the prompt cache that all callers share (llama.cpp #26207)
-            "id_slot",  # picks the slot, and with it somebody else's cached prompt
-            "n_cache_reuse",  # lets cached text be shifted into answers, at the cost of their quality
-            "n_cmpl",  # another name for n, past whoever limits n
-            "n_predict",  # another name for max_tokens, past whoever limits that
-            "speculative.n_max",  # memory and time that the plan does not know of
-            "speculative.n_min",
-            "speculative.p_min",
-            "speculative.types",
-            "verbose",  # puts the engine's settings and the rendered prompt into the answer
-        }
-    )
+    refused_fields: Mapping[str, str] = fields.LLAMACPP
+    hides_cache_hits = False  # each slot has a cache of its own
+
+    def isolate(self, salt: str, slot: int | None, *, same: bool, salted: bool) -> Mapping[str, object]:  # noqa: ARG002
+        """Name the slot, and read from its cache only what the same group left there.
+
+        It waits for its slot while that is busy, and for none beside it. With `n` above 1 the other choices take any
+        free slots and leave them empty; several prompts follow one another in the same slot.
+        """
+        return {"cache_prompt": False} if slot is None else {"id_slot": slot, "cache_prompt": same}
 
     def launch(self, plan: Plan, weights: str, name: str, socket: str, binary: str | None = None) -> Launch:
         """Describe the process that serves `weights` (a GGUF file, or the first of its shards) as `name`.

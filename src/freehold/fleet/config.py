@@ -11,7 +11,7 @@ import re
 import tomllib
 from os.path import normpath
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,9 +22,10 @@ from freehold.engines import engine
 from freehold.errors import BadConfig, BadRequest, Unknown
 from freehold.facts import Offer, Rate
 from freehold.plan.need import Need
-from freehold.policy.countries import expand
+from freehold.policy.access import network
+from freehold.policy.countries import code, expand
 from freehold.policy.law import Acceptance, Rules
-from freehold.types import PICO_PER_UNIT, Price
+from freehold.types import PICO_PER_UNIT, Grant, Price
 
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 Money = Annotated[float, Meta(ge=0, le=1e6)]
@@ -33,6 +34,7 @@ Count = Annotated[int, Meta(ge=1)]
 _T = TypeVar("_T", bound=Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _STARTED, _EXTERNAL = ("weights", "pin", "binary"), ("url", "served_model", "api_key_file", "country", "operator")
+DEFAULT_PARALLEL = 4  # of an engine that Freehold starts
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -44,14 +46,24 @@ class Server(_Table, frozen=True):
     """Where callers reach Freehold."""
 
     listen: str = "127.0.0.1:8080"
+    tls_certificate: str | None = None
+    tls_key: str | None = None
     behind_proxy: bool = False
+    trusted_proxies: tuple[str, ...] = ()
     max_body_mib: Count = 32
+    max_header_kib: Count = 64
+    header_seconds: Seconds = 30.0
+    body_seconds: Seconds = 300.0
+    idle_seconds: Seconds = 75.0
     drain_seconds: Seconds = 10.0
+    durability: Literal["crash", "power-loss"] = "crash"
+    fast_path: bool = True
+    metrics: str = ""
+    log_requests: bool = False
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return address(self.listen)
 
 
 class Machine(_Table, frozen=True):
@@ -94,6 +106,55 @@ class Trail(_Table, frozen=True):
     keep_event_days: Count | UnsetType = UNSET
 
 
+class Allowance(_Table, frozen=True):
+    """What may be used, and where."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    parallel: Count | None = None
+    tokens_per_day: Count | None = None
+    tokens_per_month: Count | None = None
+    budget_per_day: Money | None = None
+    budget_per_month: Money | None = None
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+    residency: tuple[str, ...] = ()
+    jurisdiction_not: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+
+    @property
+    def grant(self) -> Grant:
+        """Raises BadRequest for a country or a network that is none."""
+        day, month = self.budget_per_day, self.budget_per_month
+        return Grant(
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            parallel=self.parallel,
+            tokens_per_day=self.tokens_per_day,
+            tokens_per_month=self.tokens_per_month,
+            pico_per_day=None if day is None else _pico(day),
+            pico_per_month=None if month is None else _pico(month),
+            priority=self.priority,
+            residency=tuple(map(code, self.residency)),
+            jurisdiction_not=tuple(map(code, self.jurisdiction_not)),
+            networks=tuple(map(network, self.networks)),
+        )
+
+
+class Group(Allowance, frozen=True):
+    """What keys of this group may use, all of them together."""
+
+    endpoints: tuple[str, ...] = ("*",)
+
+
+class Place(_Table, frozen=True):
+    """One of several servers of an external endpoint."""
+
+    url: str
+    api_key_file: str | None = None
+    country: str | None = None
+    operator: str | None = None
+
+
 class Endpoint(_Table, frozen=True):
     """A name that callers use as `model`, and what answers behind it."""
 
@@ -102,22 +163,39 @@ class Endpoint(_Table, frozen=True):
     weights: str | None = None
     pin: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     url: str | None = None
+    replicas: tuple[Place, ...] = ()
     served_model: str | None = None
     api_key_file: str | None = None
     country: str | None = None
     operator: str | None = None
     binary: str | None = None
     context: Count | UnsetType = UNSET
-    parallel: Count = 4
+    parallel: Count | UnsetType = UNSET
     threads: Count | UnsetType = UNSET
     idle_seconds: Annotated[float, Meta(ge=0, le=1e7)] = 900.0
     start_seconds: Seconds = 600.0
     wait_seconds: Seconds = 120.0
     max_waiting: Annotated[int, Meta(ge=0)] = 1000
     request_seconds: Seconds = 600.0
+    first_byte_seconds: Seconds = 600.0
+    stall_seconds: Seconds = 120.0
+    max_completion_tokens: Count | UnsetType = UNSET
+    fallback: tuple[str, ...] = ()
+    cache_salt: bool = False
     prompt_price: Money = 0.0
     completion_price: Money = 0.0
     first_question: str = "Hello"
+
+    @property
+    def slots(self) -> int | None:
+        """Requests that one replica answers at once; None: as many as come."""
+        return self.parallel or (None if self.engine == "external" else DEFAULT_PARALLEL)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The servers of an external endpoint."""
+        alone = Place(url=self.url or "", api_key_file=self.api_key_file, country=self.country, operator=self.operator)
+        return self.replicas or (alone,)
 
     @property
     def price(self) -> Price:
@@ -138,6 +216,7 @@ class Config(_Table, frozen=True):
     hub: Hub = field(default_factory=Hub)
     trail: Trail = field(default_factory=Trail)
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    groups: dict[str, Group] = field(default_factory=dict)
     need: Need = field(default_factory=Need)
     models: dict[str, OwnModel] = field(default_factory=dict)
     hosts: dict[str, OwnHost] = field(default_factory=dict)
@@ -168,16 +247,25 @@ def load(path: Path) -> Config:
         raise BadConfig(f"{path}: {error}", hint="docs/freehold.toml shows every key with its meaning") from None
     _check_server(config.server, path)
     _check_rules(config, path)
+    _check_groups(config.groups, path)
+    _check_fallbacks(config.endpoints, path)
     base = path.resolve().parent
     endpoints = {name: _checked(name, e, base, path) for name, e in config.endpoints.items()}
     return msgspec.structs.replace(
         config,
+        server=_placed(config.server, base, "tls_certificate", "tls_key"),
         endpoints=endpoints,
         weights=_placed(config.weights, base, "folder"),
         hub=_placed(config.hub, base, "token_file", "ca_file"),
         trail=_placed(config.trail, base, "checkpoint_file"),
         state_dir=normpath(base / config.state_dir),
     )
+
+
+def address(written: str) -> tuple[str, int]:
+    """Host and port of "127.0.0.1:8080". Raises ValueError."""
+    host, _, port = written.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def schema() -> dict[str, Any]:
@@ -193,14 +281,17 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
     except Unknown as error:
         raise BadConfig(f"{where}: {error}", hint=error.hint) from None
     if endpoint.engine == "external":
-        if not _usable(endpoint.url):
+        if not all(_usable(place.url) for place in endpoint.places):
             raise BadConfig(f"{where}: engine = 'external' needs url", hint='url = "http://host:port" or "unix:/path"')
     elif not endpoint.weights:
         raise BadConfig(f"{where}: needs weights", hint='weights = "path/to/model.gguf"')
     others = _STARTED if endpoint.engine == "external" else _EXTERNAL
-    if stray := [key for key in others if getattr(endpoint, key) is not None]:
+    if endpoint.url and endpoint.replicas:
+        raise BadConfig(f"{where}: url and replicas say the same twice", hint="one server: url; several: replicas")
+    if stray := [key for key in others if getattr(endpoint, key) not in (None, (), False)]:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
-    return _placed(endpoint, base, "weights", "api_key_file", "binary")
+    replicas = tuple(_placed(place, base, "api_key_file") for place in endpoint.replicas)
+    return _placed(msgspec.structs.replace(endpoint, replicas=replicas), base, "weights", "api_key_file", "binary")
 
 
 def _placed(table: _T, base: Path, *keys: str) -> _T:
@@ -217,18 +308,42 @@ def _usable(url: str | None) -> bool:
 
 
 def _check_server(server: Server, path: Path) -> None:
+    if bool(server.tls_certificate) != bool(server.tls_key):
+        missing = "tls_key" if server.tls_certificate else "tls_certificate"
+        raise BadConfig(f"{path}: [server] {missing} is missing", hint="TLS needs tls_certificate and tls_key, as PEM")
+    _check_door("listen", server.listen, server, path)
+    if server.metrics:
+        _check_door("metrics", server.metrics, server, path)
+    for each in server.trusted_proxies:
+        try:
+            network(each)
+        except BadRequest as error:
+            raise BadConfig(f"{path}: [server] trusted_proxies: {error}", hint=error.hint) from None
+
+
+def _check_door(key: str, written: str, server: Server, path: Path) -> None:
     try:
-        host, port = server.address
+        host, port = address(written)
     except ValueError:
-        port = -1
-        host = ""
+        host, port = "", -1
     if not host or not 0 <= port < 1 << 16:
-        raise BadConfig(f"{path}: [server] listen = {server.listen!r} is no address", hint='write "127.0.0.1:8080"')
-    if host not in LOOPBACK and not server.behind_proxy:
+        raise BadConfig(f"{path}: [server] {key} = {written!r} is no address", hint='write "127.0.0.1:8080"')
+    if host not in LOOPBACK and not server.behind_proxy and not server.tls_certificate:
         raise BadConfig(
-            f"{path}: [server] listen = {server.listen!r} is open to the network without TLS",
-            hint="put a TLS proxy in front and say behind_proxy = true, or listen on 127.0.0.1",
+            f"{path}: [server] {key} = {written!r} is open to the network without TLS",
+            hint="name tls_certificate and tls_key, say behind_proxy = true behind a TLS proxy, or use 127.0.0.1",
         )
+
+
+def _check_fallbacks(endpoints: dict[str, Endpoint], path: Path) -> None:
+    for name, endpoint in endpoints.items():
+        for other in endpoint.fallback:
+            if other not in endpoints or other == name:
+                what = "is this endpoint itself" if other == name else "is no endpoint"
+                raise BadConfig(
+                    f"{path}: [endpoints.{name}] fallback: `{other}` {what}",
+                    hint=f"there are: {', '.join(sorted(endpoints.keys() - {name})) or 'no others'}",
+                )
 
 
 def _check_rules(config: Config, path: Path) -> None:
@@ -237,7 +352,9 @@ def _check_rules(config: Config, path: Path) -> None:
     lists = ("publisher_countries", "publisher_countries_not", "residency", "jurisdiction_not")
     named = {f"[policy] {key}": getattr(rules, key) for key in lists}
     homes = {"[policy]": rules.country, "[machine]": config.machine.country}
-    homes |= {f"[endpoints.{name}]": endpoint.country for name, endpoint in config.endpoints.items()}
+    for name, endpoint in config.endpoints.items():
+        homes |= {f"[endpoints.{name}]": endpoint.country}
+        homes |= {f"[endpoints.{name}] replicas {n}": each.country for n, each in enumerate(endpoint.replicas, 1)}
     named |= {f"{table} country": (country,) for table, country in homes.items() if country}
     named |= {
         f"[models.{name}] publisher_country": own.publisher_country.split("/")
@@ -256,13 +373,24 @@ def _check_rules(config: Config, path: Path) -> None:
         )
 
 
+def _check_groups(groups: dict[str, Group], path: Path) -> None:
+    for name, group in groups.items():
+        where = f"{path}: [groups.{name}]"
+        if not _NAME.fullmatch(name):
+            raise BadConfig(f"{where}: not a usable name", hint="letters, digits, dot, dash and underscore, 63 at most")
+        try:
+            _ = group.grant
+        except BadRequest as error:
+            raise BadConfig(f"{where}: {error}", hint=error.hint) from None
+
+
 def _refuse_unknown_keys(raw: dict[str, Any], path: Path) -> None:
     """msgspec would refuse them too, but without the name that was probably meant."""
     tables: list[tuple[str, Any, type[Struct]]] = [("", raw, Config)]
     single = (("server", Server), ("machine", Machine), ("policy", Rules), ("need", Need))
     single += (("weights", Weights), ("hub", Hub), ("trail", Trail))
     tables += [(name, raw.get(name), kind) for name, kind in single]
-    many = (("endpoints", Endpoint), ("models", OwnModel), ("hosts", OwnHost), ("offers", Offer))
+    many = (("endpoints", Endpoint), ("groups", Group), ("models", OwnModel), ("hosts", OwnHost), ("offers", Offer))
     for group, kind in many:
         if isinstance(named := raw.get(group), dict):
             tables += [(f"{group}.{name}", table, kind) for name, table in named.items()]

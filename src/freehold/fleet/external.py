@@ -1,4 +1,4 @@
-"""An endpoint whose engine somebody else runs: held, keyed, metered and recorded like any other, never started.
+"""A replica that somebody else runs: held, keyed, metered and recorded like any other, never started.
 
 Its machine is not ours, so it has no account of occupancy.
 """
@@ -10,11 +10,14 @@ from pathlib import Path
 
 from freehold.engines import Engine
 from freehold.errors import BadConfig, NotReady
-from freehold.fleet.config import Endpoint
+from freehold.fleet.config import Place
 from freehold.fleet.ground import Ground
-from freehold.fleet.replica import Hold
+from freehold.fleet.health import PROBE_S, tell_down, watch
+from freehold.fleet.route import Asker, Hold, Route
+from freehold.fleet.slots import Slots
 from freehold.fleet.starting import probe_completion
 from freehold.fleet.upstream import Upstream
+from freehold.policy.balance import Circuit
 from freehold.policy.lifecycle import Happening
 from freehold.types import ReplicaStatus
 
@@ -22,60 +25,89 @@ from freehold.types import ReplicaStatus
 class ExternalReplica:
     """The same door as `Replica`."""
 
-    def __init__(self, name: str, endpoint: Endpoint, engine: Engine, ground: Ground) -> None:
-        self.name, self.endpoint, self.engine = name, endpoint, engine
+    closed = coming = False
+
+    def __init__(self, name: str, route: Route, place: Place, engine: Engine, ground: Ground) -> None:
+        self.name, self.endpoint, self.engine, self.route = name, route.endpoint, engine, route
+        self.slots = Slots(route.endpoint.slots)
+        self.ready_ns = ground.clock_ns()
+        self.context = route.endpoint.context or None
         self._ground = ground
-        self._held = 0
-        self._closed = False
-        self._upstream = Upstream(endpoint.url or "", _api_key(name, endpoint))
+        self._circuit = Circuit()
+        self._upstream = Upstream(place.url, _api_key(name, place))
+        route.replicas.append(self)
 
-    def try_hold(self) -> Hold | None:
-        if self._closed:
-            return None
-        self._held += 1
-        return Hold(self._upstream, 0, 0.0)
+    @property
+    def usable(self) -> bool:
+        return not self.closed and not self._circuit.open
 
-    async def hold(self, wait_seconds: float | None = None) -> Hold:  # noqa: ARG002  the door is Replica's
-        """Raises NotReady when an operator stopped it. (`wait_seconds`: there is nothing to wait for.)"""
-        if held := self.try_hold():
-            return held
-        raise NotReady(f"`{self.name}` was stopped by its operator")
+    def hold(self, asker: Asker) -> Hold | None:
+        slot, same = self.slots.take(asker.group, asker.choices)
+        return Hold(self, self._upstream, 0, 0.0, asker.choices, slot, same)
+
+    def wake(self) -> None:
+        """It is not ours to start."""
 
     def release(self, hold: Hold, *, served: bool) -> int:  # noqa: ARG002  the door is Replica's
-        self._held -= 1
+        self.slots.give(hold.slot, hold.choices)
         return 0
 
-    async def is_over(self, run: int) -> bool:  # noqa: ARG002  the door is Replica's
-        return False  # nobody here knows
+    def answering(self, run: int) -> None:  # noqa: ARG002  the door is Replica's
+        self.slots.widen()
+        self._circuit.answered()
+
+    def unanswered(self, run: int) -> None:  # noqa: ARG002  the door is Replica's
+        if self._circuit.failed():
+            tell_down(self, self._ground, "requests were not answered")
+
+    def retry_after_s(self) -> int:
+        return round(PROBE_S)
+
+    def progress(self) -> None:
+        """Nothing is on its way here."""
 
     def post(self, happening: Happening) -> None:
-        self._closed = happening == "stop" or (self._closed and happening != "open")
+        self.closed = happening == "stop" or (self.closed and happening != "open")
+
+    async def own(self) -> None:
+        """Ask it again and again whether it answers, until cancelled."""
+        await watch(self, self._upstream, self.engine.ready_path, self._circuit, self._ground)
 
     async def check(self) -> None:
         """Ask it for one real completion. Raises EngineFailed."""
-        served_model = self.endpoint.served_model or self.name
+        served_model = self.endpoint.served_model or self.route.name
         try:
             async with asyncio.timeout(self.endpoint.request_seconds):
-                used = await probe_completion(self._upstream, self.name, served_model, self._ground)
+                used = await probe_completion(self._upstream, self.route.name, self.name, served_model, self._ground)
         except TimeoutError:
             raise NotReady(f"`{self.name}` did not answer in {self.endpoint.request_seconds:g} s") from None
         self._ground.tell(
             "probe.answered",
-            self.name,
+            self.route.name,
+            replica=self.name,
             prompt_tokens=used.prompt,
             completion_tokens=used.completion,
             url=self._upstream.url,
         )
 
     def status(self) -> ReplicaStatus:
-        state = "stopped" if self._closed else "external"
-        return ReplicaStatus(endpoint=self.name, engine="external", state=state, in_flight=self._held)
+        state = "stopped" if self.closed else "external"
+        return ReplicaStatus(
+            endpoint=self.route.name,
+            replica=self.name,
+            engine="external",
+            state=state,
+            in_flight=self.slots.held,
+            waiting=self.route.waiting if self.route.replicas[0] is self else 0,
+            slots=self.slots.count,
+            answers=not self._circuit.open,
+        )
 
 
-def _api_key(name: str, endpoint: Endpoint) -> str | None:
-    if endpoint.api_key_file is None:
+def _api_key(name: str, place: Place) -> str | None:
+    if place.api_key_file is None:
         return None
     try:
-        return Path(endpoint.api_key_file).read_text().strip()
+        return Path(place.api_key_file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfig(f"[endpoints.{name}] api_key_file: {error}") from None

@@ -13,6 +13,7 @@ from freehold.fleet.external import ExternalReplica
 from freehold.fleet.ground import Ground
 from freehold.fleet.permission import permissions
 from freehold.fleet.replica import Replica
+from freehold.fleet.route import Route
 from freehold.fleet.starting import Start
 from freehold.fleet.trust import Trust
 from freehold.types import ReplicaStatus
@@ -31,16 +32,20 @@ class Fleet:
         self._starts_s = starts_s or {}
         self._permissions = permissions(config, ground)
         self._trusts: dict[str, Trust] = {}
-        self._members = {name: self._member(name, endpoint) for name, endpoint in config.endpoints.items()}
+        self._routes: dict[str, Route] = {}
+        self._members: list[Replica | ExternalReplica] = []
+        self._local: dict[str, Replica] = {}
+        for name, endpoint in config.endpoints.items():
+            self._add(name, endpoint)
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        return tuple(self._members)
+        return tuple(self._routes)
 
-    def find(self, name: str) -> Replica | ExternalReplica:
+    def find(self, name: str) -> Route:
         """Raises Unknown, in the words OpenAI's clients know."""
         try:
-            return self._members[name]
+            return self._routes[name]
         except KeyError:
             raise unknown_model(name) from None
 
@@ -53,42 +58,44 @@ class Fleet:
 
         Raises what kept it from starting.
         """
-        member = self.find(name)
+        route = self.find(name)
         if full and (trust := self._trusts.get(name)):
             trust.expire()
-        if isinstance(member, ExternalReplica) or self.refusal(name, self.ground.clock_ns()):
+        local = self._local.get(name)
+        if local is None or self.refusal(name, self.ground.clock_ns()):
             self._permissions[name].require()
-        member.post("open")
-        if isinstance(member, ExternalReplica):
-            await member.check()
+        route.post("open")
+        if local is None:
+            for member in self._members:
+                if isinstance(member, ExternalReplica) and member.route is route:
+                    await member.check()
             return
         try:
-            member.release(await member.hold(member.endpoint.start_seconds), served=False)
+            route.release(await route.hold(local.endpoint.start_seconds), served=False)
         except NotReady as error:
-            raise member.reason or error from None
+            raise local.reason or error from None
         if full:
-            await self._reread(member)  # it ran already: else its start has read them
+            await self._reread(local)  # it ran already: else its start has read them
 
     def refuse_waiting(self) -> None:
         """The daemon ends: who waits for an engine waits in vain."""
-        for member in self._members.values():
-            if isinstance(member, Replica):
-                member.refuse_waiting()
+        for route in self._routes.values():
+            route.refuse(NotReady(f"`{route.name}` is shutting down", retry_after_s=5))
 
     def status(self) -> list[ReplicaStatus]:
-        return [member.status() for member in self._members.values()]
+        return [member.status() for member in self._members]
 
     async def run(self) -> None:
         """Every owner, and the account of occupancy on its way to the book."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                for member in self._members.values():
-                    if isinstance(member, Replica):
-                        tasks.create_task(member.own(), name=f"own {member.name}")
+                for member in self._members:
+                    tasks.create_task(member.own(), name=f"own {member.name}")
                 tasks.create_task(self._reread_when_due(), name="weights")
                 while True:
                     await asyncio.sleep(SAVE_OCCUPANCY_S)
                     self.save_occupancy()
+                    await self.save_counts()
         finally:
             self.save_occupancy()
 
@@ -97,8 +104,8 @@ class Fleet:
         while True:
             await asyncio.sleep(REREAD_S)
             for name, trust in self._trusts.items():
-                member = self._members[name]
-                if isinstance(member, Replica) and member.serving and trust.due:
+                member = self._local[name]
+                if member.serving and trust.due:
                     with contextlib.suppress(FreeholdError):  # it is closed by now, and that is in the book
                         await self._reread(member)
 
@@ -112,23 +119,33 @@ class Fleet:
             member.close(run, why)
             raise why from None
 
+    async def save_counts(self) -> None:
+        """What engines of our own have counted so far."""
+        for replica in self._local.values():
+            if replica.serving:
+                await replica.save_counts()
+
     def save_occupancy(self) -> None:
         self.ground.book.save_occupancy(*self.ground.occupancy.take(self.ground.clock_ns()))
 
-    def _member(self, name: str, endpoint: Endpoint) -> Replica | ExternalReplica:
-        kind = engine(endpoint.engine)
+    def _add(self, name: str, endpoint: Endpoint) -> None:
+        kind, permission = engine(endpoint.engine), self._permissions[name]
+        route = self._routes[name] = Route(name, endpoint, permission, kind)
         if endpoint.engine == "external":
-            return ExternalReplica(name, endpoint, kind, self.ground)
+            for number, place in enumerate(endpoint.places, 1):
+                replica = name if len(endpoint.places) == 1 else f"{name}-{number}"
+                self._members.append(ExternalReplica(replica, route, place, kind, self.ground))
+            return
         if not isinstance(kind, Launchable):
             raise BadConfig(f"[endpoints.{name}] Freehold cannot start the engine `{endpoint.engine}`")
-        server, permission = self.config.server, self._permissions[name]
         hours = self.config.weights.verify_hours
         lasts_ns = round(hours * 3600e9) or _NEVER_NS
         trust = Trust(name, endpoint, self.ground, permission, rules=self.config.policy, lasts_ns=lasts_ns)
-        self._trusts[name] = trust
         start = Start(name, endpoint, kind, trust, self.ground)
-        starts_s = self._starts_s.get(name, ())
-        return Replica(name, endpoint, start, self.ground, server.drain_seconds, starts_s=starts_s)
+        drain_seconds, starts_s = self.config.server.drain_seconds, self._starts_s.get(name, ())
+        self._trusts[name] = trust
+        self._local[name] = Replica(route, start, self.ground, drain_seconds, starts_s=starts_s)
+        self._members.append(self._local[name])
 
 
 def _unread(name: str, error: Exception) -> Refused:

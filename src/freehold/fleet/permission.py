@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from urllib.parse import urlsplit
@@ -23,14 +23,28 @@ _NEVER_NS = 1 << 63
 _LAST_DAY = date.max - timedelta(days=1)  # the day after must be one
 
 
+# What each of several rules asks of a replica: countries it must be in, laws its operator must not be under.
+PlaceRules = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+Site = tuple[str, Provider | None]  # where a replica stands, and who runs it
+
+
 class Permission:
     """The ruling on one endpoint, and that on the day after an acceptance it rests on has ended."""
 
     def __init__(
-        self, name: str, endpoint: Endpoint, rule: Callable[[str], Ruling], ground: Ground, digests: tuple[str, ...]
+        self,
+        name: str,
+        endpoint: Endpoint,
+        rule: Callable[[str], Ruling],
+        ground: Ground,
+        digests: tuple[str, ...],
+        *,
+        sites: Sequence[Site] = (),
+        rules: law.Rules | None = None,
     ) -> None:
-        """`digests`: of the files that are the endpoint's model; (): nobody says."""
+        """`digests`: of the files that are the endpoint's model; (): nobody says. `sites`: of its replicas."""
         self.digests = digests
+        self._sites, self._rules = sites, rules or law.Rules()
         self._name, self._endpoint, self._ground = name, endpoint, ground
         self._ruling = self._after = rule(_day(ground.clock_ns()))
         self._ends_ns = _NEVER_NS
@@ -56,6 +70,11 @@ class Permission:
             self._ground.tell("policy.refused", self._name, rules=rules, reason=str(error), model=self._endpoint.model)
         return error
 
+    def allows(self, replica: int, asked: PlaceRules) -> bool:
+        """Whether this replica is where policy, and whoever asks, allow."""
+        each = (replace(self._rules, residency=countries, jurisdiction_not=laws) for countries, laws in asked)
+        return all(law.judge_place(*self._sites[replica], rules).allowed for rules in (self._rules, *each))
+
     def require(self) -> None:
         """At each start: raises Refused, or says in the book what allows it and what it obliges to."""
         now_ns = self._ground.clock_ns()
@@ -72,23 +91,29 @@ class Permission:
 
 def permissions(config: Config, ground: Ground) -> dict[str, Permission]:
     """One for each endpoint. Raises BadConfig for a model that the catalogue does not know."""
-    asked = config.machine.operator or any(each.model or each.operator for each in config.endpoints.values())
+    asked = config.machine.operator or any(
+        each.model or any(place.operator for place in each.places) for each in config.endpoints.values()
+    )
     catalogue = merge(load(), config.models, config.offers, config.rates) if asked else Catalogue()
-    return {
-        name: Permission(name, endpoint, partial(_rule, name, config, catalogue), ground, digests)
-        for name, endpoint in config.endpoints.items()
-        for digests in [_model(name, endpoint.model, catalogue).digests if endpoint.model else ()]
-    }
+    made = {}
+    for name, endpoint in config.endpoints.items():
+        digests = _model(name, endpoint.model, catalogue).digests if endpoint.model else ()
+        sites, rules = _sites(name, config, catalogue), replace(config.policy, unreviewed="refuse")
+        rule = partial(_rule, name, config, catalogue, sites)
+        made[name] = Permission(name, endpoint, rule, ground, digests, sites=sites, rules=rules)
+    return made
 
 
-def _rule(name: str, config: Config, catalogue: Catalogue, today: str) -> Ruling:
+def _rule(name: str, config: Config, catalogue: Catalogue, sites: Sequence[Site], today: str) -> Ruling:
+    """The model's ruling, and that on a place where it may be served: any one of its replicas'."""
     endpoint, rules = config.endpoints[name], replace(config.policy, unreviewed="refuse")
     if not endpoint.model:
         of_model = law.unnamed_model() if config.policy.asks_for_model else Ruling()
     else:
         model, licences = _model(name, endpoint.model, catalogue), {each.id: each for each in catalogue.licences}
         of_model = law.judge_model(model, law.licence_of(model, licences), rules, today)
-    return law.join(of_model, law.judge_place(*_place(name, config, catalogue), rules))
+    places = [law.judge_place(*site, rules) for site in sites]
+    return law.join(of_model, next((place for place in places if place.allowed), places[0]))
 
 
 def _model(name: str, text: str, catalogue: Catalogue) -> Model:
@@ -103,15 +128,19 @@ def _model(name: str, text: str, catalogue: Catalogue) -> Model:
     return found.model
 
 
-def _place(name: str, config: Config, catalogue: Catalogue) -> tuple[str, Provider | None]:
-    """Where the engine's machine stands, and who runs it. Of another machine than this, only what was said."""
+def _sites(name: str, config: Config, catalogue: Catalogue) -> list[Site]:
+    """Where each replica's machine stands, and who runs it. Of another machine than this, only what was said."""
     endpoint = config.endpoints[name]
-    here = endpoint.engine != "external" or _is_here(endpoint.url or "")
-    country = endpoint.country or (config.machine.country if here else "")
-    run_by = config.machine.operator if here and endpoint.operator is None else endpoint.operator
-    if run_by is None:
-        return country, Provider(id="", name=f"whoever runs `{name}`")  # its url is not for callers
-    return country, operator(catalogue, run_by)
+    sites: list[Site] = []
+    for place in endpoint.places:
+        here = endpoint.engine != "external" or _is_here(place.url)
+        country = place.country or (config.machine.country if here else "")
+        run_by = config.machine.operator if here and place.operator is None else place.operator
+        if run_by is None:
+            sites.append((country, Provider(id="", name=f"whoever runs `{name}`")))  # its url is not for callers
+        else:
+            sites.append((country, operator(catalogue, run_by)))
+    return sites
 
 
 def _is_here(url: str) -> bool:

@@ -10,27 +10,24 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
-from freehold.errors import FreeholdError, NotReady, QueueFull
-from freehold.fleet.config import Endpoint
+from freehold.errors import EngineFailed, FreeholdError, NotReady
 from freehold.fleet.ground import Ground
+from freehold.fleet.health import watch
+from freehold.fleet.route import Asker, Hold, Route
+from freehold.fleet.slots import Slots
 from freehold.fleet.starting import Start
-from freehold.fleet.upstream import Upstream
+from freehold.policy.balance import Circuit
 from freehold.policy.lifecycle import Effect, Happening, Life, step
 from freehold.policy.waiting import backoff_s, retry_after_s
 from freehold.types import ReplicaStatus
 
 STARTS_REMEMBERED = 9
+COUNT_S = 5.0  # so long may an engine take to say what it counted
+DOUBT_S = 1.0  # so long it may take until the news of an engine's end is here
 _PHASES = {"starting": "starting", "ready": "idle", "stopping": "stopping"}
-
-
-class Hold(NamedTuple):
-    """A ready replica, kept ready until it is given back with `release`."""
-
-    upstream: Upstream
-    run: int
-    mark: float  # where the occupancy account stood
 
 
 class _Note(NamedTuple):
@@ -43,85 +40,100 @@ class Replica:
     """One engine process at a time, started when wanted, stopped when idle."""
 
     def __init__(
-        self,
-        name: str,
-        endpoint: Endpoint,
-        start: Start,
-        ground: Ground,
-        drain_seconds: float,
-        *,
-        starts_s: Sequence[float] = (),
+        self, route: Route, start: Start, ground: Ground, drain_seconds: float, *, starts_s: Sequence[float] = ()
     ) -> None:
-        self.name, self.endpoint = name, endpoint
+        self.name, self.endpoint, self.route = route.name, route.endpoint, route
         self.engine = start.engine
+        self.slots = Slots(route.endpoint.slots)
         self._start, self._ground, self._drain_seconds = start, ground, drain_seconds
         self._life = Life()
         self._inbox: asyncio.Queue[_Note] = asyncio.Queue()
-        self._waiters: deque[asyncio.Future[Hold]] = deque()
-        self._held = 0
+        self._circuit = Circuit()
+        self._asked = False  # a note that it is wanted is on its way to the owner
+        self._doubted = 0  # a run that left a request unanswered: it has ended, perhaps
         self._released = asyncio.Event()
-        self._last_use_ns = self._began_ns = self._due_ns = ground.clock_ns()
+        self._last_use_ns = self._began_ns = self._due_ns = self.ready_ns = ground.clock_ns()
         self._starts_s = deque(starts_s, maxlen=STARTS_REMEMBERED)
         self.reason: FreeholdError | None = None  # it did not start last time
         self._living: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
+        route.replicas.append(self)
 
-    # for the gateway
+    # for its route
 
-    def try_hold(self) -> Hold | None:
-        """Hold it if it is ready, without waiting."""
-        if self._life.state != "ready" or self._start.upstream is None:
+    @property
+    def usable(self) -> bool:
+        return self._life.state == "ready" and self._doubted != self._life.run and not self._circuit.open
+
+    @property
+    def coming(self) -> bool:
+        life = self._life
+        return not life.closed and (life.wanted or self._asked or life.state in ("starting", "ready"))
+
+    @property
+    def closed(self) -> bool:
+        return self._life.closed
+
+    def hold(self, asker: Asker) -> Hold | None:
+        """Only if it is `usable`."""
+        upstream = self._start.upstream
+        if upstream is None:
             return None
-        self._held += 1
+        slot, same = self.slots.take(asker.group, asker.choices)
         mark = self._ground.occupancy.hold(self.name, self._ground.clock_ns())
-        return Hold(self._start.upstream, self._life.run, mark)
+        return Hold(self, upstream, self._life.run, mark, asker.choices, slot, same)
 
-    async def hold(self, wait_seconds: float | None = None) -> Hold:
-        """Hold it as soon as it is ready, waking it if need be. Raises NotReady.
-
-        `wait_seconds`: an operator's own patience, in place of the endpoint's, and outside of its queue.
-        """
-        if held := self.try_hold():
-            return held
-        self._inbox.put_nowait(_Note("wanted"))  # even for who is sent away: they are told to come back
-        if wait_seconds is None and len(self._waiters) >= self.endpoint.max_waiting:
-            late = self._not_ready(f"{len(self._waiters)} requests already wait for `{self.name}`")
-            raise QueueFull(str(late), retry_after_s=late.retry_after_s)
-        waiter: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        limit = self.endpoint.wait_seconds if wait_seconds is None else wait_seconds
-        try:
-            async with asyncio.timeout(limit):
-                return await waiter
-        except BaseException as gone:
-            if waiter.done() and not waiter.cancelled() and not waiter.exception():
-                self.release(waiter.result(), served=False)  # admitted in the very moment they gave up
-            if isinstance(gone, TimeoutError):
-                raise self._not_ready(f"`{self.name}` was not ready within {limit:g} s") from None
-            raise
-        finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+    def wake(self) -> None:
+        self._asked = True
+        self._inbox.put_nowait(_Note("wanted"))
 
     def release(self, hold: Hold, *, served: bool) -> int:
-        """Give it back; returns the request's share of the machine's cost, in pico."""
-        self._held -= 1
+        if hold.run == self._life.run:
+            self.slots.give(hold.slot, hold.choices)
+        else:  # its process is gone, and its slots with it
+            self.slots.held -= 1
         self._last_use_ns = self._ground.clock_ns()
         if served and self._life.failures:
             self._inbox.put_nowait(_Note("served", hold.run))
-        if not self._held:
+        if not self.slots.held:
             self._released.set()
             self._watch_idle()
         return self._ground.occupancy.release(self.name, hold.mark, self._last_use_ns)
 
-    async def is_over(self, run: int) -> bool:
-        """Whether this run has ended; its engine did not answer, so that it has may be about to be known."""
-        for _ in range(100):
-            if self._life.run != run or self._life.state != "ready":
-                return True
-            await asyncio.sleep(0.01)
-        return False
+    def answering(self, run: int) -> None:
+        """The first byte of an answer came."""
+        if run == self._life.run:
+            self.slots.widen()
+            self._circuit.answered()
+
+    def unanswered(self, run: int) -> None:
+        """It went away before a byte of an answer: nobody else is sent there until it is known whether it has ended."""
+        if run == self._life.run and self._life.state == "ready":
+            self._doubted = run
+            self._circuit.failed()
+            asyncio.get_running_loop().call_later(DOUBT_S, self._believe, run)
+
+    def retry_after_s(self) -> int:
+        life, now_ns = self._life, self._ground.clock_ns()
+        since_s = self._since_start_s() if life.state == "starting" else 0.0
+        backoff_left_s = max(0.0, (self._due_ns - now_ns) / 1e9) if life.state == "backoff" else 0.0
+        return retry_after_s(self._starts_s, since_s, backoff_left_s)
+
+    def _since_start_s(self) -> float:
+        return (self._ground.clock_ns() - self._began_ns) / 1e9
+
+    def progress(self) -> dict[str, object] | None:
+        """The stage of the start that is under way, and how long starts usually take from here."""
+        if self._life.state != "starting":
+            return None
+        left_s = median(self._starts_s) - self._since_start_s() if self._starts_s else None
+        estimated_s = None if left_s is None else round(max(0.0, left_s), 1)
+        return {"waking": self.name, "stage": self._start.stage, "estimated_seconds": estimated_s}
+
+    @property
+    def context(self) -> int:
+        return self._start.context
 
     # for the operator
 
@@ -140,23 +152,35 @@ class Replica:
         """The run that is ready; None when there is none."""
         return self._life.run if self._life.state == "ready" else None
 
-    def refuse_waiting(self) -> None:
-        self._refuse(NotReady(f"`{self.name}` is shutting down", retry_after_s=5))
-
     def status(self) -> ReplicaStatus:
         process = self._start.process
         return ReplicaStatus(
             endpoint=self.name,
+            replica=self.name,
             engine=self.endpoint.engine,
             state="stopped" if self._life.closed and self._life.state == "cold" else self._life.state,
             isolated=process.isolated if process else None,
             pid=process.pid if process else None,
             run=self._life.run,
-            in_flight=self._held,
-            waiting=len(self._waiters),
+            in_flight=self.slots.held,
+            waiting=self.route.waiting,
+            slots=self.slots.count,
+            answers=not self._circuit.open,
             last_start_s=round(self._starts_s[-1], 3) if self._starts_s else None,
             reason=str(self.reason) if self.reason else None,
         )
+
+    async def save_counts(self, *, final: bool = False) -> None:
+        """What the engine counted goes into the book, for `usage --reconcile`; nothing where it does not say."""
+        run, in_flight, began_ns = self._life.run, self.slots.held, self._ground.clock_ns()
+        with contextlib.suppress(EngineFailed, TimeoutError):
+            async with asyncio.timeout(COUNT_S):
+                counted = await self._start.counted()
+            if run == self._life.run:
+                in_flight = max(in_flight, self.slots.held)
+                self._ground.book.save_counts(
+                    self.route.name, self.name, run, counted, at_ns=began_ns, in_flight=in_flight, final=final
+                )
 
     # the owner
 
@@ -166,20 +190,22 @@ class Replica:
             while True:
                 self._take(await self._inbox.get())
         finally:
-            self.refuse_waiting()
+            self.route.refuse(NotReady(f"`{self.name}` is shutting down", retry_after_s=5))
             for task in (self._stopping, self._living):
                 if task:
                     task.cancel()
                     await asyncio.wait([task])
 
     def _take(self, note: _Note) -> None:
+        if note.happening == "wanted":
+            self._asked = False
         if note.run not in (None, self._life.run):
             return  # stale news
-        if note.happening == "idle" and self._held:
+        if note.happening == "idle" and (self.slots.held or self.route.waiting):
             return  # somebody came in the meantime
         before = self._life.state
         self._life, effects = step(self._life, note.happening)
-        came_late = self._waiters and before == "ready" and note.happening in ("exited", "failed")
+        came_late = self.route.waiting and before == "ready" and note.happening in ("exited", "failed")
         if came_late:  # after the end, and before the news of it
             self._life, _ = step(self._life, "wanted")
         if self._life.state != before:
@@ -196,9 +222,9 @@ class Replica:
             case "stop":
                 self._stopping = asyncio.create_task(self._stop(run), name=f"stop {self.name}")
             case "admit":
-                self._admit()
+                self.route.admit()
             case "refuse":
-                self._refuse(self._refusal())
+                self.route.lost(self._refusal())
             case "schedule":
                 delay_s = backoff_s(self._life.failures)
                 self._due_ns = self._ground.clock_ns() + round(delay_s * 1e9)
@@ -210,6 +236,9 @@ class Replica:
         if state == "starting":
             self._began_ns = now_ns
         elif state == "ready":
+            self.ready_ns = now_ns
+            self._circuit = Circuit()
+            self.slots.renew()
             self._starts_s.append((now_ns - self._began_ns) / 1e9)
             self.reason = None
         detail = {"run": self._life.run, "because": note.happening}
@@ -217,35 +246,18 @@ class Replica:
             detail["seconds"] = round(self._starts_s[-1], 3)
         self._ground.tell(f"replica.{state}", self.name, **detail)
 
-    def _admit(self) -> None:
-        while self._waiters:
-            if self._waiters[0].done():
-                self._waiters.popleft()
-            elif hold := self.try_hold():
-                self._waiters.popleft().set_result(hold)
-            else:  # the engine has just ended, and the news of it is on its way: they wait for the next run
-                return
-        if not self._held:
-            self._watch_idle()
-
-    def _refuse(self, error: FreeholdError) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_exception(error)
+    def _believe(self, run: int) -> None:
+        """It has not ended: so it may be asked again."""
+        if self._doubted == run:
+            self._doubted = 0
+            if self._life.run == run and self._life.state == "ready":
+                self.route.admit()
 
     def _refusal(self) -> NotReady:
         """What callers are told. Why it does not start is the operator's to know: see `reason`."""
         if self._life.closed:
             return NotReady(f"`{self.name}` was stopped by its operator")
-        return self._not_ready(f"`{self.name}` cannot be started now; its operator can see why")
-
-    def _not_ready(self, message: str) -> NotReady:
-        life = self._life
-        now_ns = self._ground.clock_ns()
-        since_s = (now_ns - self._began_ns) / 1e9 if life.state == "starting" else 0.0
-        backoff_left_s = max(0.0, (self._due_ns - now_ns) / 1e9) if life.state == "backoff" else 0.0
-        return NotReady(message, retry_after_s=retry_after_s(self._starts_s, since_s, backoff_left_s))
+        return self.route.not_ready(f"`{self.name}` cannot be started now; its operator can see why")
 
     def _watch_idle(self, delay_s: float | None = None) -> None:
         if self.endpoint.idle_seconds and self._idle_timer is None:
@@ -254,7 +266,7 @@ class Replica:
 
     def _idle_over(self) -> None:
         self._idle_timer = None
-        if self._life.state != "ready" or self._held:
+        if self._life.state != "ready" or self.slots.held:
             return
         left_s = self.endpoint.idle_seconds - (self._ground.clock_ns() - self._last_use_ns) / 1e9
         if left_s > 0:
@@ -269,10 +281,11 @@ class Replica:
             async with asyncio.timeout(self.endpoint.start_seconds):
                 await self._start.bring_up(run)
             self._inbox.put_nowait(_Note("up", run))
-            code = await self._start.ended()
+            code = await self._until_it_ends()
             self._ground.tell("engine.exited", self.name, run=run, code=code)
         except TimeoutError:
-            end = self._failed(self._not_ready(f"`{self.name}` did not start in {self.endpoint.start_seconds:g} s"))
+            late = f"`{self.name}` did not start in {self.endpoint.start_seconds:g} s"
+            end = self._failed(self.route.not_ready(late))
         except FreeholdError as error:
             end = self._failed(error)
         except Exception as error:  # noqa: BLE001  the door of this task: a fault unforeseen ends the run, not the owner
@@ -286,6 +299,19 @@ class Replica:
                 self._failed(NotReady(f"`{self.name}` could not be cleared away: {type(error).__name__}: {error}"))
             self._inbox.put_nowait(_Note(end, run))
 
+    async def _until_it_ends(self) -> int:
+        """Its exit code. Meanwhile it is asked again and again whether it still answers."""
+        upstream = self._start.upstream
+        if upstream is None:
+            return await self._start.ended()
+        path = self.engine.ready_path
+        watching = asyncio.create_task(watch(self, upstream, path, self._circuit, self._ground))
+        try:
+            return await self._start.ended()
+        finally:
+            watching.cancel()
+            await asyncio.wait((watching,))
+
     def _failed(self, error: FreeholdError) -> Happening:
         self.reason = error
         self._ground.tell("engine.failed", self.name, run=self._life.run, reason=str(error), hint=error.hint)
@@ -295,11 +321,12 @@ class Replica:
         """Let those who hold it finish, then end the process."""
         try:
             async with asyncio.timeout(self._drain_seconds):
-                while self._held:
+                while self.slots.held:
                     self._released.clear()
                     await self._released.wait()
         except TimeoutError:
-            self._ground.tell("engine.cut", self.name, run=run, in_flight=self._held)
+            self._ground.tell("engine.cut", self.name, run=run, in_flight=self.slots.held)
+        await self.save_counts(final=not self.slots.held)
         if self._living:
             self._living.cancel()
             await asyncio.wait([self._living])

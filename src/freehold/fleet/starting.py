@@ -42,15 +42,18 @@ class Start:
         self.process: Process | None = None
         self.upstream: Upstream | None = None
         self.plan: Plan | None = None
+        self.stage = ""  # of a start that is under way
         self._name, self._endpoint, self._trust, self._ground = name, endpoint, trust, ground
         self._socket_fd: int | None = None
         self._folder: Path | None = None
 
     async def bring_up(self, run: int) -> None:
         """From cold to answering. Raises FreeholdError with what to do; `tear_down` must follow in every case."""
+        self.stage = "verifying the weights"
         build = await self._trust.ensure()
         self.plan = plan = await self._fit(build)
         self._ground.tell("plan.made", self._name, steps="\n".join(plan.steps))
+        self.stage = "launching the engine"
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=self._ground.run_dir))
         socket = str(self._folder / "engine.sock")
         launch = self.engine.launch(plan, build.entry, self._name, socket, self._endpoint.binary)
@@ -61,9 +64,23 @@ class Start:
         isolation = {"isolated": process.isolated, "why_not": executor.why_not_isolated}
         self._ground.tell("engine.started", self._name, run=run, pid=process.pid, **isolation)
         await self._test_isolation(process, run)
+        self.stage = "loading the weights"
         await self._until_ready(process, socket)
+        self.stage = "probing"
         await self._trust.recheck()
-        await self._smoke_probe()
+        await self._smoke_probe(run)
+
+    @property
+    def context(self) -> int:
+        """Tokens that a request may use, by the plan of the last start, or as configured until there is one."""
+        return self.plan.context if self.plan else self._endpoint.context or _DEFAULT_CONTEXT
+
+    async def counted(self) -> Tokens:
+        """What the engine's own counters say. Raises EngineFailed."""
+        if self.upstream is None:
+            raise EngineFailed(f"the engine of `{self._name}` is not up")
+        metrics = await self.upstream.fetch("GET", self.engine.metrics_path)
+        return self.engine.counters(metrics.body if metrics.status == 200 else b"")
 
     async def ended(self) -> int:
         """The exit code of the engine, once it has one."""
@@ -90,7 +107,7 @@ class Start:
         host = await asyncio.to_thread(probe)
         context = self._endpoint.context or min(build.context, _DEFAULT_CONTEXT)
         threads = self._endpoint.threads or max(1, host.cores - 1)
-        parallel = self._endpoint.parallel
+        parallel = self._endpoint.slots or 1
         answer = fit(build, host, context=context, parallel=parallel, threads=threads, model=build.model)
         if isinstance(answer, Refusal):
             raise DoesNotFit(f"`{self._name}` does not fit: {answer.reason}", hint=answer.hint)
@@ -157,11 +174,10 @@ class Start:
             waited_s = time.monotonic() - began_s
             await asyncio.sleep(min(max(_POLL_S[0], waited_s * _POLL_SHARE), _POLL_S[1]))
 
-    async def _smoke_probe(self) -> None:
+    async def _smoke_probe(self, run: int) -> None:
         assert self.upstream is not None  # noqa: S101  bring_up has just waited for it
-        used = await probe_completion(self.upstream, self._name, self._name, self._ground)
-        metrics = await self.upstream.fetch("GET", self.engine.metrics_path)
-        counted = self.engine.counters(metrics.body if metrics.status == 200 else b"")
+        used = await probe_completion(self.upstream, self._name, self._name, self._name, self._ground, run=run)
+        counted = await self.counted()
         same = (counted.prompt, counted.completion) == (used.prompt, used.completion)
         self._ground.tell(
             "probe.passed" if same else "probe.counts_differ",
@@ -173,7 +189,9 @@ class Start:
         )
 
 
-async def probe_completion(upstream: Upstream, name: str, served_model: str, ground: Ground) -> Tokens:
+async def probe_completion(
+    upstream: Upstream, name: str, replica: str, served_model: str, ground: Ground, *, run: int = 0
+) -> Tokens:
     """One real completion, recorded like any other. Raises EngineFailed when it is not one."""
     began_ns = ground.clock_ns()
     record = UsageRecord(
@@ -183,6 +201,8 @@ async def probe_completion(upstream: Upstream, name: str, served_model: str, gro
         kind="probe",
         stream=False,
         started_ns=began_ns,
+        replica=replica,
+        run=run,
     )
     ground.book.open_request(record)
     message = {"role": "user", "content": "Hello"}

@@ -1,6 +1,7 @@
 """The pooled HTTP/1.1 client to engines, on asyncio.Protocol and httptools (llhttp).
 
-It is on every request's way; general clients cost 2.5 to 80 times as much there.
+It is on every request's way; general clients cost 2.5 to 80 times as much there. It works by callbacks: whoever asks is
+a `Sink`, and is told as the answer comes.
 """
 
 from __future__ import annotations
@@ -8,21 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections import deque
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 from freehold.errors import EngineFailed
 
-# A caller who reads slowly stops the engine's stream here rather than fill our memory.
-HIGH_WATER_PIECES = 64
 CONNECT_S = 10.0
+# What an engine may still say behind the end of a stream, which its caller does not wait for.
+FINISH_S = 1.0
+_FINISH_BYTES = 64 << 10
 
 
-class Unanswered(EngineFailed):
-    """The engine could not be reached, or went away before a byte of its answer."""
+class Sink(Protocol):
+    """Whoever asked: told of the head of the answer, of its body in pieces, and of its end or failure, once."""
+
+    connection: Connection | None
+
+    def on_head(self, status: int) -> None: ...
+    def on_piece(self, piece: bytes) -> None: ...
+    def on_end(self) -> None: ...
+    def on_failure(self, reason: str, *, answered: bool) -> None:
+        """`answered`: a byte of its answer had come. Else the engine may never have seen the request."""
+        ...
 
 
 class Answer(NamedTuple):
@@ -41,18 +51,62 @@ class Upstream:
         self._host = parts.hostname or "engine"
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
-        self.prefix = "" if self._path else parts.path.rstrip("/")
+        self._prefix = "" if self._path else parts.path.rstrip("/")
         self.idle: list[Connection] = []
+        self._dialling: set[asyncio.Task[None]] = set()
         self._closed = False
         host = parts.netloc.rpartition("@")[2] or "engine"
         key = f"authorization: Bearer {api_key}\r\n" if api_key else ""
-        self._head = f"host: {host}\r\ncontent-type: application/json\r\n{key}"
+        self._headers = f" HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n{key}"
+        self._heads: dict[str, bytes] = {}
 
-    def head(self, method: str, path: str, length: int) -> bytes:
-        line = f"{method} {self.prefix}{path} HTTP/1.1\r\n"
-        return f"{line}{self._head}content-length: {length}\r\n\r\n".encode()
+    def request(self, method: str, path: str, body: bytes, headers: bytes = b"") -> bytes:
+        """`path` is one of a few; `headers`: more of them, each line with its end."""
+        line = f"{method} {self._prefix}{path}"
+        head = self._heads.get(line) or self._heads.setdefault(line, f"{line}{self._headers}".encode())
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, headers, len(body), body)
 
-    async def connect(self) -> Connection:
+    def send(self, sink: Sink, request: bytes) -> None:
+        """Over a connection that waits, or a new one."""
+        while self.idle:
+            connection = self.idle.pop()
+            if not connection.transport.is_closing():
+                connection.send(sink, request)
+                return
+        task = asyncio.get_running_loop().create_task(self._dial(sink, request))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+
+    async def fetch(self, method: str, path: str, body: bytes = b"") -> Answer:
+        """One whole exchange, for probes. Raises EngineFailed."""
+        whole = _Whole()
+        self.send(whole, self.request(method, path, body))
+        try:
+            return await whole.answer
+        finally:
+            if whole.connection:
+                whole.connection.abort()
+
+    def close(self) -> None:
+        """No connection goes there any more: what its address names may be somebody else's soon."""
+        self._closed = True
+        while self.idle:
+            self.idle.pop().transport.abort()
+
+    async def _dial(self, sink: Sink, request: bytes) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                connection = await self._connect()
+        except OSError as error:  # TimeoutError among them
+            sink.on_failure(f"cannot reach the engine at {self.url}: {error}", answered=False)
+            return
+        if self._closed:
+            connection.transport.abort()
+            sink.on_failure("its run is over", answered=False)
+        else:
+            connection.send(sink, request)
+
+    async def _connect(self) -> Connection:
         if self._closed:
             raise ConnectionRefusedError("its run is over")
         loop = asyncio.get_running_loop()
@@ -64,21 +118,6 @@ class Upstream:
             )
         return connection
 
-    async def fetch(self, method: str, path: str, body: bytes = b"") -> Answer:
-        """One whole exchange, for probes. Raises EngineFailed."""
-        exchange = Exchange(self)
-        try:
-            await exchange.start(method, path, body)
-            return Answer(exchange.status, await exchange.rest())
-        finally:
-            exchange.cancel()
-
-    def close(self) -> None:
-        """No connection goes there any more: what its address names may be somebody else's soon."""
-        self._closed = True
-        while self.idle:
-            self.idle.pop().transport.abort()
-
 
 class Connection(asyncio.Protocol):
     """One connection: serves one exchange after the other and goes back to its upstream's pool between them."""
@@ -87,19 +126,31 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._exchange: Exchange | None = None
-        self.reused = False
+        self._sink: Sink | None = None
+        self._request = b""
+        self._reused = False
 
-    def send(self, exchange: Exchange, request: bytes) -> None:
-        self._exchange = exchange
+    def send(self, sink: Sink, request: bytes) -> None:
+        self._sink, self._request = sink, request
+        sink.connection = self
         self._pieces: list[bytes] = []
         self._complete = self._keep = self._answered = False
+        self._status = 0
         self._parser = httptools.HttpResponseParser(self)
         self.transport.write(request)
 
     def abort(self) -> None:
-        self._exchange = None
+        """Nobody waits for the answer any more: closing is how an engine learns to stop its work."""
+        self._sink = None
         self.transport.abort()
+
+    def let_finish(self) -> None:
+        """The answer is over for its caller. If the engine ends it soon, the connection serves the next one."""
+        if self._complete:
+            self._sink = None
+        elif self._sink:
+            self._sink = _Finishing(self)
+            self.transport.resume_reading()
 
     # asyncio calls these
 
@@ -107,158 +158,120 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's own classes are not asyncio's
 
     def data_received(self, data: bytes) -> None:
-        exchange = self._exchange
-        if exchange is None:  # an engine that speaks out of turn
+        if self._sink is None:  # an engine that speaks out of turn
             self.transport.close()
             return
         self._answered = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._exchange = None
+            self._fail(f"its answer is not HTTP: {error}")
             self.transport.close()
-            exchange.on_failure(f"its answer is not HTTP: {error}", answered=True)
             return
-        if self._pieces:
-            pieces, self._pieces = self._pieces, []
-            exchange.on_piece(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if pieces := self._pieces:
+            self._pieces = []
+            if sink := self._sink:
+                sink.on_piece(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._complete:
-            self._finish(exchange)
+            self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         with contextlib.suppress(ValueError):
             self._upstream.idle.remove(self)
-        exchange, self._exchange = self._exchange, None
-        if exchange:
-            reason = f"it closed the connection{f' ({exc})' if exc else ''}"
-            exchange.on_failure(reason, answered=self._answered)
+        if self._reused and not self._answered and self._sink:
+            sink, self._sink = self._sink, None
+            self._upstream.send(sink, self._request)  # the engine had closed it while it waited in the pool
+        else:
+            self._fail(f"it closed the connection{f' ({exc})' if exc else ''}")
 
     # httptools calls these
 
     def on_headers_complete(self) -> None:
-        if self._exchange:
-            self._exchange.on_head(self._parser.get_status_code())
+        status = self._parser.get_status_code()
+        if status >= 200 and not self._status:  # before there may be others, such as 103
+            self._status = status
+            if self._sink:
+                self._sink.on_head(status)
 
     def on_body(self, body: bytes) -> None:
         self._pieces.append(body)
 
     def on_message_complete(self) -> None:
-        self._keep = self._parser.should_keep_alive() and not self._complete  # twice: more came than one answer
-        self._complete = True
+        if self._status:
+            self._keep = self._parser.should_keep_alive() and not self._complete  # twice: more came than one answer
+            self._complete = True
 
-    def _finish(self, exchange: Exchange) -> None:
-        self._exchange = None
+    def _finish(self) -> None:
+        sink, self._sink = self._sink, None
+        self._request = b""
         if self._keep:
             self.transport.resume_reading()  # paused, perhaps, for a caller who reads slowly
-            self.reused = True
+            self._reused = True
             self._upstream.idle.append(self)
         else:
             self.transport.close()
-        exchange.on_end()
+        if sink:
+            sink.connection = None
+            sink.on_end()
+
+    def _fail(self, reason: str) -> None:
+        sink, self._sink = self._sink, None
+        if sink:
+            sink.connection = None
+            sink.on_failure(reason, answered=self._answered)
 
 
-class Exchange:
-    """One request and its answer: `start`, then `piece` until it gives b"". `cancel` in every case, at the end."""
+class _Whole:
+    """Keeps the answer until it is whole."""
 
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
-        self._connection: Connection | None = None
-        self._queue: deque[bytes] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._failure = ""
-        self._ended = self._answered = False
-        self.status = 0
+    LIMIT_BYTES = 64 << 20
 
-    async def start(self, method: str, path: str, body: bytes) -> None:
-        """Send the request and wait for the head of the answer. Raises EngineFailed.
-
-        Sent again only when a connection from the pool died before a byte of an answer came: the engine had closed it
-        while it waited there.
-        """
-        request = self._upstream.head(method, path, len(body)) + body
-        while True:
-            self._connection = connection = await self._acquire()
-            connection.send(self, request)
-            while not self.status and not self._ended:
-                await self._wait()
-            if self.status:
-                return
-            if self._answered:
-                raise EngineFailed(f"the engine went away: {self._failure}")
-            if not connection.reused:
-                raise Unanswered(f"the engine did not answer: {self._failure}")
-            self._ended, self._failure = False, ""
-
-    async def piece(self) -> bytes:
-        """The next bytes of the body, b"" after the last. Raises EngineFailed when the engine goes away."""
-        while not self._queue:
-            if self._failure:
-                raise EngineFailed(f"the engine went away: {self._failure}")
-            if self._ended:
-                return b""
-            await self._wait()
-        if len(self._queue) == 1:
-            return self._queue.popleft()
-        joined = b"".join(self._queue)
-        self._queue.clear()
-        if self._connection and not self._ended:
-            self._connection.transport.resume_reading()
-        return joined
-
-    async def rest(self, limit_bytes: int = 64 << 20) -> bytes:
-        pieces = []
-        size = 0
-        while piece := await self.piece():
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit_bytes:
-                raise EngineFailed(f"the engine's answer is larger than {limit_bytes >> 20} MiB")
-        return b"".join(pieces)
-
-    def cancel(self) -> None:
-        """Let go. Before the end this closes the connection, which is how an engine learns to stop its work."""
-        if self._connection and not self._ended:
-            self._connection.abort()
-        self._ended = True
-
-    async def _acquire(self) -> Connection:
-        while self._upstream.idle:
-            connection = self._upstream.idle.pop()
-            if not connection.transport.is_closing():
-                return connection
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                return await self._upstream.connect()
-        except OSError as error:  # TimeoutError among them
-            raise Unanswered(f"cannot reach the engine at {self._upstream.url}: {error}") from None
-
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    # the connection calls these
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._status, self._body = 0, bytearray()
 
     def on_head(self, status: int) -> None:
-        self.status = status
-        self._wake()
+        self._status = status
 
     def on_piece(self, piece: bytes) -> None:
-        self._queue.append(piece)
-        if len(self._queue) >= HIGH_WATER_PIECES and self._connection:
-            self._connection.transport.pause_reading()
-        self._wake()
+        self._body += piece
+        if len(self._body) > self.LIMIT_BYTES and self.connection:
+            self.connection.abort()
+            self.on_failure(f"its answer is larger than {self.LIMIT_BYTES >> 20} MiB", answered=True)
 
     def on_end(self) -> None:
-        self._ended = True
-        self._wake()
+        if not self.answer.done():
+            self.answer.set_result(Answer(self._status, bytes(self._body)))
 
     def on_failure(self, reason: str, *, answered: bool) -> None:
-        self._failure, self._answered, self._ended = reason, answered, True
-        self._wake()
+        if not self.answer.done():
+            what = "the engine went away" if answered else "the engine did not answer"
+            self.answer.set_exception(EngineFailed(f"{what}: {reason}"))
+
+
+class _Finishing:
+    """Nobody reads what still comes, and it must not come for ever."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection: Connection | None = connection
+        self._left_bytes = _FINISH_BYTES
+        self._late = asyncio.get_running_loop().call_later(FINISH_S, self._end)
+
+    def on_head(self, status: int) -> None: ...
+
+    def on_piece(self, piece: bytes) -> None:
+        self._left_bytes -= len(piece)
+        if self._left_bytes < 0:
+            self._end()
+
+    def on_end(self) -> None:
+        self._late.cancel()
+
+    def on_failure(self, reason: str, *, answered: bool) -> None:  # noqa: ARG002  nobody asks
+        self._late.cancel()
+
+    def _end(self) -> None:
+        self._late.cancel()
+        if self.connection:
+            self.connection.abort()

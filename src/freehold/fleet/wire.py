@@ -17,14 +17,26 @@ class _Details(Struct):
     cached_tokens: Count | None = None
 
 
+class _Thought(Struct):
+    reasoning_tokens: Count | None = None
+
+
 class Usage(Struct):
     prompt_tokens: Count | None = 0
     completion_tokens: Count | None = 0
     prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Thought | None = None  # vLLM's, since vllm-project/vllm#45802, and OpenAI's
+    reasoning_tokens: Count | None = None  # SGLang's
 
     def tokens(self) -> Tokens:
-        cached = (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
-        return Tokens(prompt=self.prompt_tokens or 0, completion=self.completion_tokens or 0, cached=cached)
+        return Tokens(
+            prompt=self.prompt_tokens or 0,
+            completion=self.completion_tokens or 0,
+            cached=(self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0,
+            reasoning=(self.completion_tokens_details and self.completion_tokens_details.reasoning_tokens)
+            or self.reasoning_tokens
+            or 0,
+        )
 
 
 class Delta(Struct):
@@ -72,6 +84,8 @@ class _Named(Struct):
     model: str | None = None
 
 
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
 _decode_frame = msgspec.json.Decoder(Frame).decode
 _decode_named = msgspec.json.Decoder(_Named).decode
 
@@ -92,3 +106,16 @@ def read_usage(body: bytes) -> Tokens | None:
     """The usage of a whole answer, or None when it is no answer or states none."""
     frame = read_frame(body)
     return frame.usage.tokens() if frame and frame.usage else None
+
+
+def hide_cached(frame: bytes) -> bytes:
+    """An answer, or a frame of it, that states usage, without what tells how much of the prompt was in a cache.
+
+    Always with 0: SGLang, and vLLM at times, state it only when something was. The times go: llama.cpp's, and vLLM's.
+    """
+    begin, end = frame.index(b"{"), frame.rindex(b"}") + 1
+    fields = _decode_fields(frame[begin:end])
+    fields.pop("timings", None)
+    fields.pop("metrics", None)
+    usage: dict[str, object] = {**_decode_fields(fields["usage"]), "prompt_tokens_details": {"cached_tokens": 0}}
+    return b"%b%b%b" % (frame[:begin], _encode({**fields, "usage": usage}), frame[end:])

@@ -16,9 +16,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from freehold.errors import BadRequest, FreeholdError
+from freehold.fleet.config import Allowance
 from freehold.fleet.fleet import Fleet
 from freehold.gateway.alone import Report, record
 from freehold.gateway.custody import checkpoint
+from freehold.gateway.exposition import Exposition
 from freehold.gateway.keyring import Keyring
 from freehold.ledger.deletion import Deletion, What
 from freehold.policy.access import state
@@ -26,17 +28,33 @@ from freehold.types import Event
 
 _T = TypeVar("_T")
 _Moment = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_CENTURY_S = 36525 * 86_400
+_Span = Annotated[int, msgspec.Meta(ge=0, le=36525 * 86_400)]
 
 
-class KeyAsk(msgspec.Struct):
+class Expiry(msgspec.Struct):
+    """When a key ends."""
+
+    expires_ns: _Moment | None = None  # by the daemon's clock, which the asker's may not agree with: see expires_s
+    expires_s: _Span | None = None  # from now
+
+    def at_ns(self, now_ns: int) -> int | None:
+        return self.expires_ns if self.expires_s is None else now_ns + self.expires_s * 10**9
+
+
+class KeyAsk(Expiry, kw_only=True):
     """What `freehold keys create` sends."""
 
     name: str
     endpoints: tuple[str, ...] = ()
-    expires_ns: _Moment | None = None  # by the daemon's clock, which the asker's may not agree with: see expires_s
-    expires_s: Annotated[int, msgspec.Meta(ge=0, le=_CENTURY_S)] | None = None  # from now
     content_days: Annotated[int, msgspec.Meta(ge=1, le=36500)] | None = None
+    group: str = ""
+    limits: Allowance = Allowance()
+
+
+class RotateAsk(Expiry):
+    """What `freehold keys rotate` sends."""
+
+    overlap_s: _Span = 86_400
 
 
 class DeletionAsk(msgspec.Struct):
@@ -50,19 +68,30 @@ class DeletionAsk(msgspec.Struct):
 class Admin:
     """What the command line asks of the daemon. Answers are JSON; that of `up` JSON lines."""
 
-    def __init__(self, fleet: Fleet, keyring: Keyring, about: dict[str, object], shut_down: Callable[[], None]) -> None:
-        self._fleet, self._keyring, self._about, self._shut_down = fleet, keyring, about, shut_down
+    def __init__(
+        self,
+        fleet: Fleet,
+        keyring: Keyring,
+        exposition: Exposition,
+        about: dict[str, object],
+        shut_down: Callable[[], None],
+    ) -> None:
+        self._fleet, self._keyring, self._exposition = fleet, keyring, exposition
+        self._about, self._shut_down = about, shut_down
 
     def app(self) -> Starlette:
         routes = (
             ("GET", "/status", self.status),
+            ("GET", "/metrics", self.metrics),
             ("POST", "/up", self.up),
             ("POST", "/endpoints/{name}/stop", self.stop),
             ("GET", "/keys", self.keys),
             ("POST", "/keys", self.create_key),
+            ("POST", "/keys/{name}/rotate", self.rotate_key),
             ("DELETE", "/keys/{name}", self.revoke_key),
             ("POST", "/events", self.event),
             ("POST", "/flush", self.flush),
+            ("POST", "/counts", self.counts),
             ("POST", "/deletions", self.delete),
             ("POST", "/checkpoints", self.checkpoint),
             ("POST", "/shutdown", self.shutdown),
@@ -74,6 +103,9 @@ class Admin:
 
     async def status(self, _: Request) -> Response:
         return _json({**self._about, "endpoints": self._fleet.status()})
+
+    async def metrics(self, request: Request) -> Response:
+        return await self._exposition.answer(request)
 
     async def up(self, request: Request) -> Response:
         names = request.query_params.getlist("endpoint") or list(self._fleet.endpoints)
@@ -89,17 +121,24 @@ class Admin:
         return _json({"stopping": member.name})
 
     async def keys(self, _: Request) -> Response:
-        now_ns = self._fleet.ground.clock_ns()
+        now_ns, accounts = self._fleet.ground.clock_ns(), self._keyring.accounts
         listed = self._keyring.list()
-        return _json([{**msgspec.structs.asdict(key), "state": state(key, now_ns)} for key in listed])
+        shown = [{"state": state(key, now_ns), "limits": accounts.levels(key, now_ns)} for key in listed]
+        return _json([msgspec.structs.asdict(key) | more for key, more in zip(listed, shown, strict=True)])
 
     async def create_key(self, request: Request) -> Response:
         ask = await _body(request, KeyAsk)
-        keyring, actor, expires_ns = self._keyring, _actor(request), ask.expires_ns
-        if ask.expires_s is not None:
-            expires_ns = self._fleet.ground.clock_ns() + ask.expires_s * 10**9
-        key, secret = await keyring.create(ask.name, ask.endpoints, expires_ns, actor, content_days=ask.content_days)
+        key, secret = await self._keyring.create(
+            ask.name, ask.endpoints, ask.at_ns(self._fleet.ground.clock_ns()), _actor(request),
+            content_days=ask.content_days, group=ask.group, grant=ask.limits.grant,
+        )  # fmt: skip
         return _json({"key": key, "secret": secret})
+
+    async def rotate_key(self, request: Request) -> Response:
+        ask, name = await _body(request, RotateAsk), request.path_params["name"]
+        expires_ns = ask.at_ns(self._fleet.ground.clock_ns())
+        rotated = await self._keyring.rotate(name, ask.overlap_s * 10**9, _actor(request), expires_ns=expires_ns)
+        return _json(dict(zip(("key", "secret", "old_until_ns"), rotated, strict=True)))
 
     async def revoke_key(self, request: Request) -> Response:
         return _json(await self._keyring.revoke(request.path_params["name"], _actor(request)))
@@ -112,6 +151,12 @@ class Admin:
         """Everything that has happened is in the book, and bound to its chain, when this is answered."""
         self._fleet.save_occupancy()
         await self._fleet.ground.book.seal()
+        return _json({})
+
+    async def counts(self, _: Request) -> Response:
+        """What the engines have counted by now is in the book when this is answered."""
+        await self._fleet.save_counts()
+        await self._fleet.ground.book.flush()
         return _json({})
 
     async def delete(self, request: Request) -> Response:

@@ -20,8 +20,8 @@ _DATA = b"data: {"
 class AssembledMeter:
     """The same door as `WholeMeter`: keeps what comes and gives it back whole at the end."""
 
-    def __init__(self, name: str, n: int) -> None:
-        self._meter = StreamMeter(name, n=n, hide_usage=True)
+    def __init__(self, name: str, n: int, *, hide_cached: bool = False) -> None:
+        self._meter = StreamMeter(name, n=n, hide_usage=True, hide_cached=hide_cached)
         self._size_bytes = 0
         self._answer: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
@@ -58,7 +58,7 @@ class AssembledMeter:
             **self._answer,
             "object": "chat.completion" if chat else "text_completion",
             "choices": [_joined(self._choices[index]) for index in sorted(self._choices)],
-            "usage": usage_of(self._meter.tokens),
+            "usage": self._meter.usage(),
         }
         return msgspec.json.encode(whole)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from freehold.fleet.ground import Ground
 
 QUIET_NS = 60 * 10**9
@@ -12,10 +14,12 @@ class Limits:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
+        self.times: Counter[str] = Counter()  # since the start, by the limit
         # Times since the last event, and when that was. Keys and endpoints are known ones: it does not grow.
         self._hits: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def hit(self, limit: str, key: str, endpoint: str = "") -> None:
+        self.times[limit] += 1
         what, now_ns = (limit, key, endpoint), self._ground.clock_ns()
         times, told_ns = self._hits.get(what, (0, -QUIET_NS))
         self._hits[what] = times + 1, told_ns

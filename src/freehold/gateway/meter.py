@@ -7,37 +7,59 @@ import re
 import msgspec
 
 from freehold.errors import EngineFailed
-from freehold.fleet.wire import Frame, read_frame
+from freehold.fleet.wire import Frame, hide_cached, read_frame
 from freehold.types import Tokens
 
 LONGEST_FRAME_BYTES = 8 << 20
 LARGEST_ANSWER_BYTES = 64 << 20
 _FRAME_END = re.compile(rb"\r?\n\r?\n")
 _LONGEST_END = 4
+# A frame that says more than text: the end, usage, an error, or nothing at all.
+_TELLS = re.compile(rb'\[DONE\]|"usage":\s*\{|"error"|data: ?null').search
+# A line with text that the engine produced; inside of a JSON string there are no bare quotes and no line ends.
+_SPEAKS = re.compile(rb'"(?:content|reasoning_content|reasoning|text|arguments)":\s*"[^"][^\n]*').findall
 
 
 class StreamMeter:
     """Feed it every piece of a stream; it gives back what the caller is to see.
 
     `name` replaces the engine's own name for the model. `hide_usage`: the caller did not ask for the frame that only
-    states usage, so it is taken out. `n`: choices a prompt. llama.cpp states the usage of each choice apart: of a chat
-    in a frame of its own, of a completion beside its end. Callers get one frame for all.
+    states usage, so it is taken out. `hide_cached`: how much of the prompt was in the engine's cache is not theirs to
+    know. `n`: choices a prompt. llama.cpp states the usage of each choice apart: of a chat in a frame of its own, of a
+    completion beside its end. Callers get one frame for all.
+
+    Whole frames of one choice that only carry text pass without being decoded: that is nearly all of them.
     """
 
-    def __init__(self, name: str, *, n: int = 1, hide_usage: bool) -> None:
-        self.tokens = Tokens()  # stated by the engine, or seen to pass: then at least so many were produced
+    def __init__(self, name: str, *, n: int = 1, hide_usage: bool, hide_cached: bool = False) -> None:
         self.exact = False  # stated, for all choices
         self.done = False  # [DONE] has passed
         self.failed = False  # the engine reported an error
-        self._name, self._n, self._hide_usage = name, n, hide_usage
+        self._tokens = Tokens()
+        self._name, self._n, self._hide_usage, self._hide_cached = name, n, hide_usage, hide_cached
         self._rest = b""
+        self._renaming: tuple[bytes, bytes] | None = None  # the engine's name for the model, and ours
+        self._named = False  # whether that is known
+        self._passed = b""  # the last piece that was not decoded, and how many frames with text there were
+        self._spoken = 0
         self._stated: list[Tokens] = []  # in frames of their own
         self._seen: dict[int, Tokens] = {}  # of each choice, so far
         self._ended: set[int] = set()  # choices whose end stated their usage
         self._usage_frame = b""
 
+    @property
+    def tokens(self) -> Tokens:
+        """Stated by the engine; or seen to pass: then at least so many were produced."""
+        self._fold()
+        return self._tokens
+
     def feed(self, piece: bytes) -> bytes:
         """Raises EngineFailed for a frame that no answer has."""
+        if self._named and not self._rest and piece.endswith(b"\n\n") and self._n == 1 and not _TELLS(piece):
+            self._passed = piece
+            self._spoken += len(_SPEAKS(piece))
+            return piece.replace(*self._renaming) if self._renaming else piece
+        self._fold()
         buffer = self._rest + piece
         passed, begin = [], 0
         unseen = max(0, len(self._rest) - _LONGEST_END + 1)
@@ -70,7 +92,13 @@ class StreamMeter:
             return frame  # not ours to judge
         self.failed = self.failed or read.error is not None
         self._count(read)
-        frame = rename_model(frame, read.model, self._name)
+        if read.model is not None and not self._named:
+            self._named = True
+            self._renaming = renaming(frame, read.model, self._name)
+        if self._renaming:
+            frame = frame.replace(*self._renaming)
+        if read.usage and self._hide_cached:
+            frame = hide_cached(frame)
         if not read.usage or (read.choices and not self._ended):
             return frame
         self._usage_frame = b"" if self._hide_usage or (self._n == 1 and not read.choices) else frame
@@ -91,12 +119,26 @@ class StreamMeter:
                 self._ended.add(choice.index)
         self._add_up()
 
+    def _fold(self) -> None:
+        """Count what passed without being decoded; llama.cpp's running count, in its last frame, knows it exactly."""
+        if not self._passed:
+            return
+        passed, self._passed = self._passed, b""
+        seen = self._seen.get(0, Tokens())
+        self._seen[0] = msgspec.structs.replace(seen, completion=seen.completion + self._spoken)
+        self._spoken = 0
+        if b'"timings"' in passed:
+            last = read_frame(passed.strip().rpartition(b"\n\n")[2].removeprefix(b"data:"))
+            if last and last.timings:
+                self._seen[0] = last.timings.tokens()
+        self._add_up()
+
     def _add_up(self) -> None:
         all_stated = self.done or self._n == 1  # with several choices others may be missing before the end
         if self._stated and all_stated:
-            self.tokens, self.exact = _total(self._stated, self._n), True
+            self._tokens, self.exact = _total(self._stated, self._n), True
         elif self._seen:
-            self.tokens = _total_seen(self._seen, self._n)
+            self._tokens = _total_seen(self._seen, self._n)
             self.exact = self.done and self._ended == self._seen.keys()
 
     def _merged_usage(self) -> bytes:
@@ -105,7 +147,12 @@ class StreamMeter:
             return b""
         said = msgspec.json.decode(self._usage_frame.strip().removeprefix(b"data:"))
         said.pop("timings", None)  # of one choice only
-        return b"data: %b\n\n" % msgspec.json.encode({**said, "choices": [], "usage": usage_of(self.tokens)})
+        return b"data: %b\n\n" % msgspec.json.encode({**said, "choices": [], "usage": self.usage()})
+
+    def usage(self) -> dict[str, object]:
+        """As callers see it."""
+        tokens = self.tokens
+        return usage_of(msgspec.structs.replace(tokens, cached=0) if self._hide_cached else tokens)
 
 
 def _total(stated: list[Tokens], n: int) -> Tokens:
@@ -115,6 +162,7 @@ def _total(stated: list[Tokens], n: int) -> Tokens:
         prompt=sum(t.prompt for t in stated) // shared,
         completion=sum(t.completion for t in stated),
         cached=sum(t.cached for t in stated) // shared,
+        reasoning=sum(t.reasoning for t in stated),
     )
 
 
@@ -125,6 +173,7 @@ def _total_seen(seen: dict[int, Tokens], n: int) -> Tokens:
         prompt=sum(t.prompt for t in prompts),
         completion=sum(t.completion for t in seen.values()),
         cached=sum(t.cached for t in prompts),
+        reasoning=sum(t.reasoning for t in seen.values()),
     )
 
 
@@ -134,16 +183,17 @@ def usage_of(tokens: Tokens) -> dict[str, object]:
         "completion_tokens": tokens.completion,
         "total_tokens": tokens.prompt + tokens.completion,
         "prompt_tokens_details": {"cached_tokens": tokens.cached},
+        **({"completion_tokens_details": {"reasoning_tokens": tokens.reasoning}} if tokens.reasoning else {}),
     }
 
 
 class WholeMeter:
     """The same door for an answer that comes as one piece of JSON: kept until it is whole, then passed on."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, hide_cached: bool = False) -> None:
         self.tokens = Tokens()
         self.exact = self.done = self.failed = False
-        self._name = name
+        self._name, self._hide_cached = name, hide_cached
         self._pieces: list[bytes] = []
         self._size_bytes = 0
 
@@ -163,18 +213,19 @@ class WholeMeter:
         self.done, self.failed = True, read.error is not None
         if read.usage:
             self.tokens, self.exact = read.usage.tokens(), True
-        return rename_model(body, read.model, self._name)
+            if self._hide_cached:
+                body = hide_cached(body)
+        pair = renaming(body, read.model, self._name)
+        return body.replace(*pair, 1) if pair else body
 
 
-def rename_model(body: bytes, said: str | None, name: str) -> bytes:
-    """Put `name` where the answer names its model.
+def renaming(body: bytes, said: str | None, name: str) -> tuple[bytes, bytes] | None:
+    """What to replace so that an answer names its model `name`; None: nothing.
 
-    Inside a JSON string the quotes would be escaped, so the first such pair of name and value is a real one.
+    Inside a JSON string the quotes would be escaped, so such a pair of name and value is a real one.
     """
     if said is None or said == name:
-        return body
+        return None
     value = msgspec.json.encode(said)
-    for pair in (b'"model":' + value, b'"model": ' + value):
-        if pair in body:
-            return body.replace(pair, b'"model":' + msgspec.json.encode(name), 1)
-    return body
+    said_pair = next((pair for pair in (b'"model":' + value, b'"model": ' + value) if pair in body), None)
+    return (said_pair, b'"model":' + msgspec.json.encode(name)) if said_pair else None

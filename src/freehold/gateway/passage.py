@@ -1,189 +1,431 @@
-"""One request on its way through: admitted, passed on, settled. Exactly one record, whatever happens.
+"""One request on its way through: admitted, placed, passed on, settled. Exactly one record, whatever happens.
 
-The record is opened before the engine sees the request and settled before the caller sees the last byte. `admit`,
-`settle` and `end` are plain synchronous functions.
+The record is opened before the engine sees the request and settled before the caller sees the last byte. Everything
+here is a callback: of the journal when it is safe, of the route when a replica is held, of the connection as the answer
+comes, of the caller who leaves. No task and no await a request. Two faces share it: see app.py and fast.py.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
-from msgspec.structs import replace
+import msgspec
 
-from freehold.errors import BadRequest, EngineFailed, FreeholdError, QueueFull
-from freehold.fleet.external import ExternalReplica
-from freehold.fleet.fleet import Fleet
-from freehold.fleet.ground import Ground
-from freehold.fleet.replica import Hold, Replica
-from freehold.fleet.upstream import Exchange, Unanswered
+from freehold.errors import EngineFailed, FreeholdError, QueueFull, TimedOut
+from freehold.fleet.route import Hold, Route
+from freehold.fleet.upstream import Connection
 from freehold.gateway.assembly import AssembledMeter
-from freehold.gateway.keyring import Keyring
+from freehold.gateway.desk import Desk, Head
 from freehold.gateway.meter import LARGEST_ANSWER_BYTES, StreamMeter, WholeMeter
-from freehold.gateway.openai import Ask, new_request_id, read_ask
-from freehold.policy import access
-from freehold.types import Content, Key, Outcome, UsageRecord
+from freehold.gateway.openai import Ask, Kind, error_body, new_request_id, read_ask
+from freehold.policy.limits import Reservation
+from freehold.types import Content, Key, Outcome, Tokens, UsageRecord
+
+Pairs = Sequence[tuple[bytes, bytes]]
 
 _DAY_NS = 86_400 * 10**9
-Kind = Literal["chat", "completion"]
+_PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
+_LARGEST_REFUSAL_BYTES = 1 << 20
+_ATTEMPTS = 2  # on replicas of our own; of others each is tried once
+JSON = (b"content-type", b"application/json")
+_STREAM = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # or a proxy in front would gather the stream
+)
 
 
-def admit(fleet: Fleet, keyring: Keyring, key: Key, body: bytes, kind: Kind) -> Passage:
-    """Let a request in and open its record. Raises FreeholdError: then there is none."""
-    ask = read_ask(body)
-    member = fleet.find(ask.model)
-    now_ns = fleet.ground.clock_ns()
-    if error := access.refusal(key, ask.model, now_ns) or fleet.refusal(ask.model, now_ns):
-        raise error
-    if stray := member.engine.refused_fields & ask.fields.keys():
-        name = min(stray)
-        raise BadRequest(f"Unrecognized request argument supplied: {name}", param=name)
-    return Passage(fleet.ground, member, keyring, key, ask, kind=kind, body=body)
+class Caller(Protocol):
+    """The way back to whoever asked. Nothing here waits: one who does not read calls `Passage.pause`."""
+
+    def begin(self, status: int, headers: Pairs) -> None:
+        """The head of a stream."""
+        ...
+
+    def write(self, piece: bytes) -> None: ...
+    def end(self, piece: bytes) -> None: ...
+    def answer(self, status: int, headers: Pairs, body: bytes) -> None:
+        """All of it at once."""
+        ...
+
+    def drop(self) -> None:
+        """They do not read: close the connection."""
+        ...
 
 
-def _meter(ask: Ask, *, streamed: bool) -> StreamMeter | WholeMeter | AssembledMeter:
-    if ask.stream:
-        return StreamMeter(ask.model, n=ask.n, hide_usage=not ask.include_usage)
-    return AssembledMeter(ask.model, ask.n) if streamed else WholeMeter(ask.model)
+def admit(desk: Desk, key: Key, head: Head, body: bytes, kind: Kind) -> Passage:
+    """Let a request in. Raises FreeholdError: then there is no record of it. Whoever has it must `start` it."""
+    desk.check_room(key, len(body))
+    ask = read_ask(body, kind)
+    now_ns = desk.ground.clock_ns()
+    route = desk.route(key, head, ask, ask.model, now_ns)
+    bound = desk.bound(route, key, ask, len(body))
+    reservation = desk.accounts.reserve(
+        key, prompt=bound.prompt, completion=bound.completion, rate_tokens=bound.rate, pico=bound.pico, now_ns=now_ns,
+        endpoint=ask.model,
+    )  # fmt: skip
+    return Passage(desk, route, key, ask, head, kind, body, bound.cap, reservation, now_ns)
 
 
 class Passage:
-    """Made by `admit`. Whoever has one must `end` it."""
+    """Made by `admit`. It is over when it was settled and its caller told, or left."""
 
     def __init__(
-        self,
-        ground: Ground,
-        member: Replica | ExternalReplica,
-        keyring: Keyring,
-        key: Key,
-        ask: Ask,
-        *,
-        kind: Kind,
-        body: bytes,
-    ) -> None:
-        self._ground, self._member, self._keyring, self._key, self._ask = ground, member, keyring, key, ask
-        self._began_ns = self._ground.clock_ns()
-        self._hold: Hold | None = None
-        self._exchange: Exchange | None = None
-        self._settled = False
+        self, desk: Desk, route: Route, key: Key, ask: Ask, head: Head, kind: Kind, body: bytes, cap: int | None,
+        reservation: Reservation | None, now_ns: int,
+    ) -> None:  # fmt: skip
+        self.account, self.group = key.id, key.group or key.id
+        self.priority, self.rules = desk.accounts.priority(key), desk.accounts.rules(key)
+        self.affinity = desk.affinity(route, ask, self.group)
+        self.choices = ask.n
+        self.tried: set[str] = set()
+        self.connection: Connection | None = None
+        self.stream = ask.stream
+        self._desk, self._route, self._key, self._ask, self._head = desk, route, key, ask, head
+        self._kind, self._cap, self._reservation, self._began_ns = kind, cap, reservation, now_ns
+        self._body_bytes = len(body)
         self._question = b"" if key.content_days is None else body
         self._kept = None if key.content_days is None else bytearray()  # what the caller was sent
-        self.stream = ask.stream
-        self._streamed = ask.stream or member.engine.answers_by_stream
-        self.meter = _meter(ask, streamed=self._streamed)
-        self.deadline_seconds = member.endpoint.request_seconds
+        self._hold: Hold | None = None
+        self._fallbacks = list(route.endpoint.fallback)
+        self._attempts = 0
+        self._begun = self._settled = self._left = self._paused = self._moved = False
+        self._status = 0  # of the engine's answer
+        self._refusal = b""
+        self._parting: tuple[int, Pairs, bytes] | None = None  # what the caller gets once the record is safe
+        self._since_ns = now_ns  # when what is going on now began: waiting, the engine's silence, the caller's
+        self._noted = 0
+        self.meter: StreamMeter | WholeMeter | AssembledMeter = WholeMeter(ask.model)
         self.record = UsageRecord(
-            request=new_request_id(),
+            request=new_request_id(now_ns),
             key=key.id,
             endpoint=ask.model,
             kind=kind,
             stream=ask.stream,
-            started_ns=self._began_ns,
+            started_ns=now_ns,
+            group=key.group,
+            caller_request=head.caller_request,
+            policy=desk.in_words(self.rules),
         )
-        self._ground.book.open_request(self.record)
+        if reservation:
+            self.record.held_tokens, self.record.held_pico = reservation.tokens, reservation.pico
 
-    async def send(self, path: str) -> Exchange:
-        """Hold a replica, waking it if need be, and send the request on. Returns when the head of the answer is there.
+    def start(self, caller: Caller) -> None:
+        """On its way: from now on the caller is told, and `hang_up` says that they left."""
+        self._caller = caller
+        self._desk.enter(self, self._body_bytes)
+        self._desk.ground.book.open_request(self.record, self._opened, self._route.price)
 
-        An engine that died before a byte of its answer has done nothing that anybody saw, so the request waits once for
-        its next run.
-        """
-        member = self._member
-        served_model = member.endpoint.served_model or self._ask.model
-        body = self._ask.for_engine(served_model, member.engine.stream_fields, stream=self._streamed)
+    # towards the engine
+
+    def _opened(self, error: FreeholdError | None) -> None:
+        if self._settled:
+            return
+        if error:  # it cannot be recorded, so it does not go through, and there is no record of it
+            self._settled = True
+            if self._reservation:
+                self._desk.accounts.settle(self._reservation, Tokens(), 0, self._began_ns)
+            self._desk.leave(self, self._body_bytes)
+            self._caller.answer(error.status, (JSON, *error_headers(error)), error_body(error))
+        else:
+            self._place()
+
+    def _place(self) -> None:
         try:
-            return await self._attempt(path, body)
-        except Unanswered:
-            run = self._hold.run if self._hold else 0
-            self._release(served=False)
-            if not await member.is_over(run):
-                raise
-            return await self._attempt(path, body)
+            hold = self._route.place(self)
+        except FreeholdError as error:
+            if isinstance(error, QueueFull):
+                self._desk.keyring.limits.hit("requests waiting", self._key.id, self._route.name)
+            self._cannot(error)
+        else:
+            if hold:
+                self.placed(hold)
 
-    async def _attempt(self, path: str, body: bytes) -> Exchange:
-        self._hold = self._member.try_hold()
-        if self._hold is None:
+    def placed(self, hold: Hold) -> None:
+        """The route calls this, at once or later."""
+        now_ns = self._desk.ground.clock_ns()
+        record = self.record
+        self._hold = hold
+        if now_ns - self._began_ns > 10**6:  # it waited
+            woken_ns = min(now_ns, hold.replica.ready_ns) - self._began_ns
+            record.wake_ms = max(record.wake_ms, _ms(woken_ns))
             try:
-                self._hold = await self._member.hold()
-            except QueueFull:
-                self._keyring.limits.hit("requests waiting", self._key.id, self._ask.model)
-                raise
-            self._keyring.check(self._key)  # it may have been revoked while this waited
-        queue_ms = self._elapsed_ms()
-        self._exchange = exchange = Exchange(self._hold.upstream)
-        await exchange.start("POST", path, body)
-        self.record = replace(self.record, queue_ms=queue_ms, status=exchange.status)
-        return exchange
+                self._desk.keyring.check(self._key)  # it may have been revoked meanwhile
+            except FreeholdError as error:
+                self._fail(error)
+                return
+        record.queue_ms = _ms(now_ns - self._began_ns)
+        record.replica, record.run = hold.replica.name, hold.run
+        self._since_ns = now_ns
+        self._send(hold)
 
-    def translate(self, status: int, body: bytes) -> FreeholdError:
+    def _send(self, hold: Hold) -> None:
+        endpoint, engine, ask = self._route.endpoint, self._route.engine, self._ask
+        streamed = ask.stream or engine.answers_by_stream
+        hides = engine.hides_cache_hits and not endpoint.cache_salt
+        self.record.served_model = endpoint.served_model or ""
+        if ask.stream:
+            name, n = self._route.name, ask.per_prompt
+            self.meter = StreamMeter(name, n=n, hide_usage=not ask.include_usage, hide_cached=hides)
+        elif streamed:
+            self.meter = AssembledMeter(self._route.name, ask.per_prompt, hide_cached=hides)
+        else:
+            self.meter = WholeMeter(self._route.name, hide_cached=hides)
+        more = engine.isolate(self._desk.salt(self.group), hold.slot, same=hold.same, salted=endpoint.cache_salt)
+        if streamed and engine.stream_fields:
+            more = {**more, **engine.stream_fields}
+        model = endpoint.served_model or self._route.name
+        body = ask.for_engine(model, stream=streamed, more=more, cap=self._cap)
+        headers = b"x-request-id: %b\r\n%b" % (self.record.request.encode(), self._head.trace)
+        self._attempts += 1
+        hold.upstream.send(self, hold.upstream.request("POST", _PATHS[self._kind], body, headers))
+
+    def refused(self, error: FreeholdError) -> None:
+        """The route calls this: nobody there will answer."""
+        self._cannot(error)
+
+    def _cannot(self, error: FreeholdError) -> None:
+        """This endpoint cannot answer: another one, where its configuration and the key allow that."""
+        now_ns = self._desk.ground.clock_ns()
+        while self._fallbacks:
+            name = self._fallbacks.pop(0)
+            try:
+                route = self._desk.route(self._key, self._head, self._ask, name, now_ns)
+            except FreeholdError:
+                continue
+            self.record.asked = self.record.asked or self._ask.model
+            self.record.endpoint = name
+            self._route, self._since_ns, self._attempts = route, now_ns, 0
+            self._place()
+            return
+        self._fail(error)
+
+    # the connection calls these
+
+    def on_head(self, status: int) -> None:
+        hold = self._hold
+        self._status, self._moved = status, True
+        self.record.status = status
+        if hold:
+            hold.replica.answering(hold.run)
+        if status == 200 and self.stream:
+            self._begin()
+
+    def on_piece(self, piece: bytes) -> None:
+        self._moved = True
+        if self._status != 200:
+            self._refusal += piece[: _LARGEST_REFUSAL_BYTES - len(self._refusal)]
+            return
+        if self.record.first_byte_ms is None:
+            self.record.first_byte_ms = _ms(self._desk.ground.clock_ns() - self._began_ns)
+        try:
+            passed = self.meter.feed(piece)
+        except EngineFailed as error:
+            self._fail(error)
+            return
+        if self._kept is not None:
+            self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
+        if self.meter.done:  # what the engine says after this, nobody waits for
+            connection = self.connection
+            self._settle(self._outcome(), (200, (), passed))
+            if connection:
+                connection.let_finish()
+        elif passed:
+            self._caller.write(passed)
+
+    def on_end(self) -> None:
+        if self._settled:
+            return
+        if self._status != 200:
+            self._fail(self._translated())
+            return
+        try:
+            passed = self.meter.close()
+        except EngineFailed as error:
+            self._fail(error)
+            return
+        if self._kept is not None:
+            self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
+        self._settle(self._outcome(), (200, (JSON,), passed))
+
+    def on_failure(self, reason: str, *, answered: bool) -> None:
+        if self._settled:
+            return
+        if answered:
+            self._fail(EngineFailed(f"the engine went away: {reason}"))
+            return
+        hold, error = self._hold, EngineFailed(f"the engine did not answer: {reason}")
+        if hold is None:
+            self._fail(error)
+            return
+        hold.replica.unanswered(hold.run)
+        if not hold.run:
+            self.tried.add(hold.replica.name)
+        self._release(served=False)
+        self._since_ns = self._desk.ground.clock_ns()
+        if hold.run and self._attempts >= _ATTEMPTS:
+            self._cannot(error)
+            return
+        try:  # it has done nothing that anybody saw: another replica may, or its own next run
+            again = self._route.place(self)
+        except FreeholdError:
+            self._cannot(error)
+        else:
+            if again:
+                self.placed(again)
+
+    def _translated(self) -> FreeholdError:
         """The engine's refusal, as OpenAI's clients know it."""
-        status, said = self._member.engine.error(status, body)
+        status, said = self._route.engine.error(self._status, self._refusal)
         error = EngineFailed(said.message, param=said.param)
         error.status, error.type, error.code = status, said.type, said.code
         return error
 
-    def feed(self, piece: bytes) -> bytes:
-        """What of this piece the caller is to see now. Settles when it is the last they wait for."""
-        if self.record.first_byte_ms is None:
-            self.record = replace(self.record, first_byte_ms=self._elapsed_ms())
-        passed = self.meter.feed(piece)
-        if self._kept is not None:
-            self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
-        if self.meter.done:
-            self.settle(self._outcome())
-        return passed
+    # the caller
 
-    def finish(self) -> bytes:
-        """The engine has ended its answer: what the caller has still to see. Settles."""
-        passed = self.meter.close()
-        if self._kept is not None:
-            self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
-        self.settle(self._outcome())
-        return passed
+    def hang_up(self) -> None:
+        """They left. What was not settled is cut; who computes for them stops."""
+        self._left = True
+        if not self._settled:
+            self._stop()
+            self._settle("cut", None)
+
+    def pause(self) -> None:
+        """They do not read: neither do we, so that the engine's stream stops here and not in our memory."""
+        self._paused = True
+        self._since_ns = self._desk.ground.clock_ns()
+        if self.connection:
+            self.connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._since_ns = self._desk.ground.clock_ns()
+        if self.connection:
+            self.connection.transport.resume_reading()
+
+    def tick(self, now_ns: int) -> None:
+        """A few times a second: has something taken too long?"""
+        if self._settled:
+            return
+        endpoint = self._route.endpoint
+        waited_s = (now_ns - self._since_ns) / 1e9
+        if (now_ns - self._began_ns) / 1e9 > endpoint.request_seconds:
+            self._fail(TimedOut(f"the request took longer than {endpoint.request_seconds:g} s"))
+        elif self._hold is None:
+            self._tick_waiting(waited_s)
+        elif self._moved and not self._paused:
+            self._moved, self._since_ns = False, now_ns
+            self._note_progress()
+        elif self._paused:
+            if waited_s > endpoint.stall_seconds:
+                self._caller.drop()  # which hangs up
+        elif not self._status and waited_s > endpoint.first_byte_seconds:
+            self._fail(TimedOut(f"the engine gave no answer within {endpoint.first_byte_seconds:g} s"))
+        elif self._status and waited_s > endpoint.stall_seconds:
+            self._fail(TimedOut(f"the engine said nothing for {endpoint.stall_seconds:g} s"))
+
+    def _tick_waiting(self, waited_s: float) -> None:
+        route = self._route
+        limit_s = route.endpoint.wait_seconds if self._head.wait_s is None else self._head.wait_s
+        if waited_s > limit_s:
+            route.leave(self)
+            self._cannot(route.not_ready(f"`{route.name}` was not ready within {limit_s:g} s"))
+        elif self._head.progress and self.stream and (said := route.progress()):
+            self._begin()
+            self._caller.write(b": %b\n\n" % msgspec.json.encode(said))
+
+    def _note_progress(self) -> None:
+        """What a crash would otherwise lose of a stream under way."""
+        if isinstance(self.meter, WholeMeter):
+            return
+        tokens = self.meter.tokens
+        if tokens.completion > self._noted:
+            self._noted = tokens.completion
+            self._desk.ground.book.note_progress(self.record.request, tokens)
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self.record.status = 200
+            self._caller.begin(200, (*_STREAM, *self._headers()))
+
+    def _headers(self) -> Pairs:
+        """What every answer to an admitted request has."""
+        request, theirs = self.record.request.encode(), self.record.caller_request
+        own = (
+            ((b"x-request-id", theirs.encode()), (b"x-freehold-request-id", request))
+            if theirs
+            else ((b"x-request-id", request),)
+        )
+        limits = self._desk.accounts.headers(self._key, self._desk.ground.clock_ns()) if self._reservation else ()
+        return (*own, *limits)
+
+    # the end
 
     def _outcome(self) -> Outcome:
         whole = self.meter.done or self.meter.exact
         return "ok" if whole and not self.meter.failed else "error"
 
-    def settle(self, outcome: Outcome, status: int | None = None) -> None:
-        """Close the record with what was counted, once; later calls change nothing."""
+    def _fail(self, error: FreeholdError) -> None:
+        """Before the first byte an answer of its own; in the middle of a stream a frame that clients raise from."""
         if self._settled:
             return
-        self._settled = True
-        tokens = self.meter.tokens
-        self.record = replace(
-            self.record,
-            status=self.record.status if status is None else status,
-            outcome=outcome,
-            prompt_tokens=tokens.prompt,
-            completion_tokens=tokens.completion,
-            cached_tokens=tokens.cached,
-            lower_bound=not self.meter.exact and self._exchange is not None and self._exchange.status in (0, 200),
-            total_ms=self._elapsed_ms(),
-            charge_pico=self._member.endpoint.price.charge_pico(tokens),
-            machine_pico=self._release(served=outcome == "ok"),
-        )
+        self._stop()
+        status, body = error.status, error_body(error)
+        if self._begun:
+            self._settle("error", (0, (), b"data: %b\n\n" % body))
+            return
+        self.record.status = status
+        headers: Pairs = (JSON, *error_headers(error))
+        self._settle("error", (status, headers, body))
+
+    def _stop(self) -> None:
+        if self.connection:
+            self.connection.abort()  # which is how an engine learns to stop its work
+        self._route.leave(self)
+
+    def _settle(self, outcome: Outcome, parting: tuple[int, Pairs, bytes] | None) -> None:
+        """Close the record with what was counted. `parting`: what the caller gets once that is safe."""
+        self._settled, self._parting = True, parting
+        desk, record, tokens = self._desk, self.record, self.meter.tokens
+        record.outcome = outcome
+        record.prompt_tokens, record.completion_tokens = tokens.prompt, tokens.completion
+        record.cached_tokens, record.reasoning_tokens = tokens.cached, tokens.reasoning
+        record.lower_bound = not self.meter.exact and self._attempts > 0 and self._status in (0, 200)
+        record.charge_pico = self._route.price.charge_pico(tokens)
+        record.held_tokens = record.held_pico = 0
+        now_ns = desk.ground.clock_ns()
+        record.total_ms = _ms(now_ns - self._began_ns)
+        if self._reservation:
+            desk.accounts.settle(self._reservation, tokens, record.charge_pico, now_ns)
+        record.machine_pico = self._release(served=outcome == "ok")
         content = None
         if self._kept is not None:
             until_ns = self._began_ns + (self._key.content_days or 0) * _DAY_NS
             content = Content(question=self._question, answer=bytes(self._kept), until_ns=until_ns)
-        self._ground.book.settle_request(self.record, content)
+        desk.leave(self, self._body_bytes)
+        desk.ground.book.settle_request(record, content, self._part)
 
-    def fail(self, status: int | None) -> None:
-        """The engine, or the time, came to an end before the answer did."""
-        if self._exchange:
-            self._exchange.cancel()  # before the end this closes the connection, and the engine stops its work
-        self.settle("error", status)
-
-    def end(self) -> None:
-        """Let go of everything. A caller who left before the record was settled has cut it."""
-        if self._exchange:
-            self._exchange.cancel()
-        self.settle("cut")
-        self._release(served=False)
+    def _part(self, _: FreeholdError | None) -> None:
+        """The record is safe: the caller may have the rest."""
+        self._desk.settled(self.record)
+        if self._left or self._parting is None:
+            return
+        status, headers, body = self._parting
+        if self._begun:
+            self._caller.end(body)
+        else:
+            self._caller.answer(status, (*headers, *self._headers()), body)
 
     def _release(self, *, served: bool) -> int:
         hold, self._hold = self._hold, None
-        return self._member.release(hold, served=served) if hold else 0
+        return self._route.release(hold, served=served) if hold else 0
 
-    def _elapsed_ms(self) -> float:
-        return round((self._ground.clock_ns() - self._began_ns) / 1e6, 3)
+
+def error_headers(error: FreeholdError) -> Pairs:
+    return ((b"retry-after", b"%d" % error.retry_after_s),) if error.retry_after_s is not None else ()
+
+
+def _ms(ns: int) -> float:
+    return ns // 1000 / 1000

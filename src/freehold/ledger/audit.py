@@ -21,6 +21,7 @@ from freehold.ledger.follow import Break, EventWalk, Gone, Kind, Row, Walk, span
 from freehold.ledger.journal import left_behind
 from freehold.ledger.ranges import Ranges
 from freehold.ledger.sql import QUERIES
+from freehold.ledger.trail import settled as row_of
 from freehold.types import UsageRecord
 
 LARGEST_SEAL_ROWS = 10**6
@@ -131,7 +132,7 @@ class Audit:
         self._db = db
         db.row_factory = None  # rows by name take twice the time
         settled, cut = left_behind(folder)  # now: what this state has not sealed may soon leave the journal
-        self._journal = {record.request: chain.content_of(record) for record in (*settled, *cut)}
+        self._journal = {record.request: row_of(record).content for record in (*settled, *cut)}
         self.events = self.rows = 0  # that hold, so far
         self._deleted = {what: Ranges() for what in ("events", "usage", "content")}
         self._seals = _Seals(db)

@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import queue
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,33 +18,23 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from freehold.errors import FreeholdError, NotReady
+from freehold.errors import FreeholdError
 from freehold.ledger import made
-from freehold.ledger.chain import SALT_BYTES, content_of, kept
+from freehold.ledger.chain import SALT_BYTES, kept
 from freehold.ledger.deletion import Deletion, delete
-from freehold.ledger.journal import Journal, left_behind, segments
+from freehold.ledger.journal import Journal, Then, left_behind, segments
 from freehold.ledger.ranges import Ranges
 from freehold.ledger.sql import QUERIES, migrate
-from freehold.ledger.trail import Trail
-from freehold.types import Content, Event, Key, UsageRecord
+from freehold.ledger.trail import Trail, settled
+from freehold.ledger.writer import BATCH, Write, Writer
+from freehold.types import Content, Event, Grant, Key, Price, Spent, Tokens, UsageRecord
 
-BATCH = 200  # larger ones hold the interpreter so long that the gateway's p99 shows it
 OPEN_S = 15.0  # how long to wait, at the start, for who else holds the book
 BUSY_MS = 1000  # and later, before saying so and waiting on
 REWRITE_BYTES = 256 << 20  # takes 2 s; a larger book is not written anew daily
 SYNC_S = 0.05  # the journal is on the disk at least this often
 
 _log = logging.getLogger("freehold.ledger")
-
-Write = Callable[[sqlite3.Connection], Any]
-
-
-class _Job(NamedTuple):
-    write: Write
-    tell: Callable[[Any, Exception | None], None] | None
-
-
-_Answer = tuple[Callable[[Any, Exception | None], None] | None, Any, Exception | None]
 
 
 class Verified(NamedTuple):
@@ -61,14 +49,13 @@ class Book:
     """Open it from the event loop that will use it.
 
     `folder` holds the database and the journal. `on_failure` is called in that loop when the book cannot be written
-    any more (`broken`): nothing should be served that is not recorded.
+    any more (`broken`): nothing should be served that is not recorded. With `power_loss` no request goes on before
+    its line is on the disk.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, power_loss: bool = False) -> None:
         self.on_failure: Callable[[], None] = lambda: None
-        self.broken = False
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._path = folder / "book.db"
         made.check(self._path)
         self._db = sqlite3.connect(self._path, timeout=OPEN_S, isolation_level=None, check_same_thread=False)
@@ -89,44 +76,67 @@ class Book:
             ) from None
         self.clock_ns, self.behind_s = self._trail.clock_ns, self._trail.behind_s
         self._db.execute(f"pragma busy_timeout = {BUSY_MS}")
-        self.journal = Journal(folder)
+        self.journal = Journal(folder, power_loss=power_loss)
         self._rotating: asyncio.Task[None] | None = None
         self._unclear = False  # deleted rows are still in the file
-        self._sync_timer: asyncio.TimerHandle | None = None
-        self._thread = threading.Thread(target=self._run, name="book", daemon=True)
-        self._thread.start()
+        self._soon_timer: asyncio.TimerHandle | None = None
+        self._writer = Writer(self._db, self._trail, self.journal, lambda: self.on_failure())  # noqa: PLW0108  the one it has then
+
+    @property
+    def broken(self) -> bool:
+        return self._writer.broken
+
+    @property
+    def batches_waiting(self) -> int:
+        return self._writer.waiting
 
     def _recover(self, folder: Path) -> int:
         """Move what a crashed daemon left in the journal; returns how many requests it had not settled."""
-        settled, cut = left_behind(folder)
+        done, cut = left_behind(folder)
         trail = self._trail
         self._db.execute("begin immediate")
         trail.reload(sealing=True)
         known = trail.sealed
-        for record in (*settled, *cut):
-            try:
-                trail.add_usage(record, content_of(record))
-            except (sqlite3.IntegrityError, OverflowError) as failure:  # one bad record must not end the start
-                _log.error("the book refused %s: %s", record, failure)
-            if trail.due:
-                trail.seal()
+        self._move(done)
+        closed = self._move(cut)
         if lost := [row[0] for row in self._db.execute(QUERIES["lost_content"], (known,))]:
             trail.tell("trail.deleted", "content", rows=str(Ranges(lost)), count=len(lost), why="lost in a crash")
         trail.seal()
+        self._boot_ns = trail.begin()
+        self._db.execute(QUERIES["add_boot"], (self._boot_ns,))
         self._db.execute("commit")
         _to_disk(self._wal)  # before the journal goes, which so far held them
         for segment in segments(folder):
             segment.unlink()
-        return len(cut)
+        return closed
+
+    def _move(self, records: list[UsageRecord]) -> int:
+        """How many of them the book did not have."""
+        new = 0
+        for at in range(0, len(records), BATCH):
+            new += self._trail.add_usage([settled(record) for record in records[at : at + BATCH]])
+            if self._trail.due:
+                self._trail.seal()
+        return new
 
     # requests
 
-    def open_request(self, record: UsageRecord) -> None:
-        self.journal.open(record)
-        self._sync_soon()
+    def open_request(self, record: UsageRecord, then: Then | None = None, price: Price | None = None) -> None:
+        """Before the engine sees it; `price` is what recovery charges for it if this daemon dies.
 
-    def settle_request(self, record: UsageRecord, content: Content | None = None) -> None:
-        """Durable against a crash of the daemon when this returns; in the table soon after.
+        `then` is called when it is durable, soon and once, or with NotReady when it could not be recorded. Without it
+        the record is durable against a crash when this returns; raises NotReady.
+        """
+        self.journal.open(record, then, price)
+        if self._soon_timer is None:
+            self._soon()
+
+    def note_progress(self, request: str, tokens: Tokens) -> None:
+        """What was counted so far of a request that was opened: if this daemon dies, its record says so much."""
+        self.journal.note(request, tokens)
+
+    def settle_request(self, record: UsageRecord, content: Content | None = None, then: Then | None = None) -> None:
+        """`then` as above, but never with an error: what the journal could not take the book has, in a moment.
 
         `content`, which only some keys ask to keep, is not in the journal: a crash in between loses it.
         """
@@ -134,25 +144,22 @@ class Book:
         if content:
             salt = os.urandom(SALT_BYTES)
             keep = salt, content
-            record = msgspec.structs.replace(record, content_hash=kept(salt, content.question, content.answer))
-        raw = content_of(record)
-        self._jobs.put(_Job(lambda _: self._trail.add_usage(record, raw, keep), None))
-        try:
-            self.journal.settle(record, raw)
-        except NotReady as failure:  # then the book alone has it, in a moment
-            _log.error("request %s: %s", record.request, failure)
-        self._sync_soon()
+            record.content_hash = kept(salt, content.question, content.answer)
+        row = settled(record, keep)
+        self.journal.settle(record.request, row.content, then)
+        self._writer.add(row)
+        if self._soon_timer is None:
+            self._soon()
         if self.journal.full:
             self._rotate_soon()
 
-    def _sync_soon(self) -> None:
-        """What is in the journal is on the disk within SYNC_S."""
-        if self._sync_timer is None:
-            self._sync_timer = self._loop.call_later(SYNC_S, self._sync)
+    def _soon(self) -> None:
+        """In SYNC_S what has come is handed to the writer, and what is in the journal is on the disk."""
+        self._soon_timer = self._loop.call_later(SYNC_S, self._sync)
 
     def _sync(self) -> None:
-        self._sync_timer = None
-        self._jobs.put(_Job(lambda _: self.journal.sync(), None))
+        self._soon_timer = None
+        self._writer.put(lambda _: self.journal.sync())
 
     def _rotate_soon(self) -> asyncio.Task[None]:
         if self._rotating is None:
@@ -169,6 +176,7 @@ class Book:
         try:
             old = self.journal.rotate()
             await self.seal()  # what is not sealed is in the journal: so verify knows it from what somebody put there
+            await asyncio.to_thread(self.journal.sync)
             await asyncio.to_thread(_to_disk, self._wal)
             if not self.broken:  # else the journal alone has them
                 for segment in old:
@@ -181,7 +189,7 @@ class Book:
     # events
 
     def add_event(self, event: Event) -> None:
-        self._jobs.put(_Job(lambda _: self._trail.add_event(event), None))
+        self._writer.put(lambda _: self._trail.add_event(event))
 
     async def seal(self) -> None:
         """Everything handed over so far is committed, and bound to the chain."""
@@ -228,13 +236,22 @@ class Book:
             row[0]: Key(
                 id=row[1], name=row[2], endpoints=tuple(row[3].split()),
                 created_ns=row[4], expires_ns=row[5], revoked_ns=row[6], content_days=row[7],
+                group=row[8], grant=msgspec.json.decode(row[9], type=Grant),
             )
             for row in rows
         }  # fmt: skip
 
-    async def add_key(self, key: Key, secret_hash: bytes) -> None:
-        row = (key.id, secret_hash, key.name, " ".join(key.endpoints), key.created_ns, key.expires_ns, key.content_days)
-        await self.do(lambda db: db.execute(QUERIES["insert_key"], row))
+    async def add_key(self, key: Key, secret_hash: bytes, others_until_ns: int | None = None) -> None:
+        """Others of its name open nothing any more after `others_until_ns`."""
+        endpoints, grant = " ".join(key.endpoints), msgspec.json.encode(key.grant).decode()
+        row = (key.id, secret_hash, key.name, endpoints, key.created_ns, key.expires_ns, key.content_days)
+
+        def write(db: sqlite3.Connection) -> None:
+            if others_until_ns is not None:
+                db.execute(QUERIES["end_keys"], (others_until_ns, key.name))
+            db.execute(QUERIES["insert_key"], (*row, key.group, grant))
+
+        await self.do(write)
 
     async def revoke_key(self, key_id: str) -> None:
         await self.do(lambda db: db.execute(QUERIES["revoke_key"], (time.time_ns(), key_id)))
@@ -273,6 +290,28 @@ class Book:
             starts.setdefault(endpoint, []).append(seconds)
         return starts
 
+    # what was used
+
+    async def spent(self, day_ns: int, month_ns: int) -> list[Spent]:
+        """By key and group, since the beginning of a day and of its month; with what is held for cut ones."""
+        rows = await self.do(lambda db: db.execute(QUERIES["spent"], (day_ns, month_ns)).fetchall())
+        return [
+            Spent(
+                key=key, group=group, tokens_day=day[0], pico_day=day[1] * 10**6 + day[2],
+                tokens_month=month[0], pico_month=month[1] * 10**6 + month[2],
+            )
+            for key, group, *sums in rows
+            for day, month in [(sums[:3], sums[3:])]
+        ]  # fmt: skip
+
+    def save_counts(
+        self, endpoint: str, replica: str, run: int, counted: Tokens, *, at_ns: int, in_flight: int, final: bool = False
+    ) -> None:
+        """What the engine's counters said at `at_ns`; `final`: it was drained, and is about to end."""
+        counts = (counted.prompt, counted.completion, counted.cached, in_flight, final)
+        row = (endpoint, replica, run, self._boot_ns, at_ns, *counts)
+        self._writer.put(lambda db: db.execute(QUERIES["save_counts"], row))
+
     # the machine's time
 
     def save_occupancy(self, tenure: tuple[Any, ...], rows: list[tuple[Any, ...]]) -> None:
@@ -280,115 +319,24 @@ class Book:
             db.execute(QUERIES["save_tenure"], tenure)
             db.executemany(QUERIES["add_occupancy"], rows)
 
-        self._jobs.put(_Job(write, None))
-
-    # the writer
+        self._writer.put(write)
 
     async def do(self, write: Write) -> Any:
         """Run one write (or a read that must see all writes before it); returns its answer once it is committed."""
-        done: asyncio.Future[Any] = self._loop.create_future()
-
-        def settle(answer: Any, error: Exception | None) -> None:
-            if done.cancelled():
-                return
-            done.set_result(answer) if error is None else done.set_exception(error)
-
-        def tell(answer: Any, error: Exception | None) -> None:
-            self._loop.call_soon_threadsafe(settle, answer, error)
-
-        self._jobs.put(_Job(write, tell))
-        return await done
+        return await self._writer.do(write)
 
     async def flush(self) -> None:
         """Everything handed over so far is committed when this returns."""
         await self.do(lambda _: None)
 
     async def close(self) -> None:
-        if self._sync_timer:
-            self._sync_timer.cancel()
+        if self._soon_timer:
+            self._soon_timer.cancel()
         if self._rotating:
             await asyncio.wait((self._rotating,))
-        self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await self._writer.close()
         self.journal.close()
         self._db.close()
-
-    def _run(self) -> None:
-        going_on = True
-        while going_on:
-            batch, going_on = self._next_batch()
-            try:
-                answers = self._commit(batch, ending=not going_on)
-            except Exception as failure:  # noqa: BLE001  the door of this thread: nothing may end it unheard
-                answers = self._lost(batch, failure)
-            for tell, answer, error in answers:
-                if tell:
-                    tell(answer, error)
-        with contextlib.suppress(OSError):
-            self.journal.sync()
-
-    def _next_batch(self) -> tuple[list[_Job], bool]:
-        """The next jobs, none when usage rows have waited long enough for their seal; False at the end."""
-        due_s = None if self.broken else self._trail.due_s
-        try:
-            job = self._jobs.get(timeout=None if due_s is None else max(0.0, due_s - time.monotonic()))
-        except queue.Empty:
-            return [], True
-        return self._batch(job) if job else ([], False)
-
-    def _batch(self, job: _Job) -> tuple[list[_Job], bool]:
-        """This job and those that wait behind it; False when the end was among them."""
-        batch = [job]
-        while len(batch) < BATCH and not self._jobs.empty():
-            if (more := self._jobs.get()) is None:
-                return batch, False
-            batch.append(more)
-        return batch, True
-
-    def _commit(self, batch: list[_Job], *, ending: bool) -> list[_Answer]:
-        answers: list[_Answer] = []
-        self._begin()
-        for write, tell in batch:
-            self._db.execute("savepoint job")
-            try:
-                answer, error = write(self._db), None
-            except (sqlite3.Error, OverflowError) as failure:
-                if tell is None and not isinstance(failure, (sqlite3.IntegrityError, OverflowError)):
-                    raise  # no fault of this row: the disk is full, the file is damaged, or worse
-                self._db.execute("rollback to job")
-                self._trail.reload()
-                answer, error = None, FreeholdError(f"the book refused a write: {failure}")
-                _log.error("the book refused a write: %s", failure)
-            self._db.execute("release job")
-            answers.append((tell, answer, error))
-        if not self.broken and (ending or self._trail.due):
-            self._trail.seal()
-        self._db.execute("commit")
-        return answers
-
-    def _begin(self) -> None:
-        """Begin, however long somebody else holds the book: a backup, or a person with a shell."""
-        while True:
-            try:
-                self._db.execute("begin immediate")
-            except sqlite3.OperationalError as failure:
-                if failure.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
-                _log.warning("somebody else holds the book: %s", failure)
-            else:
-                return
-
-    def _lost(self, batch: list[_Job], failure: Exception) -> list[_Answer]:
-        """The disk is full, or worse. Whoever waits is told; requests stay in the journal, for the next start."""
-        with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
-            self._db.execute("rollback")
-        with contextlib.suppress(sqlite3.Error):
-            self._trail.reload()
-        _log.error("the book cannot be written: %s", failure)
-        self.broken = True
-        self._loop.call_soon_threadsafe(self.on_failure)
-        error = FreeholdError(f"the book cannot be written: {failure}", hint="is the disk full? freehold doctor")
-        return [(tell, None, error) for _, tell in batch]
 
 
 def _to_disk(path: Path) -> None:

@@ -18,11 +18,19 @@ GENESIS = bytes(32)
 HASH_BYTES = 32
 SALT_BYTES = 16
 
-# The content of a usage row is its record as JSON, the fields in their order. A field that is added one day has to be
-# left out while it has its default, or older rows would no longer give their hashes.
-content_of = msgspec.json.Encoder().encode
-_Row = msgspec.defstruct("_Row", [(field.name, field.type) for field in msgspec.structs.fields(UsageRecord)])
+# The content of a usage row is its record as JSON, the fields in their order. Those behind content_hash came later, and
+# are left out while they have their default: so rows that were written before still give their hashes.
+_FIELDS = msgspec.structs.fields(UsageRecord)
+_FIRST = [field.name for field in _FIELDS].index("content_hash") + 1
+_Row = msgspec.defstruct(
+    "_Row",
+    [(f.name, f.type) for f in _FIELDS[:_FIRST]] + [(f.name, f.type, f.default) for f in _FIELDS[_FIRST:]],
+    omit_defaults=True,
+    gc=False,
+)
 _FLAGS = [UsageRecord.__struct_fields__.index(name) for name in ("stream", "lower_bound")]
+_NO_WAKE = next(field.default for field in _FIELDS if field.name == "wake_ms")
+encode = msgspec.json.Encoder().encode
 
 
 class Link(NamedTuple):
@@ -54,6 +62,15 @@ def leaf(number: int, committed: bytes) -> bytes:
     return hashlib.sha256(b"\0" + _eight(number) + committed).digest()
 
 
+def leaves(first: int, salts: Sequence[bytes], contents: Sequence[bytes]) -> list[bytes]:
+    """Those of usage rows that follow each other; at the cost of the hashes alone."""
+    sha = hashlib.sha256
+    return [
+        sha(b"\0" + number.to_bytes(8, "big") + sha(salt + content).digest()).digest()
+        for number, (salt, content) in enumerate(zip(salts, contents, strict=True), start=first)
+    ]
+
+
 def root(leaves: Sequence[bytes]) -> bytes:
     """RFC 6962, section 2.1: a node without a sibling moves up as it is."""
     level = leaves
@@ -62,12 +79,20 @@ def root(leaves: Sequence[bytes]) -> bytes:
     return level[0]
 
 
+def content_of(row: Sequence[Any]) -> bytes:
+    """The content of a usage row: the values of a UsageRecord."""
+    sealed: Any = _Row(*row)
+    if not sealed.wake_ms:
+        sealed.wake_ms = _NO_WAKE  # one 0.0 is not another: defaults are known by their identity
+    return encode(sealed)
+
+
 def row_content(row: Sequence[Any]) -> bytes:
-    """The content of a usage row as the table has it, which knows no booleans."""
+    """The same of a row as the table has it, which knows no booleans."""
     values = list(row)
     for flag in _FLAGS:
         values[flag] = bool(values[flag])
-    return content_of(_Row(*values))
+    return content_of(values)
 
 
 def kept(salt: bytes, question: bytes, answer: bytes) -> str:
@@ -76,12 +101,9 @@ def kept(salt: bytes, question: bytes, answer: bytes) -> str:
 
 
 def _above(level: Sequence[bytes]) -> list[bytes]:
-    pairs = [_node(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+    sha = hashlib.sha256
+    pairs = [sha(b"\1" + left + right).digest() for left, right in zip(level[::2], level[1::2], strict=False)]
     return [*pairs, level[-1]] if len(level) % 2 else pairs
-
-
-def _node(left: bytes, right: bytes) -> bytes:
-    return hashlib.sha256(b"\1" + left + right).digest()
 
 
 def _eight(number: int) -> bytes:

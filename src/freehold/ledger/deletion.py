@@ -37,6 +37,8 @@ def delete(db: sqlite3.Connection, trail: Trail, deletion: Deletion) -> int:
     if deletion.what != "content":
         sql = QUERIES["delete_usage" if deletion.what == "usage" else "empty_event"]
         db.executemany(sql, [(number,) for number in numbers])
+    if deletion.what == "usage":
+        db.execute(QUERIES["delete_counts"], (deletion.before_ns,))
     rows, count = str(Ranges(numbers)), len(numbers)
     trail.tell("trail.deleted", deletion.what, actor=deletion.actor, rows=rows, count=count, why=deletion.why)
     return count

@@ -1,72 +1,151 @@
 """Requests in flight, safe against `kill -9` of the daemon.
 
-A request is opened with one write(2) before the engine sees it and settled with another before its caller sees the
-last byte. The kernel has the bytes from then on, whatever becomes of this process; the book's writer fsyncs them too.
-At the next start whatever was opened and never settled is closed as `cut`.
+A request is opened with a line here before the engine sees it, and settled with another before its caller sees the
+last byte. What comes in one turn of the event loop shares one write(2); the kernel has the bytes from then on, whatever
+becomes of this process, and the book's writer fsyncs them too. At the next start whatever was opened and never settled
+is closed as `cut`, with the tokens that were noted last.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 
-from freehold.errors import NotReady
-from freehold.ledger.chain import content_of
-from freehold.types import UsageRecord
+from freehold.errors import FreeholdError, NotReady
+from freehold.types import Price, Tokens, UsageRecord
 
-ROTATE_BYTES = 16 << 20
+ROTATE_BYTES = 64 << 20  # two seconds of the most that one core can serve; half a second to recover
+
+Then = Callable[[FreeholdError | None], None]
+_Waiting = tuple[Then, str]  # and the request that it opened; "" where it goes on, written or not
+_Told = list[tuple[FreeholdError | None, list[_Waiting]]]
+
+_log = logging.getLogger("freehold.ledger")
+_encode = msgspec.json.Encoder().encode
+_price = lru_cache(_encode)
 
 
 class _Line(msgspec.Struct):
-    settled: bool
-    record: UsageRecord
+    """A record that was opened or settled, or what was counted meanwhile."""
+
+    settled: bool = False
+    record: UsageRecord | None = None
+    price: Price = Price()  # of an opened one: recovery charges by it what was counted
+    noted: str = ""  # the request that was counted
+    tokens: Tokens = Tokens()
 
 
 _decode = msgspec.json.Decoder(_Line).decode
 
 
 class Journal:
-    """Append-only segments `journal-N` in a folder. One owner: the daemon's event loop."""
+    """Append-only segments `journal-N` in a folder. One owner: the daemon's event loop.
 
-    def __init__(self, folder: Path) -> None:
+    Whoever gives `then` is called once, in order, when its line is written, or with the error when it could not be;
+    with `power_loss` not before the line is on the disk. Who gives none has its line written at once.
+    """
+
+    def __init__(self, folder: Path, *, power_loss: bool = False) -> None:
         self._folder = folder
-        self._in_flight: dict[str, UsageRecord] = {}
+        self._in_flight: dict[str, bytes] = {}  # the lines that opened them, for the next segment
+        self._noted: dict[str, bytes] = {}
+        self._lines: list[bytes] = []
+        self._waiting: list[_Waiting] = []  # for these lines
+        self._written: _Told = []  # not yet told
+        self._syncing: _Told = []
+        self._scheduled = False  # also while the disk is busy: then lines gather
+        self._disk = ThreadPoolExecutor(1, "journal") if power_loss else None
         self._segment = max((int(p.name.partition("-")[2]) for p in segments(folder)), default=0)
         self._written_bytes = 0
-        self._fd_lock = threading.Lock()  # the writer thread syncs what the loop may be about to close
+        self._fd_lock = threading.Lock()  # other threads sync what the loop may be about to close
         self._fd = self._next_segment()
+
+    @property
+    def size_bytes(self) -> int:
+        """Of this segment."""
+        return self._written_bytes
 
     @property
     def in_flight(self) -> int:
         return len(self._in_flight)
 
-    def open(self, record: UsageRecord) -> None:
-        self._append(content_of(record), settled=False)
-        self._in_flight[record.request] = record
+    def open(self, record: UsageRecord, then: Then | None = None, price: Price | None = None) -> None:
+        """Raises NotReady when it could not be written and nobody is to be called."""
+        line = b'\n{"record":%b,"price":%b}' % (_encode(record), _price(price or _FREE))
+        self._in_flight[record.request] = line
+        self._lines.append(line)
+        if then:
+            self._waiting.append((then, record.request))
+            if not self._scheduled:
+                self._schedule()
+        elif error := self.write():
+            self._in_flight.pop(record.request, None)
+            raise error
 
-    def settle(self, record: UsageRecord, content: bytes | None = None) -> None:
-        """`content`: the record as JSON, where somebody has it already."""
-        self._in_flight.pop(record.request, None)
-        self._append(content or content_of(record), settled=True)
+    def settle(self, request: str, content: bytes, then: Then | None = None) -> None:
+        """`content`: the record as JSON. It goes on without an error: then the book alone has it, in a moment."""
+        self._in_flight.pop(request, None)
+        if self._noted:
+            self._noted.pop(request, None)
+        self._lines.append(b'\n{"settled":true,"record":%b}' % content)
+        if then:
+            self._waiting.append((then, ""))
+            if not self._scheduled:
+                self._schedule()
+        else:
+            self.write()
+
+    def note(self, request: str, tokens: Tokens) -> None:
+        """What was counted of a request so far."""
+        if request in self._in_flight:
+            self._noted[request] = line = b'\n{"noted":%b,"tokens":%b}' % (_encode(request), _encode(tokens))
+            self._lines.append(line)
+            if not self._scheduled:
+                self._schedule()
+
+    def write(self) -> FreeholdError | None:
+        """Give the kernel what there is. Who waits for it is called later."""
+        if not self._lines:
+            return None
+        error = self._append(b"".join(self._lines))
+        if error:
+            _log.error("%d lines of the journal: %s", len(self._lines), error)
+        self._lines = []
+        if self._waiting:
+            self._written.append((error, self._waiting))
+            self._waiting = []
+        return error
 
     def sync(self) -> None:
-        """Put what was written on the disk. Called from the book's writer thread."""
+        """Put what was written on the disk. Called from other threads. Raises OSError."""
         with self._fd_lock:
             os.fdatasync(self._fd)
 
     def rotate(self) -> list[Path]:
-        """Begin a new segment; the old ones, returned, may go once the book holds everything settled so far."""
+        """Begin a new segment; the old ones, returned, may go once the book holds everything settled so far.
+
+        Raises NotReady or OSError: then they have to stay.
+        """
+        self.write()
+        if self._disk:
+            self.sync()  # some wait for what is in it
         old = segments(self._folder)
         new = self._next_segment()
         with self._fd_lock:
             os.close(self._fd)
             self._fd = new
         self._written_bytes = 0
-        for record in self._in_flight.values():
-            self._append(content_of(record), settled=False)
+        if error := self._append(b"".join((*self._in_flight.values(), *self._noted.values()))):
+            raise error
         return old
 
     @property
@@ -74,23 +153,83 @@ class Journal:
         return self._written_bytes >= ROTATE_BYTES
 
     def close(self) -> None:
+        """Everybody has been called when this returns."""
+        self.write()
+        if self._disk:
+            self._disk.shutdown()
+            with contextlib.suppress(OSError):
+                self.sync()
+            self._written, self._syncing = self._syncing + self._written, []
+        self._tell_all()
         os.close(self._fd)
 
-    def _append(self, content: bytes, *, settled: bool) -> None:
-        """The empty line before it makes a torn one cost only itself."""
-        line = b'\n{"settled":%b,"record":%b}' % (b"true" if settled else b"false", content)
+    def _schedule(self) -> None:
+        self._scheduled = True
+        asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """All lines of one turn."""
+        self._scheduled = False
+        self.write()
+        if self._disk and self._written:
+            self._scheduled = True
+            self._syncing, self._written = self._written, []
+            asyncio.get_running_loop().run_in_executor(self._disk, self.sync).add_done_callback(self._synced)
+        else:
+            self._tell_all()
+
+    def _synced(self, synced: asyncio.Future[None]) -> None:
+        failed = synced.exception()
+        if failed:
+            _log.error("the journal does not reach the disk: %s", failed)
+        told, self._syncing = self._syncing, []
+        for error, waiting in told:
+            self._tell(waiting, error or (_unwritable(str(failed)) if failed else None))
+        self._flush()
+
+    def _tell_all(self) -> None:
+        while self._written:
+            error, waiting = self._written.pop(0)
+            self._tell(waiting, error)
+
+    def _tell(self, waiting: list[_Waiting], error: FreeholdError | None) -> None:
+        for then, opened in waiting:
+            if error and opened:
+                self._in_flight.pop(opened, None)
+            try:
+                then(error if opened else None)
+            except Exception:  # noqa: BLE001  the door of whoever waited: the others must be called too
+                _log.exception("after a line of the journal")
+
+    def _append(self, lines: bytes) -> FreeholdError | None:
+        """All of it or nothing. The empty line before each makes a torn one cost only itself."""
         try:
-            written_bytes = os.write(self._fd, line)
-        except OSError as error:
-            raise _unwritable(error.strerror or str(error)) from error
-        self._written_bytes += written_bytes
-        if written_bytes < len(line):
-            raise _unwritable("no space left")
+            written_bytes = os.write(self._fd, lines)
+        except OSError as failure:
+            return _unwritable(failure.strerror or str(failure))
+        if written_bytes == len(lines):
+            self._written_bytes += written_bytes
+            return None
+        try:  # what was refused must not be found here
+            os.ftruncate(self._fd, self._written_bytes)
+        except OSError as failure:
+            _log.error("half a write stays in the journal: %s", failure)
+        return _unwritable("no space left")
 
     def _next_segment(self) -> int:
         self._segment += 1
         path = self._folder / f"journal-{self._segment}"
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        segment = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if self._disk:  # its name too survives a power loss
+            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        return segment
+
+
+_FREE = Price()
 
 
 def _unwritable(why: str) -> NotReady:
@@ -105,7 +244,8 @@ def segments(folder: Path) -> list[Path]:
 
 def left_behind(folder: Path) -> tuple[list[UsageRecord], list[UsageRecord]]:
     """What a daemon left in the journal: the settled records, and those it never settled, closed as `cut`."""
-    opened: dict[str, UsageRecord] = {}
+    opened: dict[str, tuple[UsageRecord, Price]] = {}
+    noted: dict[str, Tokens] = {}
     settled: list[UsageRecord] = []
     for path in segments(folder):
         try:
@@ -117,9 +257,28 @@ def left_behind(folder: Path) -> tuple[list[UsageRecord], list[UsageRecord]]:
                 line = _decode(raw)
             except msgspec.DecodeError:
                 continue  # empty, or the torn last line of a write that a power loss cut
-            if line.settled:
+            if line.record is None:
+                noted[line.noted] = line.tokens
+            elif line.settled:
                 opened.pop(line.record.request, None)
                 settled.append(line.record)
             else:
-                opened[line.record.request] = line.record
-    return settled, [msgspec.structs.replace(r, outcome="cut", lower_bound=True) for r in opened.values()]
+                opened[line.record.request] = line.record, line.price
+    return settled, [_cut(record, price, noted.get(request, Tokens())) for request, (record, price) in opened.items()]
+
+
+def _cut(record: UsageRecord, price: Price, counted: Tokens) -> UsageRecord:
+    """With what was counted of it; the rest of its reservation stays held, for the engine may have gone further."""
+    charge_pico = price.charge_pico(counted)
+    return msgspec.structs.replace(
+        record,
+        outcome="cut",
+        lower_bound=True,
+        prompt_tokens=counted.prompt,
+        completion_tokens=counted.completion,
+        cached_tokens=counted.cached,
+        reasoning_tokens=counted.reasoning,
+        charge_pico=charge_pico,
+        held_tokens=max(0, record.held_tokens - counted.prompt - counted.completion),
+        held_pico=max(0, record.held_pico - charge_pico),
+    )

@@ -1,6 +1,6 @@
 -- name: insert_usage
--- {columns} are those of a UsageRecord. Nothing when the request is already there: recovery may repeat itself.
-insert into usage (number, salt, {columns}) values (?, ?, {marks}) on conflict (request) do nothing;
+-- {columns} are those of a UsageRecord; {rows} as many as trail.py has. Nothing when the request is already there: recovery may repeat itself.
+insert into usage (number, salt, {columns}) values {rows} on conflict (request) do nothing;
 
 -- name: unsealed
 select number, salt, {columns} from usage where number > ? order by number;
@@ -64,13 +64,18 @@ select value from about where name = ?;
 insert or replace into about (name, value) values (?, ?);
 
 -- name: insert_key
-insert into key (id, hash, name, endpoints, created_ns, expires_ns, content_days) values (?, ?, ?, ?, ?, ?, ?);
+insert into key (id, hash, name, endpoints, created_ns, expires_ns, content_days, "group", "grant")
+values (?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: end_keys
+-- Another one takes their place; those that end sooner still do.
+update key set expires_ns = min(coalesce(expires_ns, ?1), ?1) where name = ?2 and revoked_ns is null;
 
 -- name: revoke_key
 update key set revoked_ns = ? where id = ? and revoked_ns is null;
 
 -- name: keys
-select hash, id, name, endpoints, created_ns, expires_ns, revoked_ns, content_days from key order by created_ns;
+select hash, id, name, endpoints, created_ns, expires_ns, revoked_ns, content_days, "group", "grant" from key order by created_ns;
 
 -- name: pin
 select digest from pin where subject = ?;
@@ -135,16 +140,78 @@ do update set lasted_ns = lasted_ns + excluded.lasted_ns, pico = pico + excluded
 -- name: usage_of_request
 select number, salt, {columns} from usage where request = ?;
 
+-- name: usage_of_caller
+-- By our id or the caller's own, which may be that of several; without an index, for it would cost each request.
+select number, salt, {columns} from usage where request = ?1 or caller_request = ?1 order by number;
+
 -- name: usage_totals
 -- Money in two parts, because a sum of pico ends at 9.2 million units of the currency.
--- {what} is one of three expressions fixed in report.py, never a caller's text.
+-- {what} is one of the expressions fixed in report.py, never a caller's text.
 select {what} as name, count(*) as requests, sum(outcome = 'ok') as ok, sum(outcome = 'cut') as cut,
   sum(outcome = 'error') as error, sum(prompt_tokens) as prompt_tokens, sum(cached_tokens) as cached_tokens,
-  sum(completion_tokens) as completion_tokens, sum(lower_bound) as lower_bound,
+  sum(completion_tokens) as completion_tokens, sum(reasoning_tokens) as reasoning_tokens,
+  sum(lower_bound) as lower_bound,
   sum(charge_pico / 1000000) as charge_micro, sum(charge_pico % 1000000) as charge_rest
 from usage left join key on key.id = usage.key
 where started_ns >= ? and started_ns < ?
 group by 1 order by 1;
+
+-- name: spent
+-- What keys and groups have used of their day and month; money in two parts, as above.
+select key, "group", sum(tokens * today), sum(micro * today), sum(rest * today), sum(tokens), sum(micro), sum(rest)
+from (
+  select key, "group", prompt_tokens + completion_tokens + held_tokens as tokens, started_ns >= ?1 as today,
+    charge_pico / 1000000 + held_pico / 1000000 as micro, charge_pico % 1000000 + held_pico % 1000000 as rest
+  from usage where started_ns >= ?2
+) group by 1, 2;
+
+-- name: newest_usage
+select max(started_ns) from usage;
+
+-- name: add_boot
+insert or ignore into boot (began_ns) values (?);
+
+-- name: save_counts
+insert into counted values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (boot_ns, endpoint, replica, run) do update set
+  at_ns = excluded.at_ns, prompt_tokens = excluded.prompt_tokens, completion_tokens = excluded.completion_tokens,
+  cached_tokens = excluded.cached_tokens, in_flight = excluded.in_flight, final = excluded.final
+where excluded.at_ns >= at_ns;
+
+-- name: delete_counts
+-- Readings that can be compared with nothing any more.
+delete from counted where boot_ns < ?;
+
+-- name: counted
+select boot_ns, endpoint, replica, run, at_ns, prompt_tokens, completion_tokens, in_flight, final from counted;
+
+-- name: recorded
+-- What the records say of each run: of requests that had ended at its reading, and of those that were under way then.
+-- Without a replica are those that a daemon's death cut: which one they were at is not known.
+with records as (
+  select usage.*, prompt_tokens + completion_tokens as tokens,
+    (select max(began_ns) from boot where began_ns <= started_ns) as boot_ns,
+    started_ns + cast(total_ms * 1000000 as integer) as ended_ns
+  from usage where run > 0 or (replica = '' and lower_bound)
+)
+select records.boot_ns, records.endpoint, records.replica, records.run,
+  count(*) filter (where ended) as requests, count(*) filter (where ended and kind = 'probe') as probes,
+  ifnull(sum(records.prompt_tokens) filter (where ended), 0) as prompt_tokens,
+  ifnull(sum(records.completion_tokens) filter (where ended), 0) as completion_tokens,
+  count(*) filter (where ended and lower_bound) as cut,
+  count(*) filter (where ended and lower_bound and held_tokens = 0) as unknown,
+  ifnull(sum(held_tokens) filter (where ended), 0) as held_tokens,
+  count(*) filter (where not ended) as under_way,
+  ifnull(sum(tokens + held_tokens) filter (where not ended), 0) as under_way_tokens
+from (
+  select records.*, at_ns is null or final or ended_ns <= at_ns as ended
+  from records left join counted using (boot_ns, endpoint, replica, run)
+  where at_ns is null or final or started_ns <= at_ns
+) as records
+where records.boot_ns is not null
+group by 1, 2, 3, 4;
+
+-- name: boots
+select began_ns from boot order by began_ns;
 
 -- name: occupancy_totals
 select endpoint, phase, sum(lasted_ns) as lasted_ns, sum(pico / 1000000) as micro, sum(pico % 1000000) as rest

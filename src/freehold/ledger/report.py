@@ -17,9 +17,10 @@ from freehold.ledger.sql import EDITION, QUERIES
 from freehold.policy.price import machine_pico
 from freehold.types import Content, Event
 
-By = Literal["key", "endpoint", "day"]
+By = Literal["key", "group", "endpoint", "day"]
 _WHAT = {
     "key": "coalesce(key.name, '(smoke probes)')",  # they alone have no key
+    "group": 'usage."group"',  # the key's, at that time
     "endpoint": "usage.endpoint",
     "day": "strftime('%Y-%m-%d', usage.started_ns / 1000000000, 'unixepoch')",  # UTC
 }
@@ -76,6 +77,12 @@ def usage(
 def request(db: sqlite3.Connection, request_id: str) -> dict[str, Any] | None:
     row = db.execute(QUERIES["usage_of_request"], (request_id,)).fetchone()
     return dict(row) if row else None
+
+
+def requests(db: sqlite3.Connection, request_id: str) -> list[dict[str, Any]]:
+    """The records of this id: ours, or the caller's own, which several may have."""
+    rows = [dict(row) for row in db.execute(QUERIES["usage_of_caller"], (request_id,))]
+    return [{name: value for name, value in row.items() if name not in ("number", "salt")} for row in rows]
 
 
 def pin(db: sqlite3.Connection, subject: str) -> str | None:

@@ -18,12 +18,11 @@ def _blocks(text: str) -> dict[str, str]:
 
 
 _COLUMNS = UsageRecord.__struct_fields__
-QUERIES = _blocks(
-    (_HERE / "queries.sql")
-    .read_text()
-    .replace("{columns}", ", ".join(_COLUMNS))
-    .replace("{marks}", ", ".join("?" * len(_COLUMNS)))
-)
+QUERIES = _blocks((_HERE / "queries.sql").read_text().replace("{columns}", ", ".join(f'"{c}"' for c in _COLUMNS)))
+_ROW = f"(?, ?, {', '.join('?' * len(_COLUMNS))})"
+INSERT_USAGE = {  # so many rows at once; the most is a whole batch of the writer
+    rows: QUERIES["insert_usage"].format(rows=", ".join([_ROW] * rows)) for rows in (200, 128, 64, 32, 16, 8, 4, 2, 1)
+}
 EDITION = max(int(path.name.partition("_")[0]) for path in (_HERE / "migrations").glob("*.sql"))
 
 

@@ -1,0 +1,248 @@
+"""One endpoint: its replicas, and who waits for one of them.
+
+Who asks is an `Asker`, told by a callback as soon as a replica is held for it: no task a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from freehold.engines import Engine
+from freehold.errors import FreeholdError, NotReady, QueueFull, Refused
+from freehold.fleet.config import Endpoint
+from freehold.fleet.permission import Permission, PlaceRules
+from freehold.fleet.slots import Slots
+from freehold.fleet.upstream import Upstream
+from freehold.policy.balance import choose
+from freehold.policy.fairness import FairQueue
+from freehold.policy.lifecycle import Happening
+
+
+class Hold(NamedTuple):
+    """A ready replica, kept ready until it is given back with `Route.release`."""
+
+    replica: Member
+    upstream: Upstream
+    run: int
+    mark: float  # where the occupancy account stood
+    choices: int
+    slot: int | None  # of the engine's cache
+    same: bool  # the slot's last prompt was of the same group
+
+
+class Asker(Protocol):
+    """Whoever wants a replica, and what decides which and when."""
+
+    account: str  # takes turns with others
+    group: str  # shares prompt caches
+    priority: int
+    rules: PlaceRules
+    affinity: bytes
+    choices: int
+    tried: set[str]  # replicas that did not answer
+
+    def placed(self, hold: Hold) -> None:
+        """It has one now. Whoever has left by then gives it back."""
+        ...
+
+    def refused(self, error: FreeholdError) -> None: ...
+
+
+class Member(Protocol):
+    """What a route knows of a replica: one of ours, or one that somebody else runs."""
+
+    name: str
+    slots: Slots
+    ready_ns: int  # since when it answers
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that a request may use."""
+        ...
+
+    @property
+    def usable(self) -> bool:
+        """It answers, as far as anybody knows."""
+        ...
+
+    @property
+    def coming(self) -> bool:
+        """It will, without being asked again."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Its operator stopped it."""
+        ...
+
+    def hold(self, asker: Asker) -> Hold | None:
+        """Only if it is `usable`; None when it has just ended."""
+        ...
+
+    def release(self, hold: Hold, *, served: bool) -> int: ...
+    def wake(self) -> None: ...
+    def answering(self, run: int) -> None: ...
+    def unanswered(self, run: int) -> None: ...
+    def post(self, happening: Happening) -> None: ...
+    def retry_after_s(self) -> int: ...
+    def progress(self) -> dict[str, object] | None: ...
+
+
+class Route:
+    """Made empty: its replicas put themselves into `replicas`."""
+
+    def __init__(self, name: str, endpoint: Endpoint, permission: Permission | None, engine: Engine) -> None:
+        self.name, self.endpoint, self.engine = name, endpoint, engine
+        self.price = endpoint.price
+        self.replicas: list[Member] = []
+        self._permission = permission
+        self._queue: FairQueue[Asker] = FairQueue()
+        self._allowed_by: dict[PlaceRules, Sequence[Member]] = {}
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that a request may use, prompt and answer together; None: nobody knows."""
+        return self.replicas[0].context
+
+    def progress(self) -> dict[str, object] | None:
+        """How far the replica is that everybody waits for."""
+        return next((said for member in self.replicas if (said := member.progress())), None)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def place(self, asker: Asker, *, limited: bool = True) -> Hold | None:
+        """A replica at once, or None: then it is told later, or `leave`s. Raises Refused, NotReady.
+
+        `limited`: max_waiting holds for it.
+        """
+        allowed = self.allowed(asker.rules)
+        if not self._queue and (hold := self._pick(allowed, asker)):
+            return hold
+        left = [member for member in allowed if member.name not in asker.tried]
+        if all(member.closed for member in left):
+            raise NotReady(f"`{self.name}` was stopped by its operator")
+        self._wake(left)
+        if not any(member.usable or member.coming for member in left):
+            raise self.not_ready(f"`{self.name}` does not answer now")
+        if limited and len(self._queue) >= self.endpoint.max_waiting:
+            late = self.not_ready(f"{len(self._queue)} requests already wait for `{self.name}`")
+            raise QueueFull(str(late), retry_after_s=late.retry_after_s)
+        self._queue.push(asker.account, asker.priority, asker)
+        self.admit()
+        return None
+
+    def post(self, happening: Happening) -> None:
+        """`stop` keeps everybody out until `open`."""
+        for member in self.replicas:
+            member.post(happening)
+
+    async def hold(self, wait_seconds: float | None = None) -> Hold:
+        """For an operator, whose patience `wait_seconds` is, and who does not count among those who wait."""
+        waiter = _Waiter()
+        limit = self.endpoint.wait_seconds if wait_seconds is None else wait_seconds
+        if hold := self.place(waiter, limited=wait_seconds is None):
+            return hold
+        try:
+            async with asyncio.timeout(limit):
+                return await waiter.told
+        except BaseException as gone:
+            self.leave(waiter)
+            told = waiter.told
+            if told.done() and not told.cancelled() and not told.exception():
+                self.release(told.result(), served=False)  # let in in the very moment they gave up
+            if isinstance(gone, TimeoutError):
+                raise self.not_ready(f"`{self.name}` was not ready within {limit:g} s") from None
+            raise
+
+    def leave(self, asker: Asker) -> None:
+        """It waits no longer."""
+        self._queue.remove(asker)
+
+    def release(self, hold: Hold, *, served: bool) -> int:
+        """Give it back; returns the request's share of the machine's cost, in pico."""
+        pico = hold.replica.release(hold, served=served)
+        if self._queue:
+            self.admit()
+        return pico
+
+    def allowed(self, rules: PlaceRules) -> Sequence[Member]:
+        """The replicas that may answer whoever these rules are for. Raises Refused when there is none."""
+        allowed = self._allowed_by.get(rules)
+        if allowed is None:
+            at = range(len(self.replicas))
+            permitted = at if self._permission is None else [i for i in at if self._permission.allows(i, rules)]
+            allowed = self._allowed_by[rules] = [self.replicas[i] for i in permitted]
+        if not allowed:
+            raise Refused(
+                f"no replica of `{self.name}` is where this key's rules on place allow",
+                hint="its residency and jurisdiction_not: freehold keys show NAME",
+                param="model",
+            )
+        return allowed
+
+    def admit(self) -> None:
+        """Somebody may be served now: a replica came up, or one let go of it."""
+        self._queue.take(self._serve)
+
+    def lost(self, error: FreeholdError) -> None:
+        """A replica is gone. Where none is left or on its way, nobody waits for it."""
+        if not any(member.usable or member.coming for member in self.replicas):
+            self.refuse(error)
+
+    def refuse(self, error: FreeholdError) -> None:
+        for asker in self._queue.clear():
+            asker.refused(error)
+
+    def not_ready(self, message: str) -> NotReady:
+        return NotReady(message, retry_after_s=min(member.retry_after_s() for member in self.replicas))
+
+    def _serve(self, asker: Asker) -> bool | None:
+        allowed = self.allowed(asker.rules)
+        if hold := self._pick(allowed, asker):
+            asker.placed(hold)
+            return True
+        return None if len(allowed) < len(self.replicas) else False
+
+    def _pick(self, allowed: Sequence[Member], asker: Asker) -> Hold | None:
+        if len(allowed) == 1:
+            (only,) = allowed
+            free = only.usable and only.slots.fits(asker.choices) and only.name not in asker.tried
+            return only.hold(asker) if free else None
+        fit = [m for m in allowed if m.usable and m.slots.fits(asker.choices) and m.name not in asker.tried]
+        if not fit:
+            return None
+        best = choose([m.slots.held for m in fit], [m.name for m in fit], asker.affinity)
+        return fit[best].hold(asker)
+
+    def _wake(self, members: Sequence[Member]) -> None:
+        if not any(member.usable for member in members):
+            for member in members:
+                member.wake()
+
+
+class _Waiter:
+    """An operator who waits."""
+
+    account = group = ""
+    priority = 1 << 30
+    rules: PlaceRules = ()
+    affinity = b""
+    choices = 1
+
+    def __init__(self) -> None:
+        self.tried: set[str] = set()
+        self.told: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
+
+    def placed(self, hold: Hold) -> None:
+        if self.told.done():
+            hold.replica.release(hold, served=False)
+        else:
+            self.told.set_result(hold)
+
+    def refused(self, error: FreeholdError) -> None:
+        if not self.told.done():
+            self.told.set_exception(error)

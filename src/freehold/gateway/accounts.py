@@ -1,0 +1,187 @@
+"""What each key may use, and its group with it: reserved before an engine is asked, settled after.
+
+One owner, the event loop: between looking and taking nothing else runs, so no two requests get the same last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from freehold.errors import Forbidden
+from freehold.fleet.config import Group
+from freehold.fleet.permission import PlaceRules
+from freehold.policy.access import from_network, matches, out_of_scope
+from freehold.policy.limits import Account, Bucket, Level, Reservation
+from freehold.types import Key, Spent, Tokens
+
+Hit = Callable[[str, str, str], None]  # which limit, a key's id, an endpoint
+
+
+class _Gauge(NamedTuple):
+    """A limit that answers tell of, with what of their headers is always the same."""
+
+    bucket: Bucket
+    limit: tuple[bytes, bytes]
+    remaining: bytes
+    reset: bytes
+
+
+class _Terms(NamedTuple):
+    """What holds for one key, its group's terms included."""
+
+    accounts: tuple[Account, ...]  # those with limits
+    gauges: tuple[tuple[_Gauge, ...], ...]  # of requests, and of tokens
+    scopes: tuple[tuple[str, ...], ...]  # endpoints: of the key, and of its group
+    networks: tuple[tuple[str, ...], ...]
+    rules: PlaceRules
+    priority: int
+
+
+class Accounts:
+    """Limits in a minute begin full with each daemon; days and months go on where the book says they stood."""
+
+    def __init__(
+        self,
+        groups: Mapping[str, Group],
+        keys: Iterable[Key] = (),
+        spent: Iterable[Spent] = (),
+        *,
+        now_ns: int,
+        hit: Hit = lambda *_: None,
+    ) -> None:
+        """`keys` in the order in which they were made. `hit` is told of every refusal."""
+        self._groups = {name: (group, group.grant) for name, group in groups.items()}
+        self._hit = hit
+        self._of_groups = {name: Account("group", name) for name in groups}
+        self._of_keys: dict[str, Account] = {}  # by the key's name
+        self._terms: dict[str, _Terms] = {}  # by the key's id
+        keys, spent = list(keys), list(spent)
+        names, rows = {key.id: key.name for key in keys}, {}
+        for row in spent:
+            rows.setdefault(names.get(row.key), []).append(row)
+        for name, account in self._of_groups.items():
+            account.grant(self._groups[name][1], [row for row in spent if row.group == name], now_ns)
+        for key in keys:
+            self.add(key, rows.get(key.name, ()), now_ns=now_ns)
+
+    def add(self, key: Key, spent: Iterable[Spent] = (), *, now_ns: int) -> None:
+        """A key is there now, with what all keys of its name have used.
+
+        Keys of one name have one account: the one that takes another's place, and one made anew after its end.
+        """
+        own = self._of_keys.setdefault(key.name, Account("key", key.name))
+        own.grant(key.grant, spent, now_ns)
+        accounts, scopes, grants = [own], [key.endpoints], [key.grant]
+        if key.group:
+            if key.group not in self._groups:
+                return  # nobody knows its limits any more: it opens nothing
+            group, grant = self._groups[key.group]
+            accounts.append(self._of_groups[key.group])
+            scopes.append(group.endpoints)
+            grants.append(grant)
+        asked = ((grant.residency, grant.jurisdiction_not) for grant in grants)
+        gauges = _gauges(b"requests", [a.requests for a in accounts]), _gauges(b"tokens", [a.tokens for a in accounts])
+        self._terms[key.id] = _Terms(
+            accounts=tuple(account for account in accounts if account.limited),
+            gauges=tuple(filter(None, gauges)),
+            scopes=tuple(scopes),
+            networks=tuple(grant.networks for grant in grants if grant.networks),
+            rules=tuple(dict.fromkeys(rule for rule in asked if any(rule))),
+            priority=key.grant.priority or grants[-1].priority,
+        )
+
+    # who may
+
+    def require(self, key: Key, address: str, endpoint: str = "") -> None:
+        """Raises Forbidden when the key is not for callers from there, or not for this endpoint."""
+        terms = self._of(key)
+        for networks in terms.networks:
+            if not from_network(networks, address):
+                self._hit("networks", key.id, endpoint)
+                hint = "call from one of its networks: freehold keys show NAME tells its operator which"
+                raise Forbidden(f"the key `{key.name}` is not for callers from {address or 'there'}", hint=hint)
+        for scope in terms.scopes if endpoint else ():
+            if not matches(scope, endpoint):
+                raise out_of_scope(key, endpoint, scope)
+
+    def may_use(self, key: Key, endpoint: str) -> bool:
+        """What the key and what its group are for. Raises Forbidden for a key whose group is gone."""
+        return all(matches(scope, endpoint) for scope in self._of(key).scopes)
+
+    def rules(self, key: Key) -> PlaceRules:
+        """What the key, and what its group, asks of the place where it is answered: each holds."""
+        return self._of(key).rules
+
+    def priority(self, key: Key) -> int:
+        """Its own where it says one, else its group's."""
+        return self._of(key).priority
+
+    # how much
+
+    def needs_bound(self, key: Key) -> bool:
+        """Whether what a request may use at most must be known before it is let in."""
+        return any(account.budgeted for account in self._of(key).accounts)
+
+    def reserve(
+        self, key: Key, *, prompt: int, completion: int, rate_tokens: int, pico: int, now_ns: int, endpoint: str = ""
+    ) -> Reservation | None:
+        """Take this from all limits of the key and its group, or from none of them. None: there are none.
+
+        `prompt`, `completion` and `pico` are what it may use at most, and budgets go by them; `rate_tokens` what it
+        probably will, for the limit in a minute. Raises LimitHit, OverBudget, Forbidden.
+        """
+        accounts = self._of(key).accounts
+        if not accounts:
+            return None
+        asked = Reservation(accounts, prompt + completion, rate_tokens, pico, now_ns)
+        for account in accounts:
+            if error := account.refusal(asked):
+                self._hit(error.param or "", key.id, endpoint)
+                raise error
+        for account in accounts:
+            account.take(asked)
+        return asked
+
+    def settle(self, reservation: Reservation, tokens: Tokens, pico: int, now_ns: int) -> None:
+        """It is over, and used this. Later calls change nothing."""
+        accounts, reservation.accounts = reservation.accounts, ()
+        for account in accounts:
+            account.settle(reservation, tokens.prompt + tokens.completion, pico, now_ns)
+
+    def headers(self, key: Key, now_ns: int) -> list[tuple[bytes, bytes]]:
+        """OpenAI's x-ratelimit-*, of the key or of its group: of the one that has less left."""
+        told: list[tuple[bytes, bytes]] = []
+        for gauges in self._of(key).gauges:
+            gauge = gauges[0] if len(gauges) == 1 else min(gauges, key=lambda each: each.bucket.left(now_ns))
+            left, whole_in_ns = gauge.bucket.left(now_ns)
+            remaining = b"%d" % left if left > 0 else b"0"
+            told += gauge.limit, (gauge.remaining, remaining), (gauge.reset, _span(whole_in_ns))
+        return told
+
+    def levels(self, key: Key, now_ns: int) -> list[Level]:
+        """How each limit of the key and of its group stands; none when its group is gone."""
+        terms = self._terms.get(key.id)
+        return [level for account in (terms.accounts if terms else ()) for level in account.levels(now_ns)]
+
+    def _of(self, key: Key) -> _Terms:
+        try:
+            return self._terms[key.id]
+        except KeyError:
+            raise Forbidden(
+                f"the key `{key.name}` is of the group `{key.group}`, which is not there any more",
+                hint=f"put [groups.{key.group}] back into freehold.toml, or make another key",
+            ) from None
+
+
+def _gauges(of: bytes, buckets: Iterable[Bucket | None]) -> tuple[_Gauge, ...]:
+    limit, remaining, reset = (b"x-ratelimit-%b-%b" % (what, of) for what in (b"limit", b"remaining", b"reset"))
+    return tuple(_Gauge(bucket, (limit, b"%d" % bucket.limit), remaining, reset) for bucket in buckets if bucket)
+
+
+def _span(span_ns: int) -> bytes:
+    """A time as OpenAI writes it: 12ms, 1s, 6m0s. Rounded up."""
+    if span_ns <= 999 * 10**6:
+        return b"%dms" % -(-span_ns // 10**6)
+    seconds = -(-span_ns // 10**9)
+    return b"%ds" % seconds if seconds < 60 else b"%dm%ds" % divmod(seconds, 60)

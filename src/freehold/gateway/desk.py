@@ -1,0 +1,221 @@
+"""What all requests share: keys, limits, the fleet, the book; what is read of their headers; and who is on their way."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from freehold.errors import BadRequest, FreeholdError, QueueFull
+from freehold.fleet.fleet import Fleet
+from freehold.fleet.permission import PlaceRules
+from freehold.fleet.route import Route
+from freehold.gateway.forwarded import caller_address
+from freehold.gateway.keyring import Keyring
+from freehold.gateway.logs import RequestLog
+from freehold.gateway.metrics import Metrics
+from freehold.gateway.openai import Ask, Kind
+from freehold.types import Key, UsageRecord
+
+if TYPE_CHECKING:
+    from freehold.gateway.passage import Passage
+
+KINDS: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+BODIES_BYTES = 512 << 20  # of all requests on their way: who waits for a cold engine waits in our memory
+TICK_S = 0.25
+# What a chat template may add to what callers send: its own system prompt, and the marks around each message, for which
+# there is room in the JSON around them.
+TEMPLATE_TOKENS = 1024
+_AFFINITY_BYTES = 4096
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_decode_messages = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Head(NamedTuple):
+    """What is read of a request's headers."""
+
+    authorization: bytes | None = None
+    address: str = ""  # where it came from
+    caller_request: str = ""  # their x-request-id
+    trace: bytes = b""  # lines for the engine
+    wait_s: float | None = None  # how long they wait for a cold engine
+    progress: bool = False  # they want to be told meanwhile
+
+
+class Bound(NamedTuple):
+    """The most that a request may use."""
+
+    prompt: int  # tokens
+    completion: int
+    rate: int  # a likely number of tokens, for limits by the minute
+    pico: int
+    cap: int | None  # sent to the engine
+
+
+class Desk:
+    """One owner: the event loop."""
+
+    def __init__(self, fleet: Fleet, keyring: Keyring, metrics: Metrics | None = None) -> None:
+        """`keyring` is loaded."""
+        self.fleet, self.ground = fleet, fleet.ground
+        self.keyring, self.accounts, self.metrics = keyring, keyring.accounts, metrics or Metrics()
+        self._log = RequestLog() if fleet.config.server.log_requests else None
+        self.trusted = fleet.config.server.trusted_proxies
+        self.passages: set[Passage] = set()
+        self._bodies_bytes = 0
+        self._secret = secrets.token_bytes(32)
+        self._salts: dict[str, str] = {}
+
+    def read(self, headers: Iterable[tuple[bytes, bytes]], peer: str) -> Head:
+        """Names are in lower case. What is not well-formed is as if it were not there."""
+        found = {name: value for name, value in headers if name in _WANTED}
+        address = peer
+        if self.trusted:
+            forwarded = b",".join([value for name, value in headers if name == b"x-forwarded-for"])
+            address = caller_address(peer, forwarded, self.trusted)
+        if len(found) <= 1:  # as nearly always
+            return Head(found.get(b"authorization"), address)
+        caller = found.get(b"x-request-id", b"")
+        return Head(
+            found.get(b"authorization"),
+            address,
+            caller.decode() if _REQUEST_ID.fullmatch(caller) else "",
+            _trace(found),
+            _seconds(found.get(b"x-scale-up-timeout")),
+            found.get(b"x-wake-progress") in (b"1", b"true"),
+        )
+
+    def key(self, head: Head) -> Key:
+        """Whose request it is. Raises BadKey, Forbidden."""
+        key = self.keyring.find(head.authorization)
+        self.accounts.require(key, head.address)
+        return key
+
+    def check_room(self, key: Key, body_bytes: int) -> None:
+        """Raises QueueFull when the bodies of all that are on their way would take too much memory."""
+        if self._bodies_bytes + body_bytes > BODIES_BYTES:
+            self.keyring.limits.hit("bytes waiting", key.id)
+            raise QueueFull("too much is waiting here already", retry_after_s=5)
+
+    def usable(self, key: Key) -> list[str]:
+        """The endpoints this key may ask now."""
+        now_ns = self.ground.clock_ns()
+        names = self.fleet.endpoints
+        return [n for n in names if self.accounts.may_use(key, n) and self.fleet.refusal(n, now_ns) is None]
+
+    def route(self, key: Key, head: Head, ask: Ask, name: str, now_ns: int) -> Route:
+        """The way to this endpoint, if the key, policy and its engine let the request through. Raises FreeholdError."""
+        route = self.fleet.find(name)
+        self.accounts.require(key, head.address, name)
+        if error := self.fleet.refusal(name, now_ns):
+            raise error
+        if stray := route.engine.refused_fields.keys() & ask.fields.keys():
+            field = min(stray)
+            why = route.engine.refused_fields[field]
+            raise BadRequest(f"Unrecognized request argument supplied: {field}", hint=why, param=field)
+        return route
+
+    def bound(self, route: Route, key: Key, ask: Ask, body_bytes: int) -> Bound:
+        """The most that this request may use, by its endpoint or those that stand in for it. Raises BadRequest."""
+        endpoint, context = route.endpoint, route.context
+        cap = min((limit for limit in (endpoint.max_completion_tokens, context) if limit), default=None)
+        longest = ask.max_tokens if cap is None else cap if ask.max_tokens is None else min(ask.max_tokens, cap)
+        if longest is None:
+            if self.accounts.needs_bound(key):
+                raise BadRequest(
+                    "this key has a budget, and nobody says how long the answer may be",
+                    hint="send max_tokens; or set max_completion_tokens of the endpoint",
+                    param="max_tokens",
+                )
+            longest = 0
+        prompt = body_bytes + TEMPLATE_TOKENS + len(bytes(ask.fields.get("tools", b"")))
+        if context:
+            prompt = min(prompt, context * ask.prompts)
+        completion = longest * ask.n
+        pico = max(
+            prompt * price.prompt_pico_per_token + completion * price.completion_pico_per_token
+            for price in (route.price, *(self.fleet.find(name).price for name in endpoint.fallback))
+        )
+        rate = body_bytes // 4 + (ask.max_tokens or 0) * ask.n
+        return Bound(prompt, completion, rate, pico, None if longest == 0 else longest)
+
+    def salt(self, group: str) -> str:
+        """What keeps a group's prompts apart in an engine's cache; nobody can guess another's."""
+        if (salt := self._salts.get(group)) is None:
+            digest = hashlib.blake2b(group.encode(), key=self._secret, digest_size=16)
+            salt = self._salts[group] = digest.hexdigest()
+        return salt
+
+    def affinity(self, route: Route, ask: Ask, group: str) -> bytes:
+        """What requests with the same beginning share; b"" where there is only one replica to choose."""
+        if len(route.replicas) < 2:
+            return b""
+        raw = ask.fields.get("messages") or ask.fields.get("prompt") or b""
+        with suppress(msgspec.DecodeError, RecursionError):
+            raw = b"".join(bytes(message) for message in _decode_messages(raw)[:2])
+        return group.encode() + bytes(memoryview(raw)[:_AFFINITY_BYTES])
+
+    def in_words(self, rules: PlaceRules) -> str:
+        """For the record: the rules on place that chose the replica."""
+        if not rules:
+            return ""
+        said = []
+        for countries, laws in rules:
+            said += [f"in {' '.join(countries)}"] if countries else []
+            said += [f"not under {' '.join(laws)}"] if laws else []
+        return "; ".join(said)
+
+    def enter(self, passage: Passage, body_bytes: int) -> None:
+        self.passages.add(passage)
+        self._bodies_bytes += body_bytes
+
+    def leave(self, passage: Passage, body_bytes: int) -> None:
+        self.passages.discard(passage)
+        self._bodies_bytes -= body_bytes
+
+    def settled(self, record: UsageRecord) -> None:
+        self.metrics.settled(record)
+        if self._log:
+            self._log.settled(record)
+
+    def refused(self, error: FreeholdError) -> None:
+        """A request was turned away before it had a record."""
+        self.metrics.refused(error.code or "bad_request")
+
+    async def tick(self) -> None:
+        """Until cancelled: whatever takes too long ends."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_ns = self.ground.clock_ns()
+            for passage in tuple(self.passages):
+                passage.tick(now_ns)
+
+
+_WANTED = frozenset(
+    (
+        b"authorization", b"x-forwarded-for", b"x-request-id", b"traceparent", b"tracestate", b"x-scale-up-timeout",
+        b"x-wake-progress",
+    )
+)  # fmt: skip
+
+
+def _trace(found: dict[bytes, bytes]) -> bytes:
+    """W3C's trace context, for the engine."""
+    parent, state = found.get(b"traceparent", b""), found.get(b"tracestate", b"")
+    if not _TRACE_PARENT.fullmatch(parent):
+        return b""
+    more = b"tracestate: %b\r\n" % state if 0 < len(state) <= 512 and state.isascii() else b""
+    return b"traceparent: %b\r\n%b" % (parent, more)
+
+
+def _seconds(value: bytes | None) -> float | None:
+    if value is None or not re.fullmatch(rb"\d{1,6}(\.\d{1,3})?", value):
+        return None
+    return float(value)

@@ -1,0 +1,230 @@
+"""The numbers of `metrics.py`, and the values of this moment, as Prometheus reads them.
+
+Names come from OpenTelemetry's conventions for generative AI where these have one, put into Prometheus' words by its
+rules (dots become underscores, the unit is appended), else they begin with `freehold_`. `gen_ai.client.token.usage` is
+that of conventions 1.41; their drafts since then count tokens as `freehold_tokens_total` does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from freehold import __version__
+from freehold.fleet.fleet import Fleet
+from freehold.gateway.limits import Limits
+from freehold.gateway.metrics import (
+    DURATION_S,
+    FIRST_TOKEN_S,
+    PER_TOKEN_S,
+    TOKENS,
+    WAIT_S,
+    Labels,
+    Metrics,
+    Tally,
+)
+from freehold.policy.lifecycle import State
+from freehold.policy.price import machine_pico
+from freehold.types import PICO_PER_UNIT, ReplicaStatus
+
+_GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_response_model")
+_OPERATIONS = {"completion": "text_completion"}  # the others are called as we call them
+_STATES = (*get_args(State), "stopped", "external")
+_Row = tuple[tuple[str, ...], list[int], float]  # label values, counts by bucket, sum
+
+
+class Exposition(Collector):
+    """Made once; `render` at every scrape. In the event loop: what it reads is nobody else's."""
+
+    def __init__(self, metrics: Metrics, fleet: Fleet, limits: Limits) -> None:
+        self._metrics, self._fleet, self._limits = metrics, fleet, limits
+        self._began_ns = fleet.ground.clock_ns()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The page, and its content type: Prometheus' own text format, or OpenMetrics for who accepts that."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    async def answer(self, request: Request) -> Response:
+        body, content_type = self.render(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # or the registry would collect once to learn the names
+
+    def collect(self) -> Iterator[Metric]:
+        tallies = [(Labels(*labels), tally) for labels, tally in self._metrics.tallies.items()]
+        yield from _latencies(tallies)
+        yield from _requests(tallies)
+        yield from self._money(tallies)
+        yield _counter(
+            "refused_requests", "Turned away before they had a record.", "error_type", self._metrics.refusals
+        )
+        yield _counter("limits_hit", "Requests that ran into a limit.", "limit", self._limits.times)
+        yield from _replicas(self._fleet.status())
+        yield from self._ledger()
+        yield InfoMetricFamily("freehold_build", "What runs here.", {"version": __version__})
+
+    def _money(self, tallies: Sequence[tuple[Labels, Tally]]) -> Iterator[Metric]:
+        machine = self._fleet.config.machine
+        charged, served = Counter(), Counter()
+        for labels, tally in tallies:
+            charged[labels.endpoint, labels.group, machine.currency] += tally.charge_pico
+            served[labels.endpoint, machine.currency] += tally.machine_pico
+        yield _sums("charge", "By the price list.", ("endpoint", "group", "currency"), charged, PICO_PER_UNIT)
+        text = "Of the machine's price, while it served requests."
+        yield _sums("serving_cost", text, ("endpoint", "currency"), served, PICO_PER_UNIT)
+        lasted_ns = self._fleet.ground.clock_ns() - self._began_ns
+        cost = {(machine.name, machine.currency): machine_pico(machine.pico_per_hour, lasted_ns)}
+        text = "Of the machine since the daemon's start, used or not."
+        yield _sums("machine_cost", text, ("machine", "currency"), cost, PICO_PER_UNIT)
+
+    def _ledger(self) -> Iterator[Metric]:
+        book = self._fleet.ground.book
+        for name, text, value in (
+            ("requests_open", "In the journal, without an end yet.", book.journal.in_flight),
+            ("journal_bytes", "Of the journal's segment.", book.journal.size_bytes),
+            ("book_batches_waiting", "On their way into the book, of up to 200 rows.", book.batches_waiting),
+            ("book_broken", "1: the book cannot be written.", book.broken),
+        ):
+            yield GaugeMetricFamily(f"freehold_{name}", text, value)
+
+
+def metrics_app(exposition: Exposition) -> Starlette:
+    """What answers at `server.metrics`."""
+    return Starlette(routes=[Route("/metrics", exposition.answer, methods=["GET"])])
+
+
+def _latencies(tallies: Sequence[tuple[Labels, Tally]]) -> Iterator[Metric]:
+    good = [(_gen_ai(labels), tally) for labels, tally in tallies if labels.outcome == "ok"]
+    yield _histogram(
+        "gen_ai_server_request_duration_seconds",
+        "From the request's arrival to its last byte.",
+        (*_GEN_AI, "error_type"),
+        DURATION_S,
+        (((*_gen_ai(labels), _error_type(labels)), t.duration, t.duration_ms / 1e3) for labels, t in tallies),
+    )
+    yield _histogram(
+        "gen_ai_server_time_to_first_token_seconds",
+        "Streams that came to their end: to their first byte, waiting included.",
+        _GEN_AI,
+        FIRST_TOKEN_S,
+        ((labels, t.first_token, t.first_token_ms / 1e3) for labels, t in good),
+    )
+    yield _histogram(
+        "gen_ai_server_time_per_output_token_seconds",
+        "Streams that came to their end: each token after the first.",
+        _GEN_AI,
+        PER_TOKEN_S,
+        ((labels, t.per_token, t.per_token_ms / 1e3) for labels, t in good),
+    )
+    tokens = [((*labels, "input"), t.prompt, t.prompt_tokens) for labels, t in good]
+    tokens += [((*labels, "output"), t.completion, t.completion_tokens) for labels, t in good]
+    text = "Tokens of requests that came to their end."
+    yield _histogram("gen_ai_client_token_usage", text, (*_GEN_AI, "gen_ai_token_type"), TOKENS, tokens)
+    waits = [((labels.endpoint,), t.queue, t.queue_ms / 1e3) for labels, t in tallies]
+    yield _histogram("freehold_queue_seconds", "Until a replica was held.", ("endpoint",), WAIT_S, waits)
+    wakes = [((labels.endpoint,), t.wake, t.wake_ms / 1e3) for labels, t in tallies]
+    text = "Of requests that found no replica up: until there was one."
+    yield _histogram("freehold_wake_seconds", text, ("endpoint",), WAIT_S, wakes)
+
+
+def _requests(tallies: Sequence[tuple[Labels, Tally]]) -> Iterator[Metric]:
+    requests, bounded, tokens = Counter(), Counter(), Counter()
+    for labels, tally in tallies:
+        status, operation = str(labels.status or ""), _OPERATIONS.get(labels.kind, labels.kind)
+        requests[labels.endpoint, labels.replica, labels.group, operation, status, labels.outcome] += tally.requests
+        bounded[labels.endpoint] += tally.lower_bound
+        counts = (tally.prompt_tokens, tally.cached, tally.completion_tokens, tally.reasoning)
+        for kind, count in zip(("input", "cached", "output", "reasoning"), counts, strict=True):
+            tokens[labels.endpoint, labels.group, kind] += count
+    names = ("endpoint", "replica", "group", "operation", "status", "outcome")
+    yield _sums("requests", "That have a record, by what became of them.", names, requests)
+    yield _counter("lower_bound_requests", "Cut: the engine produced at least what was counted.", "endpoint", bounded)
+    text = "As they are charged; cached ones are part of input, reasoning of output."
+    yield _sums("tokens", text, ("endpoint", "group", "type"), tokens)
+
+
+def _replicas(replicas: Sequence[ReplicaStatus]) -> Iterator[Metric]:
+    names = ("endpoint", "replica")
+    waiting = GaugeMetricFamily("freehold_requests_waiting", "For a replica.", labels=["endpoint"])
+    for endpoint in dict.fromkeys(each.endpoint for each in replicas):
+        waiting.add_metric([endpoint], sum(each.waiting for each in replicas if each.endpoint == endpoint))
+    yield waiting
+    in_flight = GaugeMetricFamily("freehold_requests_in_flight", "That a replica is held for.", labels=names)
+    slots = GaugeMetricFamily("freehold_replica_slots", "Requests it answers at once.", labels=names)
+    state = GaugeMetricFamily("freehold_replica_state", "1 for the state it is in.", labels=(*names, "state"))
+    silent = GaugeMetricFamily("freehold_replica_circuit_open", "1: it does not answer.", labels=names)
+    starts = CounterMetricFamily("freehold_replica_starts", "Processes started.", labels=names)
+    lasted = GaugeMetricFamily("freehold_replica_last_start_seconds", "Until it was ready.", labels=names)
+    for each in replicas:
+        who = [each.endpoint, each.replica]
+        in_flight.add_metric(who, each.in_flight)
+        silent.add_metric(who, not each.answers)
+        starts.add_metric(who, each.run)
+        if each.slots is not None:
+            slots.add_metric(who, each.slots)
+        if each.last_start_s is not None:
+            lasted.add_metric(who, each.last_start_s)
+        for name in _STATES:
+            state.add_metric([*who, name], each.state == name)
+    yield from (in_flight, slots, state, silent, starts, lasted)
+
+
+def _gen_ai(labels: Labels) -> tuple[str, ...]:
+    operation = _OPERATIONS.get(labels.kind, labels.kind)
+    return operation, "freehold", labels.asked or labels.endpoint, labels.endpoint
+
+
+def _error_type(labels: Labels) -> str:
+    """The status, where there is one to tell it by: the record has no more."""
+    if labels.outcome == "error":
+        return str(labels.status) if labels.status >= 400 else "engine_failed"  # it broke off in the middle
+    return "cut" if labels.outcome == "cut" else ""
+
+
+def _counter(name: str, text: str, label: str, counts: Counter[str]) -> Metric:
+    return _sums(name, text, (label,), {(value,): count for value, count in counts.items()})
+
+
+def _sums(name: str, text: str, labels: Sequence[str], sums: dict[tuple[str, ...], int], unit: int = 1) -> Metric:
+    family = CounterMetricFamily(f"freehold_{name}", text, labels=labels)
+    for values, amount in sums.items():
+        family.add_metric(values, amount / unit)
+    return family
+
+
+def _histogram(name: str, text: str, labels: Sequence[str], bounds: Sequence[float], rows: Iterable[_Row]) -> Metric:
+    """Rows with the same labels are added up; one in which nothing was counted is left out."""
+    added: dict[tuple[str, ...], tuple[list[int], float]] = {}
+    for values, counts, total in rows:
+        if any(counts):
+            before = added.get(values)
+            both = [a + b for a, b in zip(before[0], counts, strict=True)] if before else counts
+            added[values] = both, total + (before[1] if before else 0.0)
+    family = HistogramMetricFamily(name, text, labels=labels)
+    ends = [floatToGoString(bound) for bound in (*bounds, float("inf"))]
+    for values, (counts, total) in added.items():
+        family.add_metric(values, list(zip(ends, accumulate(counts), strict=True)), total)
+    return family

@@ -1,0 +1,273 @@
+"""Keys from their making to their end: what they may is kept, a secret is seen once and nowhere else."""
+
+import asyncio
+import contextlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from trails import T0_NS, a_record
+
+from freehold.errors import BadConfig, BadKey, BadRequest, FreeholdError, OverBudget, Unknown
+from freehold.fleet.config import Allowance, Group, load
+from freehold.fleet.ground import Ground
+from freehold.gateway.keyring import Keyring
+from freehold.ledger.book import Book
+from freehold.types import Grant, Tokens
+
+SECOND_NS = 10**9
+GROUPS = {"ward": Group(tokens_per_month=1000, residency=("DE",))}
+LIMITS = Allowance(requests_per_minute=60, budget_per_day=0.5, residency=("germany",), networks=("10.0.0.0/8",))
+
+
+class Desk:
+    """A keyring on a real book, under a clock that a test moves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now_ns = T0_NS
+        self.book = Book(folder)
+        there = dict.fromkeys(("state", "run_dir", "log_dir"), folder)
+        self.ground = Ground(executor=None, occupancy=None, book=self.book, clock_ns=lambda: self.now_ns, **there)
+        self.news = asyncio.Queue()
+        self.ground.listeners.add(self.news)
+        self.keys = Keyring(self.ground, GROUPS)
+
+    def told(self) -> list[tuple[str, dict]]:
+        return [((event := self.news.get_nowait()).kind, event.detail) for _ in range(self.news.qsize())]
+
+    def find(self, secret: str):
+        return self.keys.find(f"Bearer {secret}".encode())
+
+    def opens(self, secret: str) -> bool:
+        with contextlib.suppress(BadKey):
+            return bool(self.find(secret))
+        return False
+
+    def reserve(self, secret: str, tokens: int, pico: int = 0):
+        more = {"completion": 0, "rate_tokens": 0, "pico": pico, "now_ns": self.now_ns}
+        return self.keys.accounts.reserve(self.find(secret), prompt=tokens, **more)
+
+
+@contextlib.asynccontextmanager
+async def desk_in(folder: Path):
+    desk = Desk(folder)
+    try:
+        await desk.keys.load()
+        yield desk
+    finally:
+        await desk.book.close()
+
+
+async def test_what_a_key_may_outlives_the_daemon(tmp_path):
+    async with desk_in(tmp_path) as desk:
+        key, secret = await desk.keys.create("ada", ("d*",), None, "me", group="ward", grant=LIMITS.grant)
+        more = {"residency": ("DE",), "networks": ("10.0.0.0/8",)}
+        assert (key.group, key.grant) == ("ward", Grant(requests_per_minute=60, pico_per_day=5 * 10**11, **more))
+        ((kind, detail),) = desk.told()
+        assert (kind, detail["group"], detail["requests_per_minute"]) == ("key.created", "ward", 60)
+        assert (detail["residency"], detail["networks"]) == ("DE", "10.0.0.0/8")
+    async with desk_in(tmp_path) as desk:
+        assert desk.find(secret) == key
+        assert desk.keys.accounts.rules(key) == ((("DE",), ()),)
+
+
+async def test_what_was_used_outlives_the_daemon(tmp_path):
+    async with desk_in(tmp_path) as desk:
+        key, secret = await desk.keys.create("ada", (), None, "me", group="ward", grant=Grant(pico_per_month=100))
+        record = a_record(key=key.id, group="ward", prompt_tokens=600, completion_tokens=100, charge_pico=60)
+        desk.book.settle_request(record)
+        await desk.book.flush()
+    async with desk_in(tmp_path) as desk:
+        for tokens, pico in ((301, 0), (0, 41)):
+            with pytest.raises(OverBudget):
+                desk.reserve(secret, tokens, pico)
+        desk.keys.accounts.settle(desk.reserve(secret, 300, 40), Tokens(), 0, desk.now_ns)
+        await desk.keys.revoke("ada", "me")
+        _, anew = await desk.keys.create("ada", (), None, "me", grant=Grant(tokens_per_month=750, pico_per_month=90))
+        with pytest.raises(OverBudget):  # a name made anew goes on with what it has used
+            desk.reserve(anew, 51)
+        desk.reserve(anew, 50)
+
+
+async def test_rotation_with_an_overlap(tmp_path):
+    async with desk_in(tmp_path) as desk:
+        ends_ns = T0_NS + 10**6 * SECOND_NS
+        grant = Grant(requests_per_minute=2, tokens_per_day=100)
+        old, first = await desk.keys.create("ada", ("d*",), ends_ns, "me", content_days=3, group="ward", grant=grant)
+        desk.reserve(first, 60)
+        new, second, until_ns = await desk.keys.rotate("ada", 3600 * SECOND_NS, "me")
+        assert (new.name, new.endpoints, new.grant, new.group) == (old.name, old.endpoints, old.grant, old.group)
+        assert (new.content_days, new.expires_ns, until_ns) == (3, ends_ns, T0_NS + 3600 * SECOND_NS)
+        assert new.id != old.id
+        assert desk.told()[-1] == ("key.rotated", {"name": "ada", "replaces": old.id, "overlap_s": 3600})
+        with pytest.raises(OverBudget):  # they have one account
+            desk.reserve(second, 41)
+        desk.reserve(second, 40)
+        with pytest.raises(FreeholdError, match="2 times a minute"):
+            desk.reserve(first, 0)
+        with pytest.raises(BadRequest, match="in use already"):
+            await desk.keys.create("ada", (), None, "me")
+        desk.now_ns = until_ns - 1
+        assert (desk.opens(first), desk.opens(second)) == (True, True)
+        desk.now_ns = until_ns
+        assert (desk.opens(first), desk.opens(second)) == (False, True)
+    async with desk_in(tmp_path) as desk:
+        desk.now_ns = until_ns - 1
+        assert (desk.opens(first), desk.opens(second)) == (True, True)
+        _, third, _ = await desk.keys.rotate("ada", 0, "me", expires_ns=until_ns + 5)
+        assert (desk.opens(first), desk.opens(second), desk.opens(third)) == (False, False, True)
+        desk.now_ns = until_ns + 5
+        assert not desk.opens(third)
+
+
+async def test_a_second_rotation_does_not_lengthen_the_first_overlap(tmp_path):
+    async with desk_in(tmp_path) as desk:
+        _, first = await desk.keys.create("ada", (), None, "me")
+        _, second, _ = await desk.keys.rotate("ada", 60 * SECOND_NS, "me")
+        _, third, _ = await desk.keys.rotate("ada", 120 * SECOND_NS, "me")
+        desk.now_ns += 60 * SECOND_NS
+        assert [desk.opens(secret) for secret in (first, second, third)] == [False, True, True]
+        await desk.keys.revoke("ada", "me")
+        assert not any(map(desk.opens, (first, second, third)))
+    async with desk_in(tmp_path) as desk:
+        assert not any(map(desk.opens, (first, second, third)))
+        with pytest.raises(Unknown):
+            await desk.keys.rotate("ada", 0, "me")
+
+
+async def test_revoked_while_it_is_rotated_leaves_nothing_alive(tmp_path):
+    async with desk_in(tmp_path) as desk:
+        _, first = await desk.keys.create("ada", (), None, "me")
+        rotating = asyncio.create_task(desk.keys.rotate("ada", 60 * SECOND_NS, "me"))
+        await asyncio.sleep(0)
+        await desk.keys.revoke("ada", "me")
+        _, second, _ = await rotating
+        assert not desk.opens(first)
+        assert not desk.opens(second)
+    async with desk_in(tmp_path) as desk:
+        assert not desk.opens(first)
+        assert not desk.opens(second)
+
+
+async def test_a_group_that_is_not_there(tmp_path):
+    async with desk_in(tmp_path) as desk:
+        with pytest.raises(BadRequest, match="no group `wards`") as refused:
+            await desk.keys.create("ada", (), None, "me", group="wards")
+        assert "ward" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("lines", "says", "hints"),
+    [
+        (
+            "request_per_minute = 1",
+            "unknown key `request_per_minute` in [groups.ward]",
+            "did you mean `requests_per_minute`?",
+        ),
+        ("residency = ['Germny']", "[groups.ward]: no country 'Germny'", "DE (Germany)"),
+        ("jurisdiction_not = ['XX']", "[groups.ward]: no country 'XX'", "ISO 3166"),
+        ("networks = ['10.0.0.1/8']", "[groups.ward]: no network '10.0.0.1/8'", "10.0.0.0/8"),
+        ("tokens_per_day = 0", "tokens_per_day", "docs/freehold.toml"),
+        ("budget_per_day = -1", "budget_per_day", "docs/freehold.toml"),
+        ("priority = 101", "priority", "docs/freehold.toml"),
+    ],
+)
+def test_what_is_wrong_with_a_group_is_said(tmp_path, lines, says, hints):
+    path = tmp_path / "freehold.toml"
+    path.write_text(f"[groups.ward]\n{lines}")
+    with pytest.raises(BadConfig) as refused:
+        load(path)
+    assert says in str(refused.value)
+    assert hints in refused.value.hint
+
+
+# with the daemon
+
+
+def grouped(team) -> None:
+    team.write(demo=team.fake("max_completion_tokens = 50"))
+    with (team.folder / "freehold.toml").open("a") as file:
+        file.write("\n[groups.ward]\nbudget_per_month = 1\nparallel = 5\n")
+    team.serve()
+
+
+def test_keys_with_limits_on_the_command_line(team):
+    grouped(team)
+    limits = ("--group", "ward", "--rpm", "2", "--tokens-day", "100000", "--residency", "DE", "--network", "10.0.0.0/8")
+    team.run("keys", "create", "far", *limits)
+    assert "requests/min, 100,000 tokens/day, in DE, from 10.0.0.0/8" in team.run("keys", "list")
+    assert "no network" in team.run("keys", "create", "x", "--network", "10.0.0.1/8", code=2)
+    assert "priority" in team.run("keys", "create", "x", "--priority", "1000", code=2)
+    assert "no group" in team.run("keys", "create", "x", "--group", "wards", code=2)
+    assert "never a key" in team.run("keys", "show", "nobody", code=2)
+
+    secret = team.run("keys", "create", "ada", *limits[:4]).split()[0]
+    answer = team.post("demo", key=secret)
+    assert (answer.status, answer.getheader("x-ratelimit-limit-requests")) == (200, "2")
+    assert (answer.getheader("x-ratelimit-remaining-requests"), answer.read() != b"") == ("1", True)
+    made = json.loads(team.run("keys", "rotate", "ada", "--overlap", "1h", "--json"))
+    assert team.post("demo", key=made["secret"]).status == 200
+    late = team.post("demo", key=secret)
+    assert (late.status, 0 < int(late.getheader("retry-after")) <= 30) == (429, True)
+    assert json.loads(late.read())["error"]["param"] == "key.requests_per_minute"
+    shown = team.run("keys", "show", "ada")
+    assert shown.count("ada (") == 2
+    (requests,) = [line.split() for line in shown.splitlines() if "requests_per_minute" in line]
+    assert requests[2:6] == ["2", "2", "0", "0"]
+    (budget,) = [line.split() for line in shown.splitlines() if "budget_per_month" in line]
+    assert (budget[0], budget[2:4]) == ("group", ["EUR", "1"])
+    assert team.post("demo", key=team.run("keys", "create", "bob", *limits[:2], *limits[-2:]).split()[0]).status == 403
+    assert {event["detail"]["limit"] for event in team.events("limit.hit")} == {"key.requests_per_minute", "networks"}
+
+
+def test_many_at_once_against_a_budget_for_ten(team):
+    """Each may cost 5, and does; the budget is 50. It is as spent after a crash as before."""
+    demo = (
+        team.fake()
+        .replace("prompt_price = 1", "prompt_price = 0")
+        .replace("completion_price = 2", "completion_price = 1e6")
+    )
+    team.write(demo=demo)
+    team.serve()
+    secret = team.run("keys", "create", "ada", "--budget-month", "50").split()[0]
+    with ThreadPoolExecutor(40) as callers:
+        asked = [callers.submit(team.post, "demo", "@@n=5,us=2000", key=secret, max_tokens=5) for _ in range(40)]
+    answers = [(each.result().status, json.loads(each.result().read())) for each in asked]
+    assert sorted(status for status, _ in answers) == [200] * 10 + [429] * 30
+    assert {body["error"]["code"] for status, body in answers if status == 429} == {"insufficient_quota"}
+    assert sum(row["charge_pico"] for row in team.records()) == 50 * 10**12
+    team.kill()
+    team.serve()
+    assert team.post("demo", "@@n=5", key=secret, max_tokens=5).status == 429
+
+
+def test_a_secret_is_shown_once_and_is_nowhere_else(team):
+    grouped(team)
+    secrets = [team.run("keys", "create", "ada", "--group", "ward").split()[0]]
+    secrets.append(json.loads(team.run("keys", "rotate", "ada", "--json"))["secret"])
+    unknown = f"{secrets[0][:-3]}xyz"
+    assert {team.post("demo", key=key).read() != b"" for key in secrets} == {True}
+    said = [team.post("demo", key=unknown).read(), team.post("no-such-model", key=secrets[0]).read()]
+    said += [
+        team.run(*words).encode() for words in (("keys", "list", "--all"), ("keys", "show", "ada"), ("audit", "log"))
+    ]
+    processes = [Path(f"/proc/{pid}") for pid in _family(team.process.pid)]
+    assert len(processes) > 1  # the engine's too
+    for process in processes:
+        said.append((process / "cmdline").read_bytes())
+        with contextlib.suppress(PermissionError):  # of who changed its rights, but by root
+            said.append((process / "environ").read_bytes())
+    team.end()
+    said += [path.read_bytes() for path in team.folder.rglob("*") if path.is_file()]
+    assert len(said) > 10
+    for secret in (*secrets, unknown):
+        random = secret.removeprefix("fh-").encode()
+        assert not [text for text in said if random in text]
+
+
+def _family(pid: int) -> list[int]:
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return [pid, *(each for child in children for each in _family(child))]
