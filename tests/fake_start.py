@@ -81,7 +81,9 @@ class Stage:
             log_dir=folder,
         )
         self.start = FakeStart()
-        settings = Endpoint(weights="demo.gguf", **{"idle_seconds": 0, "parallel": 1000, "wait_seconds": PATIENCE_S, **endpoint})
+        settings = Endpoint(
+            weights="demo.gguf", **{"idle_seconds": 0, "parallel": 1000, "wait_seconds": PATIENCE_S, **endpoint}
+        )
         self.route = Route("demo", settings, None, self.start.engine)
         self.replica = Replica(self.route, self.start, self.ground, drain_seconds)
         self.owner = asyncio.create_task(self.replica.own())

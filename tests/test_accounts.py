@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from freehold.errors import Forbidden, LimitHit, OverBudget
 from freehold.fleet.config import Group
 from freehold.gateway.accounts import Accounts
-from freehold.types import Grant, Key, Spent, Tokens
+from freehold.types import Grant, Key, Spent
 
 NOW_NS = 1_800_000_000 * 10**9
 MINUTE_NS = 60 * 10**9
@@ -26,18 +26,22 @@ def accounts(*keys, spent=(), hit=lambda *_: None, **groups) -> Accounts:
 
 
 def reserve(held: Accounts, key: Key, *, prompt=0, completion=0, rate=0, pico=0, now_ns=NOW_NS):
-    return held.reserve(key, prompt=prompt, completion=completion, rate_tokens=rate, pico=pico, now_ns=now_ns)
+    return held.terms(key).reserve(prompt + completion, rate, pico, now_ns)
 
 
 def used(held: Accounts, key: Key, now_ns=NOW_NS) -> dict[str, tuple[int, int]]:
-    return {f"{each.of}.{each.limit}": (each.used, each.reserved) for each in held.levels(key, now_ns)}
+    return {f"{each.of}.{each.limit}": (each.used, each.reserved) for each in held.terms(key).levels(now_ns)}
 
 
 def test_where_there_are_no_limits_nothing_is_kept():
     key = a_key(group="open")
     held = accounts(key, open=Group())
     assert reserve(held, key, prompt=10**9) is None
-    assert (held.headers(key, NOW_NS), held.levels(key, NOW_NS), held.needs_bound(key)) == ([], [], False)
+    assert (held.terms(key).headers(NOW_NS), held.terms(key).levels(NOW_NS), held.terms(key).budgeted) == (
+        [],
+        [],
+        False,
+    )
 
 
 async def test_a_thousand_at_once_against_a_budget_for_ten():
@@ -52,7 +56,7 @@ async def test_a_thousand_at_once_against_a_budget_for_ten():
             return
         passed.append(taken)
         await engine.wait()  # all ten are on their way together
-        held.settle(taken, Tokens(prompt=40, completion=60), 10**5, NOW_NS)
+        taken.settle(100, 10**5, NOW_NS)
 
     requests = [asyncio.create_task(request()) for _ in range(1000)]
     await asyncio.sleep(0)
@@ -91,7 +95,7 @@ def test_settled_once_with_what_was_used():
     held = accounts(key)
     taken = reserve(held, key, prompt=100, completion=400, rate=200, pico=10**6)
     for _ in range(3):
-        held.settle(taken, Tokens(prompt=80, completion=20, cached=50), 300, NOW_NS)
+        taken.settle(100, 300, NOW_NS)
     assert used(held, key) == {
         "key.parallel": (0, 0),
         "key.tokens_per_minute": (100, 0),
@@ -111,7 +115,7 @@ def test_however_requests_of_several_keys_interleave_no_budget_is_passed(steps):
                 open_.append((keys[whose], reserve(held, keys[whose], prompt=tokens), tokens))
         elif open_:
             key, taken, reserved = open_.pop(0)
-            held.settle(taken, Tokens(completion=reserved * share // 100), 0, NOW_NS)
+            taken.settle(reserved * share // 100, 0, NOW_NS)
             settled[key.name] += reserved * share // 100
         both = {**used(held, keys[0]), **{f"bob.{name}": each for name, each in used(held, keys[1]).items()}}
         assert both["key.tokens_per_day"][0] == settled["ada"]
@@ -150,36 +154,30 @@ def test_a_key_that_takes_anothers_place_goes_on_where_it_stood():
     taken = reserve(held, old, prompt=20)
     held.add(new, [Spent(key="1", group="", tokens_day=0)], now_ns=NOW_NS)
     assert used(held, new) == {"key.requests_per_minute": (1, 0), "key.tokens_per_day": (0, 20)}
-    held.settle(taken, Tokens(prompt=15), 0, NOW_NS)
+    taken.settle(15, 0, NOW_NS)
     assert used(held, new)["key.tokens_per_day"] == (15, 0)
 
 
 def test_a_key_whose_group_is_gone_opens_nothing():
     key = a_key(group="gone")
     held = accounts(key, team=Group())
-    for ask in (
-        lambda: reserve(held, key),
-        lambda: held.require(key, "10.0.0.1"),
-        lambda: held.may_use(key, "demo"),
-        lambda: held.rules(key),
-        lambda: held.headers(key, NOW_NS),
-        lambda: held.needs_bound(key),
-    ):
-        with pytest.raises(Forbidden, match="group `gone`, which is not there"):
-            ask()
-    assert held.levels(key, NOW_NS) == []
+    with pytest.raises(Forbidden, match="group `gone`, which is not there"):
+        held.terms(key)
 
 
 def test_key_and_group_must_both_allow():
     key = a_key(group="team", endpoints=("a", "b"), networks=("10.0.0.0/8",))
     hits = []
     held = accounts(key, hit=lambda *hit: hits.append(hit), team=Group(endpoints=("b", "c"), networks=("10.1.0.0/16",)))
-    assert [name for name in "abc" if held.may_use(key, name)] == ["b"]
-    held.require(key, "10.1.2.3", "b")
+    assert [name for name in "abc" if held.terms(key).may_use(name)] == ["b"]
+    terms = held.terms(key)
+    terms.require_address("10.1.2.3")
+    terms.require_endpoint("b")
     for address, endpoint in (("10.2.0.1", "b"), ("192.0.2.1", "b"), ("10.1.2.3", "a"), ("10.1.2.3", "c")):
         with pytest.raises(Forbidden):
-            held.require(key, address, endpoint)
-    assert hits == [("networks", "ada", "b")] * 2
+            terms.require_address(address)
+            terms.require_endpoint(endpoint)
+    assert hits == [("networks", "ada", "")] * 2
 
 
 def test_rules_on_place_of_key_and_group_are_each_told():
@@ -187,11 +185,11 @@ def test_rules_on_place_of_key_and_group_are_each_told():
     both, one, none = a_key("a", "team", residency=("DE",)), a_key("b", "team", priority=-1), a_key("c")
     held = accounts(both, one, none, team=group)
     of_group = (("DE", "FR"), ("US",))
-    assert held.rules(both) == ((("DE",), ()), of_group)
-    assert held.rules(one) == (of_group,)
-    assert held.rules(none) == ()
-    assert {held.rules(both): 1}  # a router keeps what it found for them
-    assert [held.priority(key) for key in (both, one, none)] == [3, -1, 0]
+    assert held.terms(both).rules == ((("DE",), ()), of_group)
+    assert held.terms(one).rules == (of_group,)
+    assert held.terms(none).rules == ()
+    assert {held.terms(both).rules: 1}  # a router keeps what it found for them
+    assert [held.terms(key).priority for key in (both, one, none)] == [3, -1, 0]
 
 
 def test_headers_are_those_of_whoever_has_less_left():
@@ -200,7 +198,7 @@ def test_headers_are_those_of_whoever_has_less_left():
     held = accounts(key, other, team=Group(requests_per_minute=60))
     for _ in range(3):
         reserve(held, key, rate=400 if not used(held, key)["key.tokens_per_minute"][0] else 0)
-    assert dict(held.headers(key, NOW_NS)) == {
+    assert dict(held.terms(key).headers(NOW_NS)) == {
         b"x-ratelimit-limit-requests": b"60",
         b"x-ratelimit-remaining-requests": b"57",
         b"x-ratelimit-reset-requests": b"3s",
@@ -208,8 +206,8 @@ def test_headers_are_those_of_whoever_has_less_left():
         b"x-ratelimit-remaining-tokens": b"600",
         b"x-ratelimit-reset-tokens": b"24s",
     }
-    assert dict(held.headers(other, NOW_NS))[b"x-ratelimit-remaining-requests"] == b"57"
-    assert b"x-ratelimit-limit-tokens" not in dict(held.headers(other, NOW_NS))
+    assert dict(held.terms(other).headers(NOW_NS))[b"x-ratelimit-remaining-requests"] == b"57"
+    assert b"x-ratelimit-limit-tokens" not in dict(held.terms(other).headers(NOW_NS))
 
 
 @pytest.mark.parametrize(
@@ -224,8 +222,8 @@ def test_headers_are_those_of_whoever_has_less_left():
 def test_times_in_headers_are_written_as_openai_does(limit, rate, settled, remaining, reset):
     key = a_key(tokens_per_minute=limit)
     held = accounts(key)
-    held.settle(reserve(held, key, rate=rate), Tokens(completion=settled), 0, NOW_NS)
-    told = dict(held.headers(key, NOW_NS))
+    reserve(held, key, rate=rate).settle(settled, 0, NOW_NS)
+    told = dict(held.terms(key).headers(NOW_NS))
     assert (told[b"x-ratelimit-remaining-tokens"], told[b"x-ratelimit-reset-tokens"]) == (remaining, reset)
 
 
@@ -235,11 +233,11 @@ def test_every_refusal_is_told():
     held = accounts(key, hit=lambda *hit: hits.append(hit))
     reserve(held, key)
     with pytest.raises(LimitHit):
-        held.reserve(key, prompt=0, completion=0, rate_tokens=0, pico=0, now_ns=NOW_NS, endpoint="demo")
+        held.terms(key).reserve(0, 0, 0, NOW_NS, "demo")
     assert hits == [("key.requests_per_minute", "ada", "demo")]
 
 
 def test_only_budgets_need_a_bound():
     plain, budgeted, grouped = a_key("a", tokens_per_minute=5), a_key("b", pico_per_day=0), a_key("c", "team")
     held = accounts(plain, budgeted, grouped, team=Group(tokens_per_month=5))
-    assert [held.needs_bound(key) for key in (plain, budgeted, grouped)] == [False, True, True]
+    assert [held.terms(key).budgeted for key in (plain, budgeted, grouped)] == [False, True, True]

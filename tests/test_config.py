@@ -30,6 +30,10 @@ def written(tmp_path, text):
         ("[endpoints.a]\nengine = 'external'\nurl = 'http://x'\nweights = 'y'", "weights means nothing", ""),
         ("[endpoints.a]\nweights = 'x'\nurl = 'http://x'", "url means nothing", ""),
         ("[server]\nlisten = '0.0.0.0:80'", "without TLS", "behind_proxy"),
+        ("[server]\nmetrics = '0.0.0.0:9464'", "metrics = '0.0.0.0:9464' is open to the network", "tls_certificate"),
+        ("[server]\nmetrics = 'here'", "metrics = 'here' is no address", "127.0.0.1"),
+        ("[server]\ntls_key = 'k.pem'", "[server] tls_certificate is missing", "PEM"),
+        ("[server]\ntrusted_proxies = ['10.0.0.1/8']", "[server] trusted_proxies: no network", "10.0.0.0/8"),
         ("[server]\nlisten = 'nowhere'", "is no address", "127.0.0.1"),
         ("[server]\nlisten = '127.0.0.1:99999'", "is no address", "127.0.0.1"),
         ("[server\n", "cannot read", ""),
@@ -72,6 +76,12 @@ def test_prices_are_exact(tmp_path):
     assert config.machine.pico_per_hour == 2_100_000_000_000
     price = config.endpoints["a"].price
     assert (price.prompt_pico_per_token, price.completion_pico_per_token) == (100_000, 70_000)
+
+
+def test_open_to_the_network_with_tls(tmp_path):
+    lines = "listen = '0.0.0.0:443'\nmetrics = '[::]:9464'\ntls_certificate = 'c.pem'\ntls_key = '/etc/k.pem'"
+    server = load(written(tmp_path, f"[server]\n{lines}")).server
+    assert (server.tls_certificate, server.tls_key) == (str(tmp_path / "c.pem"), "/etc/k.pem")
 
 
 def test_open_to_the_network_behind_a_proxy(tmp_path):

@@ -3,11 +3,14 @@
 import asyncio
 import os
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trails import a_record, breaks
+from trails import a_record, an_event, breaks
 
 from freehold.errors import NotReady
 from freehold.ledger import report, trail
@@ -94,7 +97,7 @@ async def test_a_write_that_fails_leaves_nothing_of_its_turn(tmp_path, how):
     size = segments(tmp_path)[0].stat().st_size
     limits, real = resource.getrlimit(resource.RLIMIT_FSIZE), journal._fd
     for number in range(10):
-        journal.open(a_record(f"r{number}"), lambda error: called.append(error))
+        journal.open(a_record(f"r{number}"), called.append)
     settle(journal, a_record("before"), called.append)
     if how == "full":
         journal._fd = os.open("/dev/full", os.O_WRONLY)
@@ -185,6 +188,18 @@ async def test_what_was_noted_goes_along_into_the_next_segment(tmp_path):
     await book.close()
 
 
+async def test_the_book_has_no_row_that_the_journal_does_not_have(tmp_path):
+    """Else a check at that moment would take it for one that somebody put there."""
+    book, called = Book(tmp_path), []
+    book.settle_request(a_record(outcome="ok"), None, called.append)
+    assert left_behind(tmp_path) == ([], [])
+    book.add_event(an_event())
+    assert [r.request for r in left_behind(tmp_path)[0]] == ["r1"]
+    await book.flush()
+    assert called == [None]
+    await book.close()
+
+
 def test_lines_of_the_first_editions_are_understood(tmp_path):
     old = b'"key":"k","endpoint":"demo","kind":"chat","stream":true,"started_ns":1,"status":0,"outcome":"cut"'
     lines = (b'{"settled":false,"record":{"request":"a",%b}}', b'{"settled":true,"record":{"request":"b",%b}}')
@@ -220,3 +235,59 @@ def test_wherever_it_is_killed_each_opened_request_is_settled_or_cut(tmp_path_fa
     found = dict.fromkeys([r.request for r in cut], "cut") | dict.fromkeys([r.request for r in settled], "settled")
     assert len(settled) + len(cut) == len(found)
     assert found == told
+
+
+GATEWAY = """
+import asyncio, os, sys
+from pathlib import Path
+from functools import partial
+from trails import a_record
+from freehold.ledger.book import Book
+
+async def main():
+    book, number = Book(Path(sys.argv[1])), 0
+
+    def opened(record, error):
+        os.write(1, f"cut {record.request}\\n".encode())
+        record.outcome = "ok"
+        book.settle_request(record, None, partial(settled, record.request))
+
+    def settled(request, error):
+        os.write(1, f"ok {request}\\n".encode())
+
+    while True:
+        for _ in range(20):
+            number += 1
+            record = a_record(f"{sys.argv[2]}-{number}")
+            book.open_request(record, partial(opened, record))
+        await asyncio.sleep(0)
+
+asyncio.run(main())
+"""
+
+
+def test_kill_9_amid_a_flood_costs_no_request_that_went_on(tmp_path):
+    """Whoever was told that their line is written finds it: exactly one record, and the one that was settled last."""
+    told = {}
+    for number in range(6):
+        argv = (sys.executable, "-c", GATEWAY, str(tmp_path), str(number))
+        path = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}) as gateway:
+            assert gateway.stdout
+            for _ in range(1 + 997 * number):
+                gateway.stdout.readline()
+            gateway.kill()
+            rest = gateway.stdout.read()
+        for line in rest.split(b"\n")[:-1]:
+            outcome, _, request = line.decode().partition(" ")
+            told[request] = outcome
+    asyncio.run(reopen(tmp_path))
+    with report.reading(tmp_path) as db:
+        found = dict(map(tuple, db.execute("select request, outcome from usage")))
+    wrong = {request for request, outcome in told.items() if found.get(request) not in (outcome, "ok")}
+    assert (wrong, len(told) > 100) == (set(), True)
+    assert breaks(tmp_path) == []
+
+
+async def reopen(folder):
+    await Book(folder).close()

@@ -14,7 +14,7 @@ from freehold.fleet.config import Allowance, Group, load
 from freehold.fleet.ground import Ground
 from freehold.gateway.keyring import Keyring
 from freehold.ledger.book import Book
-from freehold.types import Grant, Tokens
+from freehold.types import Grant
 
 SECOND_NS = 10**9
 GROUPS = {"ward": Group(tokens_per_month=1000, residency=("DE",))}
@@ -45,8 +45,7 @@ class Desk:
         return False
 
     def reserve(self, secret: str, tokens: int, pico: int = 0):
-        more = {"completion": 0, "rate_tokens": 0, "pico": pico, "now_ns": self.now_ns}
-        return self.keys.accounts.reserve(self.find(secret), prompt=tokens, **more)
+        return self.keys.accounts.terms(self.find(secret)).reserve(tokens, 0, pico, self.now_ns)
 
 
 @contextlib.asynccontextmanager
@@ -69,7 +68,7 @@ async def test_what_a_key_may_outlives_the_daemon(tmp_path):
         assert (detail["residency"], detail["networks"]) == ("DE", "10.0.0.0/8")
     async with desk_in(tmp_path) as desk:
         assert desk.find(secret) == key
-        assert desk.keys.accounts.rules(key) == ((("DE",), ()),)
+        assert desk.keys.accounts.terms(key).rules == ((("DE",), ()),)
 
 
 async def test_what_was_used_outlives_the_daemon(tmp_path):
@@ -82,7 +81,7 @@ async def test_what_was_used_outlives_the_daemon(tmp_path):
         for tokens, pico in ((301, 0), (0, 41)):
             with pytest.raises(OverBudget):
                 desk.reserve(secret, tokens, pico)
-        desk.keys.accounts.settle(desk.reserve(secret, 300, 40), Tokens(), 0, desk.now_ns)
+        desk.reserve(secret, 300, 40).settle(0, 0, desk.now_ns)
         await desk.keys.revoke("ada", "me")
         _, anew = await desk.keys.create("ada", (), None, "me", grant=Grant(tokens_per_month=750, pico_per_month=90))
         with pytest.raises(OverBudget):  # a name made anew goes on with what it has used

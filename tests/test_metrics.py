@@ -20,6 +20,7 @@ from freehold.gateway.rundir import admin_socket
 from freehold.types import UsageRecord
 
 DASHBOARD = Path(__file__).parents[1] / "dashboards" / "freehold.json"
+REFERENCE = DASHBOARD.parents[1] / "docs" / "reference.md"
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 
 RECORDS = st.lists(
@@ -191,6 +192,16 @@ def test_the_dashboard_asks_for_what_there_is(scraped):
     labels = {label for family in read(scraped.page[1]) for s in family.samples for label in s.labels}
     assert asked - labels <= there
     assert len(queries) > 20
+
+
+def test_the_reference_has_every_metric(scraped):
+    rows = [
+        line.split("|")[1] for line in REFERENCE.read_text().splitlines() if line.startswith(("| `gen_ai", "| `freeh"))
+    ]
+    documented = {name for row in rows for name in re.findall(r"`((?:gen_ai|freehold)_\w+)`", row)}
+    families = [*read(scraped.page[1])]
+    there = {f"{each.name}_total" if each.type == "counter" else each.name for each in families}
+    assert documented == {name for name in there if not name.startswith("process_")}
 
 
 def test_the_dashboard_can_be_imported():

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import astuple
 from trails import DAY_NS, T0_NS, a_record, breaks, tampering
 
 from freehold.ledger import chain, report, sql, trail
@@ -43,7 +42,9 @@ async def test_rows_that_the_third_edition_sealed_still_hold(tmp_path):
         said = {"first": 1, "last": 40, "root": chain.root(leaves).hex()}
         event = {"at_ns": T0_NS, "actor": "freehold", "kind": "usage.sealed", "subject": "usage", "detail": said}
         row = chain.link(1, chain.GENESIS, b"s" * 16, msgspec.json.encode(event))
-        db.execute("insert into event values (?, ?, ?, ?, ?)", row._replace(content=row.content.decode()))
+        db.execute(
+            "insert into event values (?, ?, ?, ?, ?)", (*row[:2], msgspec.json.encode(event).decode(), *row[3:])
+        )
         db.execute("insert into seal values (1, 1, 40, ?)", (b"".join(leaves),))
     book = Book(tmp_path)
     book.settle_request(a_record("new", group="research", replica="demo-1", run=3, wake_ms=0.0))
@@ -60,8 +61,9 @@ COUNT, MS = st.integers(0, 2**63 - 1), st.floats(0, 1e9)
 
 @settings(max_examples=100, deadline=None)
 @given(st.builds(
-    a_record, request=TEXT, group=TEXT, caller_request=TEXT, replica=TEXT, run=COUNT, reasoning_tokens=COUNT, wake_ms=MS,
-    held_tokens=COUNT, held_pico=COUNT, queue_ms=MS, first_byte_ms=st.none() | MS, lower_bound=st.booleans(),
+    a_record, request=TEXT, group=TEXT, caller_request=TEXT, replica=TEXT, run=COUNT, reasoning_tokens=COUNT,
+    wake_ms=MS, held_tokens=COUNT, held_pico=COUNT, queue_ms=MS, first_byte_ms=st.none() | MS,
+    lower_bound=st.booleans(),
 ))  # fmt: skip
 def test_a_row_of_the_table_has_the_content_of_its_record(record):
     db = sqlite3.connect(":memory:", isolation_level=None)
@@ -188,6 +190,7 @@ async def test_cut_requests_bound_what_nobody_can_attribute(served):
     served.read(30, 95, final=True)
     assert (await served.verdict())[::2] == (35, True)
     served.serve(outcome="cut", lower_bound=True)
+    served.read(40, 85, final=True)
     said = "unattributed 5 tokens, at most 30, and what was still produced for 1 whose callers left"
     assert await served.verdict() == (5, said, False)
 
@@ -240,9 +243,12 @@ def test_the_command_says_so_and_ends_with_three(team):
     team.write(demo=team.fake())
     team.serve()
     team.ask("demo")
-    team.end()
+    assert "exact" in team.run("usage", "--reconcile")  # by a fresh reading
+    team.daemon.ask("POST", "/endpoints/demo/stop")
+    team.until(lambda: team.status("demo")["state"] == "stopped")
     (run,) = json.loads(team.run("usage", "--reconcile", "--json"))
     assert (run["verdict"], run["difference"], run["probes"], run["requests"]) == ("exact", 0, 1, 2)
+    team.end()
     with tampering(team.state) as db:
         db.execute("update counted set completion_tokens = completion_tokens + 1")
     assert "differs by 1 tokens" in team.run("usage", "--reconcile", code=3)

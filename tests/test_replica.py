@@ -4,7 +4,7 @@ import asyncio
 import time
 
 import pytest
-from fake_start import PATIENCE_S, stage_in
+from fake_start import stage_in
 
 from freehold.errors import EngineFailed, NotReady
 from freehold.fleet.replica import _Note
@@ -233,7 +233,9 @@ async def test_the_end_of_its_owner_is_the_end_of_its_run(tmp_path):
         assert stage.start.torn_down == [1]
 
 
-async def test_who_left_a_request_unanswered_gets_no_other_until_it_is_known_whether_it_has_ended(tmp_path, monkeypatch):
+async def test_who_left_a_request_unanswered_gets_no_other_until_it_is_known_whether_it_has_ended(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr("freehold.fleet.replica.DOUBT_S", 0.05)
     async with stage_in(tmp_path) as stage:
         hold = await stage.ready()

@@ -122,22 +122,27 @@ def test_a_slot_goes_back_to_the_group_whose_prompt_it_has():
         slots.widen()
     mine, same = slots.take("mine", 1)
     assert not same
+    slots.answered(mine, "mine")
     slots.give(mine, 1)
     theirs, same = slots.take("theirs", 1)
     assert (theirs != mine, same) == (True, False)  # while there is an unused one
+    slots.answered(theirs, "theirs")
     slots.give(theirs, 1)
     assert slots.take("mine", 1) == (mine, True)
     slots.give(mine, 1)
+    again, same = slots.take("mine", 1)
+    assert not same  # the engine did not answer what came before: nobody knows what it has
+    slots.give(again, 1)
     slots.give(slots.take("mine", 3)[0], 3)  # several choices: nobody knows where
     assert [slots.take("mine", 1)[1], slots.take("theirs", 1)[1]] == [False, False]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6), st.booleans()), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6), st.booleans(), st.booleans()), max_size=60))
 def test_no_group_is_told_that_anothers_prompt_is_its_own(steps):
     slots, holding, last = Slots(4), [], {}
     for _ in range(4):
         slots.widen()
-    for group, choices, give in steps:
+    for group, choices, give, answered in steps:
         if give and holding:
             slots.give(*holding.pop(0))
         elif slots.fits(choices):
@@ -147,7 +152,10 @@ def test_no_group_is_told_that_anothers_prompt_is_its_own(steps):
                 last.clear()
             else:
                 assert slot not in [held for held, _ in holding]
-                last[slot] = group
+                last.pop(slot, None)
+                if answered:
+                    slots.answered(slot, group)
+                    last[slot] = group
             holding.append((slot, choices))
     assert slots.held == len(holding)
 
@@ -262,7 +270,7 @@ async def test_a_replica_that_does_not_answer_is_left_out_until_it_does():
     with pytest.raises(NotReady) as refused:
         route.place(Asking())
     assert refused.value.retry_after_s == 2
-    route.replicas[0].answering(0)
+    route.replicas[0].answering(None, 200)
     assert route.place(Asking()).replica.name == "far-0"
 
 

@@ -21,7 +21,7 @@ from processes import end, spawn
 from freehold.cli.daemon import Daemon
 from freehold.gateway.rundir import run_dir
 
-SOURCE = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
 LIMITS = {
     "requests_per_minute": 10**9,
     "tokens_per_minute": 10**12,
@@ -58,12 +58,13 @@ networks = ["127.0.0.0/8"]
 
 @contextlib.contextmanager
 def served(
-    name: str, engine: wire.Gateway, scratch: Path, *, fast_path=True, source=SOURCE, everything=True
+    name: str, engine: wire.Gateway, scratch: Path, *, fast_path=True, commit: str | None = None
 ) -> Iterator[wire.Gateway]:
-    """A daemon in a temporary folder. `everything` off: an endpoint and a key, which older versions know too.
+    """A daemon in a temporary folder. One of another commit has an endpoint and a key only, which older ones know too.
 
     Raises RuntimeError when it does not start.
     """
+    source, everything = (_exported(commit, scratch), False) if commit else (REPOSITORY, True)
     server = f"fast_path = {str(fast_path).lower()}" if everything else ""
     limits = "\n".join(f"{key} = {value}" for key, value in (LIMITS | BUDGETS).items())
     with tempfile.TemporaryDirectory(prefix="freehold-bench-") as parent:
@@ -79,7 +80,7 @@ def served(
             _wait_for(daemon, process, log)
             gateway = wire.Gateway(
                 name=name,
-                version=version(source),
+                version=_version(source, commit),
                 port=urlsplit(daemon.ask("GET", "/status")["url"]).port,
                 pid=process.pid,
                 key=_key(daemon, everything=everything),
@@ -110,14 +111,25 @@ def _key(daemon: Daemon, *, everything: bool) -> str:
     return made["secret"]
 
 
-def version(source: Path) -> str:
-    """Its version, and the commit where there is one; `+` when the tree has changed since."""
+def _exported(commit: str, scratch: Path) -> Path:
+    """The sources of that commit."""
+    folder = scratch / "versions" / commit
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        archive = ["git", "archive", commit, "src"]
+        packed = subprocess.run(archive, cwd=REPOSITORY, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x"], cwd=folder, input=packed, check=True)
+    return folder
+
+
+def _version(source: Path, commit: str | None) -> str:
+    """Its version and commit; `+` when the tree has changed since."""
     describe = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    said = subprocess.run(describe, cwd=source, check=False, capture_output=True, text=True)  # or it is no checkout
+    said = subprocess.run(describe, cwd=REPOSITORY, check=False, capture_output=True, text=True)  # or it is no checkout
     asked = "import freehold; print(freehold.__version__)"
     env = {**os.environ, "PYTHONPATH": str(source / "src")}
     number = subprocess.run([sys.executable, "-c", asked], env=env, capture_output=True, text=True, check=True)
-    return f"{number.stdout.strip()} {said.stdout.strip()}".strip()
+    return f"{number.stdout.strip()} {commit or said.stdout.strip()}".strip()
 
 
 def records(gateway: wire.Gateway) -> dict[str, int]:

@@ -18,15 +18,17 @@ import wire
 from processes import LOAD_CORE, end, spawn
 
 HERE = Path(__file__).parent
-SCRATCH = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "freehold-bench"
+_CACHE = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+SCRATCH = Path(os.environ.get("SCRATCH") or Path(_CACHE, "freehold-bench"))  # as setup.sh has it
 _ROUTER = ("--worker-urls", "@UPSTREAM@", "--host", "127.0.0.1", "--port", "@PORT@", "--prometheus-port", "@METRICS@",
            "--policy", "round_robin", "--max-concurrent-requests", "18192")  # fmt: skip
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
-    """How one gateway is started: program and arguments, where @CONF@ is its own copy of conf/ below the scratch folder.
+    """How one gateway is started.
 
-    With @CONF@, @PORT@, @METRICS@, @UPSTREAM@ and @ENGINE@ (its port) both arguments and files say what differs from run to run.
+    Its arguments and files have marks for what differs from run to run: @CONF@ is its own copy of conf/ below the
+    scratch folder, @PORT@ and @METRICS@ are where it listens, @UPSTREAM@ is the engine's URL and @ENGINE@ its port.
     """
 
     name: str

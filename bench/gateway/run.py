@@ -1,7 +1,7 @@
 """Freehold's gateway beside others, in one run: the same upstream, the same load, one core each.
 
-    bench/gateway/setup.sh                 # once: the others, into a scratch folder
-    python bench/gateway/run.py [--quick] [--only NAME...] [--rounds 3] [--before DIR] [--keep] [--scratch DIR]
+    bench/gateway/setup.sh                 # once: the others, into SCRATCH, by default ~/.cache/freehold-bench
+    python bench/gateway/run.py [--quick] [--only NAME...] [--rounds 3] [--before COMMIT] [--keep]
 
 What counts most (requests/s, added latency, first bytes) is measured in rounds, every gateway taking its turn in each
 while the others sleep; the rest with one gateway alone. A full run is kept in bench/results/gateway.json.
@@ -34,7 +34,7 @@ HEAVY = -19  # of a session, while it is measured: see processes.weigh
 Start = Callable[[wire.Gateway], AbstractContextManager[wire.Gateway]]  # of the engine
 
 
-def starts(scratch: Path, before: Path | None) -> dict[str, Start]:
+def starts(scratch: Path, before: str | None) -> dict[str, Start]:
     """How to start each gateway that is there."""
     found: dict[str, Start] = {}
     for peer in peers.PEERS:
@@ -46,7 +46,7 @@ def starts(scratch: Path, before: Path | None) -> dict[str, Start]:
     found["freehold"] = partial(served, "freehold")
     found["freehold-asgi"] = partial(served, "freehold-asgi", fast_path=False)
     if before:
-        found["freehold-before"] = partial(served, "freehold-before", source=before, everything=False)
+        found["freehold-before"] = partial(served, "freehold-before", commit=before)
     return found
 
 
@@ -62,8 +62,8 @@ class Run:
     def measure(self, gateway: wire.Gateway, load: str, number: int) -> None:
         try:
             row = self.bench.measure(gateway, load, slow=load == "rate" and gateway.name in self._slow)
-        except RuntimeError as error:
-            print(f"{gateway.name:16}{load:9}{error}", flush=True)
+        except wire.TROUBLE as error:
+            print(f"{gateway.name:16}{load:9}{error!r}", flush=True)
             return
         if load == "whole" and row["rps"] < 1300:
             self._slow.add(gateway.name)
@@ -91,10 +91,10 @@ class Run:
             for name, begin in start.items():
                 try:
                     gateway = stack.enter_context(begin(self.bench.upstream))
-                except RuntimeError as error:
-                    print(f"{name} is left out: {error}")
+                    about = {"version": gateway.version, **wire.check(gateway, self.bench.upstream)}
+                except wire.TROUBLE as error:
+                    print(f"{name} is left out: {error!r}")
                     continue
-                about = {"version": gateway.version, **wire.check(gateway, self.bench.upstream)}
                 self.gateways[name] = about
                 print(f"{name:16}{about}", flush=True)
                 weigh(gateway.pid, HEAVY)
@@ -113,15 +113,23 @@ class Run:
         for load in ALONE:
             self.measure(self.bench.upstream, load, 0)
         for name in [each for each in start if each in self.gateways]:
-            before = wire.stats(self.bench.upstream.port)["requests"]
-            with start[name](self.bench.upstream) as gateway:
-                weigh(gateway.pid, HEAVY)
-                self.gateways[name]["idle_mib"] = memory_mib(gateway.pid)["pss_mib"]
-                for load in ALONE:
-                    self.measure(gateway, load, 0)
-                if gateway.state:
-                    reached = wire.stats(self.bench.upstream.port)["requests"] - before
-                    self.gateways[name] |= {"requests_at_engine": reached, "records": ours.records(gateway)}
+            try:
+                with start[name](self.bench.upstream) as gateway:
+                    self._alone(gateway)
+            except wire.TROUBLE as error:
+                print(f"{name:16}{error!r}", flush=True)
+
+    def _alone(self, gateway: wire.Gateway) -> None:
+        about, before = self.gateways[gateway.name], wire.stats(self.bench.upstream.port)["requests"]
+        weigh(gateway.pid, HEAVY)
+        about["idle_mib"] = memory_mib(gateway.pid)["pss_mib"]
+        for load in ALONE:
+            self.measure(gateway, load, 0)
+        if gateway.state:
+            about["requests_at_engine"] = wire.stats(self.bench.upstream.port)["requests"] - before
+            about["records"] = ours.records(gateway)
+            shown = f"{about['requests_at_engine']:,} requests reached the engine, the book holds {about['records']}"
+            print(f"{gateway.name:16}{shown}", flush=True)
 
 
 @contextmanager
@@ -142,22 +150,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short round: whether everything works")
     parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--before", type=Path, metavar="DIR", help="the sources of another version, for one more row")
+    parser.add_argument("--before", metavar="COMMIT", help="of Freehold, for one more row")
     parser.add_argument("--keep", action="store_true", help="keep the results of a quick or partial run too")
-    parser.add_argument("--scratch", type=Path, default=peers.SCRATCH)
     args = parser.parse_args()
-    began_s = time.monotonic()
+    began_s, scratch = time.monotonic(), peers.SCRATCH
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
-    peers.compile_tools(args.scratch)
-    start = starts(args.scratch, args.before)
+    peers.compile_tools(scratch)
+    start = starts(scratch, args.before)
     if args.only:
         start = {name: begin for name, begin in start.items() if name in args.only}
-    with (args.scratch / "lock").open("w") as lock, peers.upstream(args.scratch) as upstream:
+    with (scratch / "lock").open("w") as lock, peers.upstream(scratch) as upstream:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would measure each other
         weigh(os.getpid(), HEAVY)
         weigh(upstream.pid, HEAVY)
-        run = Run(Bench(args.scratch, upstream, args.quick), args.scratch / "rows.jsonl")
+        run = Run(Bench(scratch, upstream, args.quick), scratch / "rows.jsonl")
         run.in_turns(start, 1 if args.quick else args.rounds)
         run.alone(start)
         weigh(os.getpid(), 0)

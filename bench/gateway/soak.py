@@ -1,6 +1,6 @@
 """Freehold's gateway under mixed load for long: does it grow, and has every request its one record?
 
-    python bench/gateway/soak.py [--minutes 60] [--rate 400] [--scratch DIR]
+    python bench/gateway/soak.py [--minutes 60] [--rate 400]
 
 Whole answers, streams, streams whose callers hang up, models that do not exist and keys that do not: each so many
 times a second. Its memory is sampled every few seconds, and the growth is the slope of a straight line through the
@@ -11,7 +11,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -134,20 +133,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--rate", type=float, default=400, help="requests a second, of all kinds together")
     parser.add_argument("--asgi", action="store_true", help="without the fast path")
-    parser.add_argument("--before", type=Path, metavar="DIR", help="the sources of another version, without limits")
-    parser.add_argument(
-        "--scratch", type=Path, help="where gwload and fakeup are compiled; default: a temporary folder"
-    )
+    parser.add_argument("--before", metavar="COMMIT", help="another version, without limits")
     args = parser.parse_args()
-    served = {"source": args.before, "everything": False} if args.before else {"fast_path": not args.asgi}
-    with tempfile.TemporaryDirectory() as temporary:
-        found = measure(args.scratch or Path(temporary), args.rate, args.minutes, **served)
+    served = {"commit": args.before} if args.before else {"fast_path": not args.asgi}
+    found = measure(peers.SCRATCH, args.rate, args.minutes, **served)
     wrong = found["wrong"]
     print(f"\n{machine()['cpu']}, {machine()['cores']} cores; {found['requests']:,} requests in {args.minutes:g} min\n")
     for name in ("callers", "records", "requests_at_engine", "first", "last", "largest"):
         print(f"{name:20} {found[name]}")
-    print(f"memory grows by      {found['growth_mib_per_hour']:+} MiB an hour")
-    print(f"descriptors grow by  {found['growth_descriptors_per_hour']:+} an hour")
+    if args.minutes >= KEPT_MINUTES:
+        print(f"memory grows by      {found['growth_mib_per_hour']:+} MiB an hour")
+        print(f"descriptors grow by  {found['growth_descriptors_per_hour']:+} an hour")
     print(f"every record         {'as counted' if not wrong else 'NOT as counted: ' + '; '.join(wrong)}")
     if args.minutes >= KEPT_MINUTES and not args.before:
         keep("soak", found)

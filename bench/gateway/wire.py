@@ -11,6 +11,7 @@ import msgspec
 
 KEY = "sk-bench"
 PATIENCE_S = 10
+TROUBLE = (RuntimeError, OSError, http.client.HTTPException)  # with one gateway: the others go on
 LEAVING_S = 1.2  # the longest a gateway may take to pass a hang-up on
 
 

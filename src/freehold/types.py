@@ -286,7 +286,9 @@ class UsageRecord(Struct, kw_only=True, omit_defaults=True, gc=False):
     asked: str = ""  # the endpoint that was asked for, where another one answered
     replica: str = ""  # who answered, of those of the endpoint
     run: int = 0  # which process of that replica; 0 of an external one
-    served_model: str = ""  # what the engine was asked for, where that is not the endpoint's name: a base, or an adapter
+    served_model: str = (
+        ""  # what the engine was asked for, where that is not the endpoint's name: a base, or an adapter
+    )
     policy: str = ""  # the rules on place that chose the replica
     reasoning_tokens: int = 0  # part of completion_tokens
     wake_ms: float = 0.0  # part of queue_ms: until a replica was up at all

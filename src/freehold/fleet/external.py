@@ -43,7 +43,7 @@ class ExternalReplica:
 
     def hold(self, asker: Asker) -> Hold | None:
         slot, same = self.slots.take(asker.group, asker.choices)
-        return Hold(self, self._upstream, 0, 0.0, asker.choices, slot, same)
+        return Hold(self, self._upstream, 0, 0.0, asker.choices, asker.group, slot, same)
 
     def wake(self) -> None:
         """It is not ours to start."""
@@ -52,7 +52,7 @@ class ExternalReplica:
         self.slots.give(hold.slot, hold.choices)
         return 0
 
-    def answering(self, run: int) -> None:  # noqa: ARG002  the door is Replica's
+    def answering(self, hold: Hold, status: int) -> None:  # noqa: ARG002  the door is Replica's
         self.slots.widen()
         self._circuit.answered()
 

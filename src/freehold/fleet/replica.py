@@ -49,7 +49,7 @@ class Replica:
         self._life = Life()
         self._inbox: asyncio.Queue[_Note] = asyncio.Queue()
         self._circuit = Circuit()
-        self._asked = False  # a note that it is wanted is on its way to the owner
+        self._asked = self._opened = False  # a note of that is on its way to the owner
         self._doubted = 0  # a run that left a request unanswered: it has ended, perhaps
         self._released = asyncio.Event()
         self._last_use_ns = self._began_ns = self._due_ns = self.ready_ns = ground.clock_ns()
@@ -69,11 +69,11 @@ class Replica:
     @property
     def coming(self) -> bool:
         life = self._life
-        return not life.closed and (life.wanted or self._asked or life.state in ("starting", "ready"))
+        return not self.closed and (life.wanted or self._asked or life.state in ("starting", "ready"))
 
     @property
     def closed(self) -> bool:
-        return self._life.closed
+        return self._life.closed and not self._opened
 
     def hold(self, asker: Asker) -> Hold | None:
         """Only if it is `usable`."""
@@ -82,7 +82,7 @@ class Replica:
             return None
         slot, same = self.slots.take(asker.group, asker.choices)
         mark = self._ground.occupancy.hold(self.name, self._ground.clock_ns())
-        return Hold(self, upstream, self._life.run, mark, asker.choices, slot, same)
+        return Hold(self, upstream, self._life.run, mark, asker.choices, asker.group, slot, same)
 
     def wake(self) -> None:
         self._asked = True
@@ -101,11 +101,13 @@ class Replica:
             self._watch_idle()
         return self._ground.occupancy.release(self.name, hold.mark, self._last_use_ns)
 
-    def answering(self, run: int) -> None:
-        """The first byte of an answer came."""
-        if run == self._life.run:
+    def answering(self, hold: Hold, status: int) -> None:
+        """The head of an answer came."""
+        if hold.run == self._life.run:
             self.slots.widen()
             self._circuit.answered()
+            if status == 200:
+                self.slots.answered(hold.slot, hold.group)
 
     def unanswered(self, run: int) -> None:
         """It went away before a byte of an answer: nobody else is sent there until it is known whether it has ended."""
@@ -139,6 +141,7 @@ class Replica:
 
     def post(self, happening: Happening) -> None:
         """`stop` keeps everybody out until `open`."""
+        self._opened = happening == "open" or (self._opened and happening != "stop")
         self._inbox.put_nowait(_Note(happening))
 
     def close(self, run: int, reason: FreeholdError) -> None:
@@ -199,6 +202,8 @@ class Replica:
     def _take(self, note: _Note) -> None:
         if note.happening == "wanted":
             self._asked = False
+        elif note.happening == "open":
+            self._opened = False
         if note.run not in (None, self._life.run):
             return  # stale news
         if note.happening == "idle" and (self.slots.held or self.route.waiting):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple, Protocol
 
 from freehold.engines import Engine
@@ -28,6 +29,7 @@ class Hold(NamedTuple):
     run: int
     mark: float  # where the occupancy account stood
     choices: int
+    group: str
     slot: int | None  # of the engine's cache
     same: bool  # the slot's last prompt was of the same group
 
@@ -41,7 +43,7 @@ class Asker(Protocol):
     rules: PlaceRules
     affinity: bytes
     choices: int
-    tried: set[str]  # replicas that did not answer
+    tried: AbstractSet[str]  # replicas that did not answer
 
     def placed(self, hold: Hold) -> None:
         """It has one now. Whoever has left by then gives it back."""
@@ -83,10 +85,18 @@ class Member(Protocol):
 
     def release(self, hold: Hold, *, served: bool) -> int: ...
     def wake(self) -> None: ...
-    def answering(self, run: int) -> None: ...
+    def answering(self, hold: Hold, status: int) -> None:
+        """The head of an answer came."""
+        ...
+
     def unanswered(self, run: int) -> None: ...
     def post(self, happening: Happening) -> None: ...
     def retry_after_s(self) -> int: ...
+    def cap(self, context: int | None) -> int | None:
+        """Tokens that an answer may have at most; None: nobody says."""
+        most = self.endpoint.max_completion_tokens
+        return most if most and (not context or most < context) else context
+
     def progress(self) -> dict[str, object] | None: ...
 
 
@@ -96,6 +106,7 @@ class Route:
     def __init__(self, name: str, endpoint: Endpoint, permission: Permission | None, engine: Engine) -> None:
         self.name, self.endpoint, self.engine = name, endpoint, engine
         self.price = endpoint.price
+        self.refused_fields = frozenset(engine.refused_fields)
         self.replicas: list[Member] = []
         self._permission = permission
         self._queue: FairQueue[Asker] = FairQueue()
@@ -105,6 +116,11 @@ class Route:
     def context(self) -> int | None:
         """Tokens that a request may use, prompt and answer together; None: nobody knows."""
         return self.replicas[0].context
+
+    def cap(self, context: int | None) -> int | None:
+        """Tokens that an answer may have at most; None: nobody says."""
+        most = self.endpoint.max_completion_tokens
+        return most if most and (not context or most < context) else context
 
     def progress(self) -> dict[str, object] | None:
         """How far the replica is that everybody waits for."""
@@ -232,9 +248,9 @@ class _Waiter:
     rules: PlaceRules = ()
     affinity = b""
     choices = 1
+    tried: AbstractSet[str] = frozenset()
 
     def __init__(self) -> None:
-        self.tried: set[str] = set()
         self.told: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
 
     def placed(self, hold: Hold) -> None:

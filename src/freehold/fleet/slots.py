@@ -29,7 +29,10 @@ class Slots:
         return self.count is None or not self._taken or self._taken + min(choices, self.count) <= self._width
 
     def take(self, group: str, choices: int) -> tuple[int | None, bool]:
-        """The slot, and whether its last prompt was of the same group; None where the engine is to choose."""
+        """The slot, and whether its last prompt was of the same group; None where the engine is to choose.
+
+        Whose prompt it then has is not known before the engine answers: see `answered`.
+        """
         self.held += 1
         if self.count is None:
             return None, False
@@ -40,8 +43,13 @@ class Slots:
         slot = next((slot for slot in reversed(self._free) if self._groups[slot] == group), self._free[0])
         same = self._groups[slot] == group
         self._free.remove(slot)
-        self._groups[slot] = group
+        self._groups[slot] = None
         return slot, same
+
+    def answered(self, slot: int | None, group: str) -> None:
+        """The engine has read the prompt: what the slot has now is this group's."""
+        if slot is not None:
+            self._groups[slot] = group
 
     def give(self, slot: int | None, choices: int) -> None:
         self.held -= 1

@@ -90,6 +90,10 @@ _decode_frame = msgspec.json.Decoder(Frame).decode
 _decode_named = msgspec.json.Decoder(_Named).decode
 
 
+_USAGE, _HIDDEN = b'"usage":{"', b'"usage":{"prompt_tokens_details":{"cached_tokens":0},"'
+_TELLING = (b'"prompt_tokens_details"', b'"timings"', b'"metrics"')
+
+
 def read_frame(data: bytes) -> Frame | None:
     """What can be read of it; of one with nonsense in it at least the model's name. None: it is no JSON object."""
     try:
@@ -100,6 +104,23 @@ def read_frame(data: bytes) -> Frame | None:
         return Frame(model=_decode_named(data).model)
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+class _Whole(Struct):
+    model: str | None = None
+    usage: Usage | None = None
+    error: Any = None
+
+
+_decode_whole = msgspec.json.Decoder(_Whole).decode
+
+
+def read_whole(body: bytes) -> Frame | _Whole | None:
+    """As `read_frame`, of a whole answer, whose choices nobody counts."""
+    try:
+        return _decode_whole(body)
+    except (msgspec.DecodeError, RecursionError):
+        return read_frame(body)
 
 
 def read_usage(body: bytes) -> Tokens | None:
@@ -113,6 +134,8 @@ def hide_cached(frame: bytes) -> bytes:
 
     Always with 0: SGLang, and vLLM at times, state it only when something was. The times go: llama.cpp's, and vLLM's.
     """
+    if frame.count(_USAGE) == 1 and not any([name in frame for name in _TELLING]):  # noqa: C419  nearly always
+        return frame.replace(_USAGE, _HIDDEN, 1)
     begin, end = frame.index(b"{"), frame.rindex(b"}") + 1
     fields = _decode_fields(frame[begin:end])
     fields.pop("timings", None)

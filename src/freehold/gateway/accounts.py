@@ -5,7 +5,7 @@ One owner, the event loop: between looking and taking nothing else runs, so no t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from freehold.errors import Forbidden
@@ -13,8 +13,9 @@ from freehold.fleet.config import Group
 from freehold.fleet.permission import PlaceRules
 from freehold.policy.access import from_network, matches, out_of_scope
 from freehold.policy.limits import Account, Bucket, Level, Reservation
-from freehold.types import Key, Spent, Tokens
+from freehold.types import Grant, Key, Spent
 
+Scope = tuple[str, ...]  # globs of endpoints
 Hit = Callable[[str, str, str], None]  # which limit, a key's id, an endpoint
 
 
@@ -27,15 +28,76 @@ class _Gauge(NamedTuple):
     reset: bytes
 
 
-class _Terms(NamedTuple):
+class Terms:
     """What holds for one key, its group's terms included."""
 
-    accounts: tuple[Account, ...]  # those with limits
-    gauges: tuple[tuple[_Gauge, ...], ...]  # of requests, and of tokens
-    scopes: tuple[tuple[str, ...], ...]  # endpoints: of the key, and of its group
-    networks: tuple[tuple[str, ...], ...]
-    rules: PlaceRules
-    priority: int
+    def __init__(
+        self, key: Key, scopes: Sequence[Scope], grants: Sequence[Grant], accounts: Sequence[Account], hit: Hit
+    ) -> None:
+        """`scopes`, `grants` and `accounts`: the key's, then those of its group, if it has one."""
+        asked = ((grant.residency, grant.jurisdiction_not) for grant in grants)
+        self.rules: PlaceRules = tuple(dict.fromkeys(rule for rule in asked if any(rule)))  # each of them holds
+        self.policy = _in_words(self.rules)
+        self.priority = key.grant.priority or grants[-1].priority  # its own where it says one
+        self.accounts = tuple(account for account in accounts if account.limited)
+        self.budgeted = any(account.budgeted for account in accounts)  # what a request costs at most must be known
+        self._key, self._scopes, self._hit = key, scopes, hit
+        self._networks = tuple(grant.networks for grant in grants if grant.networks)
+        gauges = _gauges(b"requests", [a.requests for a in accounts]), _gauges(b"tokens", [a.tokens for a in accounts])
+        self._gauges = tuple(filter(None, gauges))
+
+    # who may
+
+    def require_address(self, address: str) -> None:
+        """Raises Forbidden when the key is not for callers from there."""
+        for networks in self._networks:
+            if not from_network(networks, address):
+                self._hit("networks", self._key.id, "")
+                hint = "call from one of its networks: freehold keys show NAME tells its operator which"
+                raise Forbidden(f"the key `{self._key.name}` is not for callers from {address or 'there'}", hint=hint)
+
+    def require_endpoint(self, endpoint: str) -> None:
+        """Raises Forbidden when the key, or its group, is not for this endpoint."""
+        for scope in self._scopes:
+            if not matches(scope, endpoint):
+                raise out_of_scope(self._key, endpoint, scope)
+
+    def may_use(self, endpoint: str) -> bool:
+        return all(matches(scope, endpoint) for scope in self._scopes)
+
+    # how much
+
+    def reserve(self, tokens: int, rate_tokens: int, pico: int, now_ns: int, endpoint: str = "") -> Reservation | None:
+        """Take this from all limits of the key and its group, or from none of them. None: there are none.
+
+        `tokens` and `pico` are what it may use at most, and budgets go by them; `rate_tokens` what it probably will,
+        for the limit in a minute. Raises LimitHit, OverBudget.
+        """
+        accounts = self.accounts
+        if not accounts:
+            return None
+        asked = Reservation(accounts, tokens, rate_tokens, pico, now_ns)
+        for account in accounts:
+            if error := account.refusal(asked):
+                self._hit(error.param or "", self._key.id, endpoint)
+                raise error
+        for account in accounts:
+            account.take(asked)
+        return asked
+
+    def headers(self, now_ns: int) -> list[tuple[bytes, bytes]]:
+        """OpenAI's x-ratelimit-*, of the key or of its group: of the one that has less left."""
+        told: list[tuple[bytes, bytes]] = []
+        for gauges in self._gauges:
+            gauge = gauges[0] if len(gauges) == 1 else min(gauges, key=lambda each: each.bucket.left(now_ns))
+            left, whole_in_ns = gauge.bucket.left(now_ns)
+            remaining = b"%d" % left if left > 0 else b"0"
+            told += gauge.limit, (gauge.remaining, remaining), (gauge.reset, _span(whole_in_ns))
+        return told
+
+    def levels(self, now_ns: int) -> list[Level]:
+        """How each limit of the key and of its group stands."""
+        return [level for account in self.accounts for level in account.levels(now_ns)]
 
 
 class Accounts:
@@ -55,7 +117,7 @@ class Accounts:
         self._hit = hit
         self._of_groups = {name: Account("group", name) for name in groups}
         self._of_keys: dict[str, Account] = {}  # by the key's name
-        self._terms: dict[str, _Terms] = {}  # by the key's id
+        self._terms: dict[str, Terms] = {}  # by the key's id
         keys, spent = list(keys), list(spent)
         names, rows = {key.id: key.name for key in keys}, {}
         for row in spent:
@@ -80,91 +142,15 @@ class Accounts:
             accounts.append(self._of_groups[key.group])
             scopes.append(group.endpoints)
             grants.append(grant)
-        asked = ((grant.residency, grant.jurisdiction_not) for grant in grants)
-        gauges = _gauges(b"requests", [a.requests for a in accounts]), _gauges(b"tokens", [a.tokens for a in accounts])
-        self._terms[key.id] = _Terms(
-            accounts=tuple(account for account in accounts if account.limited),
-            gauges=tuple(filter(None, gauges)),
-            scopes=tuple(scopes),
-            networks=tuple(grant.networks for grant in grants if grant.networks),
-            rules=tuple(dict.fromkeys(rule for rule in asked if any(rule))),
-            priority=key.grant.priority or grants[-1].priority,
-        )
-
-    # who may
-
-    def require(self, key: Key, address: str, endpoint: str = "") -> None:
-        """Raises Forbidden when the key is not for callers from there, or not for this endpoint."""
-        terms = self._of(key)
-        for networks in terms.networks:
-            if not from_network(networks, address):
-                self._hit("networks", key.id, endpoint)
-                hint = "call from one of its networks: freehold keys show NAME tells its operator which"
-                raise Forbidden(f"the key `{key.name}` is not for callers from {address or 'there'}", hint=hint)
-        for scope in terms.scopes if endpoint else ():
-            if not matches(scope, endpoint):
-                raise out_of_scope(key, endpoint, scope)
-
-    def may_use(self, key: Key, endpoint: str) -> bool:
-        """What the key and what its group are for. Raises Forbidden for a key whose group is gone."""
-        return all(matches(scope, endpoint) for scope in self._of(key).scopes)
-
-    def rules(self, key: Key) -> PlaceRules:
-        """What the key, and what its group, asks of the place where it is answered: each holds."""
-        return self._of(key).rules
-
-    def priority(self, key: Key) -> int:
-        """Its own where it says one, else its group's."""
-        return self._of(key).priority
-
-    # how much
-
-    def needs_bound(self, key: Key) -> bool:
-        """Whether what a request may use at most must be known before it is let in."""
-        return any(account.budgeted for account in self._of(key).accounts)
-
-    def reserve(
-        self, key: Key, *, prompt: int, completion: int, rate_tokens: int, pico: int, now_ns: int, endpoint: str = ""
-    ) -> Reservation | None:
-        """Take this from all limits of the key and its group, or from none of them. None: there are none.
-
-        `prompt`, `completion` and `pico` are what it may use at most, and budgets go by them; `rate_tokens` what it
-        probably will, for the limit in a minute. Raises LimitHit, OverBudget, Forbidden.
-        """
-        accounts = self._of(key).accounts
-        if not accounts:
-            return None
-        asked = Reservation(accounts, prompt + completion, rate_tokens, pico, now_ns)
-        for account in accounts:
-            if error := account.refusal(asked):
-                self._hit(error.param or "", key.id, endpoint)
-                raise error
-        for account in accounts:
-            account.take(asked)
-        return asked
-
-    def settle(self, reservation: Reservation, tokens: Tokens, pico: int, now_ns: int) -> None:
-        """It is over, and used this. Later calls change nothing."""
-        accounts, reservation.accounts = reservation.accounts, ()
-        for account in accounts:
-            account.settle(reservation, tokens.prompt + tokens.completion, pico, now_ns)
-
-    def headers(self, key: Key, now_ns: int) -> list[tuple[bytes, bytes]]:
-        """OpenAI's x-ratelimit-*, of the key or of its group: of the one that has less left."""
-        told: list[tuple[bytes, bytes]] = []
-        for gauges in self._of(key).gauges:
-            gauge = gauges[0] if len(gauges) == 1 else min(gauges, key=lambda each: each.bucket.left(now_ns))
-            left, whole_in_ns = gauge.bucket.left(now_ns)
-            remaining = b"%d" % left if left > 0 else b"0"
-            told += gauge.limit, (gauge.remaining, remaining), (gauge.reset, _span(whole_in_ns))
-        return told
+        self._terms[key.id] = Terms(key, scopes, grants, accounts, self._hit)
 
     def levels(self, key: Key, now_ns: int) -> list[Level]:
         """How each limit of the key and of its group stands; none when its group is gone."""
         terms = self._terms.get(key.id)
-        return [level for account in (terms.accounts if terms else ()) for level in account.levels(now_ns)]
+        return terms.levels(now_ns) if terms else []
 
-    def _of(self, key: Key) -> _Terms:
+    def terms(self, key: Key) -> Terms:
+        """Raises Forbidden for a key whose group is gone."""
         try:
             return self._terms[key.id]
         except KeyError:
@@ -172,6 +158,15 @@ class Accounts:
                 f"the key `{key.name}` is of the group `{key.group}`, which is not there any more",
                 hint=f"put [groups.{key.group}] back into freehold.toml, or make another key",
             ) from None
+
+
+def _in_words(rules: PlaceRules) -> str:
+    """For records: the rules on place."""
+    said = []
+    for countries, laws in rules:
+        said += [f"in {' '.join(countries)}"] if countries else []
+        said += [f"not under {' '.join(laws)}"] if laws else []
+    return "; ".join(said)
 
 
 def _gauges(of: bytes, buckets: Iterable[Bucket | None]) -> tuple[_Gauge, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from freehold.errors import EngineFailed
-from freehold.gateway.meter import LARGEST_ANSWER_BYTES, StreamMeter, usage_of
+from freehold.gateway.meter import LARGEST_ANSWER_BYTES, StreamMeter
 from freehold.types import Tokens
 
 _DATA = b"data: {"

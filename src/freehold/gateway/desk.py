@@ -14,8 +14,8 @@ import msgspec
 
 from freehold.errors import BadRequest, FreeholdError, QueueFull
 from freehold.fleet.fleet import Fleet
-from freehold.fleet.permission import PlaceRules
 from freehold.fleet.route import Route
+from freehold.gateway.accounts import Terms
 from freehold.gateway.forwarded import caller_address
 from freehold.gateway.keyring import Keyring
 from freehold.gateway.logs import RequestLog
@@ -52,11 +52,10 @@ class Head(NamedTuple):
 class Bound(NamedTuple):
     """The most that a request may use."""
 
-    prompt: int  # tokens
-    completion: int
-    rate: int  # a likely number of tokens, for limits by the minute
+    tokens: int  # prompt and completion
+    rate_tokens: int  # a likely number, for limits by the minute
     pico: int
-    cap: int | None  # sent to the engine
+    cap: int | None  # completion tokens of a choice; sent to the engine
 
 
 class Desk:
@@ -95,7 +94,7 @@ class Desk:
     def key(self, head: Head) -> Key:
         """Whose request it is. Raises BadKey, Forbidden."""
         key = self.keyring.find(head.authorization)
-        self.accounts.require(key, head.address)
+        self.accounts.terms(key).require_address(head.address)
         return key
 
     def check_room(self, key: Key, body_bytes: int) -> None:
@@ -106,45 +105,49 @@ class Desk:
 
     def usable(self, key: Key) -> list[str]:
         """The endpoints this key may ask now."""
-        now_ns = self.ground.clock_ns()
-        names = self.fleet.endpoints
-        return [n for n in names if self.accounts.may_use(key, n) and self.fleet.refusal(n, now_ns) is None]
+        now_ns, terms = self.ground.clock_ns(), self.accounts.terms(key)
+        return [n for n in self.fleet.endpoints if terms.may_use(n) and self.fleet.refusal(n, now_ns) is None]
 
-    def route(self, key: Key, head: Head, ask: Ask, name: str, now_ns: int) -> Route:
+    def route(self, terms: Terms, ask: Ask, name: str, now_ns: int) -> Route:
         """The way to this endpoint, if the key, policy and its engine let the request through. Raises FreeholdError."""
         route = self.fleet.find(name)
-        self.accounts.require(key, head.address, name)
+        terms.require_endpoint(name)
         if error := self.fleet.refusal(name, now_ns):
             raise error
-        if stray := route.engine.refused_fields.keys() & ask.fields.keys():
-            field = min(stray)
+        if not route.refused_fields.isdisjoint(ask.fields):
+            field = min(route.refused_fields & ask.fields.keys())
             why = route.engine.refused_fields[field]
             raise BadRequest(f"Unrecognized request argument supplied: {field}", hint=why, param=field)
         return route
 
-    def bound(self, route: Route, key: Key, ask: Ask, body_bytes: int) -> Bound:
+    def bound(self, route: Route, terms: Terms, ask: Ask, body_bytes: int) -> Bound:
         """The most that this request may use, by its endpoint or those that stand in for it. Raises BadRequest."""
-        endpoint, context = route.endpoint, route.context
-        cap = min((limit for limit in (endpoint.max_completion_tokens, context) if limit), default=None)
-        longest = ask.max_tokens if cap is None else cap if ask.max_tokens is None else min(ask.max_tokens, cap)
+        context, asked = route.context, ask.max_tokens
+        cap = route.cap(context)
+        longest = asked if cap is None or (asked is not None and asked < cap) else cap
+        if not terms.accounts:
+            return Bound(0, 0, 0, longest)
         if longest is None:
-            if self.accounts.needs_bound(key):
+            if terms.budgeted:
                 raise BadRequest(
                     "this key has a budget, and nobody says how long the answer may be",
                     hint="send max_tokens; or set max_completion_tokens of the endpoint",
                     param="max_tokens",
                 )
-            longest = 0
-        prompt = body_bytes + TEMPLATE_TOKENS + len(bytes(ask.fields.get("tools", b"")))
-        if context:
-            prompt = min(prompt, context * ask.prompts)
+            return Bound(0, body_bytes // 4, 0, None)
+        prompt = body_bytes + TEMPLATE_TOKENS
+        if "tools" in ask.fields:  # templates may write them out at more length
+            prompt += len(bytes(ask.fields["tools"]))
+        if context and prompt > context * ask.prompts:
+            prompt = context * ask.prompts
         completion = longest * ask.n
-        pico = max(
-            prompt * price.prompt_pico_per_token + completion * price.completion_pico_per_token
-            for price in (route.price, *(self.fleet.find(name).price for name in endpoint.fallback))
-        )
-        rate = body_bytes // 4 + (ask.max_tokens or 0) * ask.n
-        return Bound(prompt, completion, rate, pico, None if longest == 0 else longest)
+        pico = route.price.prompt_pico_per_token * prompt + route.price.completion_pico_per_token * completion
+        for name in route.endpoint.fallback:
+            price = self.fleet.find(name).price
+            other_pico = price.prompt_pico_per_token * prompt + price.completion_pico_per_token * completion
+            pico = max(pico, other_pico)
+        rate = body_bytes // 4 + (0 if asked is None else asked * ask.n)
+        return Bound(prompt + completion, rate, pico, longest)
 
     def salt(self, group: str) -> str:
         """What keeps a group's prompts apart in an engine's cache; nobody can guess another's."""
@@ -154,23 +157,11 @@ class Desk:
         return salt
 
     def affinity(self, route: Route, ask: Ask, group: str) -> bytes:
-        """What requests with the same beginning share; b"" where there is only one replica to choose."""
-        if len(route.replicas) < 2:
-            return b""
+        """What requests with the same beginning share."""
         raw = ask.fields.get("messages") or ask.fields.get("prompt") or b""
         with suppress(msgspec.DecodeError, RecursionError):
             raw = b"".join(bytes(message) for message in _decode_messages(raw)[:2])
         return group.encode() + bytes(memoryview(raw)[:_AFFINITY_BYTES])
-
-    def in_words(self, rules: PlaceRules) -> str:
-        """For the record: the rules on place that chose the replica."""
-        if not rules:
-            return ""
-        said = []
-        for countries, laws in rules:
-            said += [f"in {' '.join(countries)}"] if countries else []
-            said += [f"not under {' '.join(laws)}"] if laws else []
-        return "; ".join(said)
 
     def enter(self, passage: Passage, body_bytes: int) -> None:
         self.passages.add(passage)
@@ -188,6 +179,11 @@ class Desk:
     def refused(self, error: FreeholdError) -> None:
         """A request was turned away before it had a record."""
         self.metrics.refused(error.code or "bad_request")
+
+    def cut(self) -> None:
+        """Whoever is still on their way: the daemon ends."""
+        for passage in tuple(self.passages):
+            passage.cut()
 
     async def tick(self) -> None:
         """Until cancelled: whatever takes too long ends."""

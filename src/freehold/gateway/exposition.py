@@ -7,6 +7,7 @@ that of conventions 1.41; their drafts since then count tokens as `freehold_toke
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -48,11 +49,20 @@ from freehold.types import PICO_PER_UNIT, ReplicaStatus
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_response_model")
 _OPERATIONS = {"completion": "text_completion"}  # the others are called as we call them
 _STATES = (*get_args(State), "stopped", "external")
+_EOF = b"# EOF\n"  # of OpenMetrics
 _Row = tuple[tuple[str, ...], list[int], float]  # label values, counts by bucket, sum
 
 
+class _Only(Collector):
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> tuple[Metric]:
+        return (self._family,)
+
+
 class Exposition(Collector):
-    """Made once; `render` at every scrape. In the event loop: what it reads is nobody else's."""
+    """Made once. It reads in the event loop, whose all of this is."""
 
     def __init__(self, metrics: Metrics, fleet: Fleet, limits: Limits) -> None:
         self._metrics, self._fleet, self._limits = metrics, fleet, limits
@@ -61,13 +71,18 @@ class Exposition(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    def render(self, accept: str = "") -> tuple[bytes, str]:
-        """The page, and its content type: Prometheus' own text format, or OpenMetrics for who accepts that."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
-
     async def answer(self, request: Request) -> Response:
-        body, content_type = self.render(request.headers.get("accept", ""))
+        """The page in Prometheus' own text format, or in OpenMetrics for who accepts that.
+
+        Writing it takes 12 µs a line, so requests go on between one metric and the next.
+        """
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        pages = []
+        for family in self._registry.collect():
+            pages.append(encode(_Only(family)))
+            await asyncio.sleep(0)
+        end = _EOF if pages[0].endswith(_EOF) else b""
+        body = b"".join([*(page.removesuffix(_EOF) for page in pages), end])
         return Response(body, headers={"content-type": content_type})
 
     def describe(self) -> Iterable[Metric]:

@@ -128,7 +128,12 @@ class FastProtocol(BoundedProtocol):
         self._keep = False
 
     def sweep(self, now_s: float) -> None:
-        if self._idle_s and not self._reading and self._passage is None and now_s - self._idle_s > self.limits.idle_seconds:
+        if (
+            self._idle_s
+            and not self._reading
+            and self._passage is None
+            and now_s - self._idle_s > self.limits.idle_seconds
+        ):
             self.transport.close()
         super().sweep(now_s)
 

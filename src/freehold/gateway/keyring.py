@@ -43,8 +43,9 @@ class Keyring:
     def find(self, authorization: bytes | None) -> Key:
         """The key of an `Authorization: Bearer ...` header. Raises BadKey.
 
-        Looking a hash up takes longer or shorter by how far it is like one that is there. That tells nothing: who does
-        not know a secret cannot choose a secret whose hash is like its, but by hashing as many as its bits ask for.
+        No comparison in constant time is needed, because what is looked up is a hash: how long that takes may tell how
+        much the hash of a guess is like one that is there, which says nothing of the secret behind it, and secrets are
+        256 random bits, so nobody works towards one guess by guess.
         """
         if not authorization:
             raise BadKey(

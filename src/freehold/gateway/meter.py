@@ -7,7 +7,7 @@ import re
 import msgspec
 
 from freehold.errors import EngineFailed
-from freehold.fleet.wire import Frame, hide_cached, read_frame
+from freehold.fleet.wire import Frame, hide_cached, read_frame, read_whole
 from freehold.types import Tokens
 
 LONGEST_FRAME_BYTES = 8 << 20
@@ -25,18 +25,21 @@ class StreamMeter:
 
     `name` replaces the engine's own name for the model. `hide_usage`: the caller did not ask for the frame that only
     states usage, so it is taken out. `hide_cached`: how much of the prompt was in the engine's cache is not theirs to
-    know. `n`: choices a prompt. llama.cpp states the usage of each choice apart: of a chat in a frame of its own, of a
+    know. `n`: choices a prompt; `lone`: there is one prompt, and one choice. llama.cpp states the usage of each choice apart: of a chat in a frame of its own, of a
     completion beside its end. Callers get one frame for all.
 
     Whole frames of one choice that only carry text pass without being decoded: that is nearly all of them.
     """
 
-    def __init__(self, name: str, *, n: int = 1, hide_usage: bool, hide_cached: bool = False) -> None:
+    def __init__(
+        self, name: str, *, n: int = 1, lone: bool = False, hide_usage: bool, hide_cached: bool = False
+    ) -> None:
         self.exact = False  # stated, for all choices
         self.done = False  # [DONE] has passed
         self.failed = False  # the engine reported an error
         self._tokens = Tokens()
         self._name, self._n, self._hide_usage, self._hide_cached = name, n, hide_usage, hide_cached
+        self._lone = lone
         self._rest = b""
         self._renaming: tuple[bytes, bytes] | None = None  # the engine's name for the model, and ours
         self._named = False  # whether that is known
@@ -55,7 +58,7 @@ class StreamMeter:
 
     def feed(self, piece: bytes) -> bytes:
         """Raises EngineFailed for a frame that no answer has."""
-        if self._named and not self._rest and piece.endswith(b"\n\n") and self._n == 1 and not _TELLS(piece):
+        if self._named and not self._rest and piece.endswith(b"\n\n") and self._lone and not _TELLS(piece):
             self._passed = piece
             self._spoken += len(_SPEAKS(piece))
             return piece.replace(*self._renaming) if self._renaming else piece
@@ -207,7 +210,7 @@ class WholeMeter:
 
     def close(self) -> bytes:
         body = b"".join(self._pieces)
-        read = read_frame(body)
+        read = read_whole(body)
         if read is None:
             raise EngineFailed("the engine's answer is not JSON")
         self.done, self.failed = True, read.error is not None

@@ -62,6 +62,8 @@ _NAMED = 64  # characters of a name in an error
 _LARGE = f"large may be: {', '.join(_Bulk.__struct_fields__)}"
 _KEY = re.compile(rb'[ \t\r\n,{]*+"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t\r\n]*+:[ \t\r\n]*+').match
 
+_EMPTY = re.compile(rb'""|\[[ \t\r\n]*\]').fullmatch
+
 
 class Ask(Struct, gc=False):
     """A request: the few fields Freehold reads, and all of them for the engine."""
@@ -138,6 +140,8 @@ def read_ask(body: bytes, kind: Kind) -> Ask:
         if kind == "completion" and "prompt" in fields:
             name = "prompt"
             prompts = _count_prompts(fields["prompt"])
+            if max(n, best_of) > 1 and _some_empty(fields["prompt"]):
+                raise ValueError("one is empty, and n is more than 1")  # llama.cpp b11549 would never answer
     except KeyError:
         raise BadRequest("you must provide a model parameter", param="model") from None
     except _UNREADABLE as error:
@@ -216,6 +220,13 @@ def _count_prompts(raw: Raw) -> int:
     if count > MOST_PROMPTS:
         raise ValueError(f"more than {MOST_PROMPTS} prompts")
     return max(1, count)
+
+
+def _some_empty(raw: Raw) -> bool:
+    if bytes(memoryview(raw)[:1]) != b"[":
+        return _EMPTY(raw) is not None
+    prompts = msgspec.structs.astuple(_decode_prompts(raw))
+    return not len(prompts[0]) or any(_EMPTY(prompt) for prompt in prompts if len(prompt))
 
 
 def error_body(error: FreeholdError) -> bytes:

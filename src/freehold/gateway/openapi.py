@@ -65,7 +65,7 @@ def _answers(good: str, content: _Schema, *refusals: int) -> _Schema:
 
 def _completion(name: str, summary: str, field: str, schema: _Schema, fewest: int) -> _Schema:
     """`fewest`: tokens that an answer may be limited to."""
-    stream = {"schema": {"type": "string", "description": "Frames `data: {...}`, the last one `data: [DONE]`."}}
+    stream = {"schema": {"description": "Frames `data: {...}`, the last one `data: [DONE]`."}}
     limit = _optional({"anyOf": [{"type": "integer", "minimum": fewest, "maximum": 2**31 - 1}, {"const": -1}]})
     answer = {**_json(_ref(f"{name}Answer")), "text/event-stream": stream}
     asked = _object(

@@ -8,19 +8,21 @@ comes, of the caller who leaves. No task and no await a request. Two faces share
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Set as AbstractSet
+from typing import Protocol
 
 import msgspec
 
 from freehold.errors import EngineFailed, FreeholdError, QueueFull, TimedOut
 from freehold.fleet.route import Hold, Route
 from freehold.fleet.upstream import Connection
+from freehold.gateway.accounts import Terms
 from freehold.gateway.assembly import AssembledMeter
 from freehold.gateway.desk import Desk, Head
 from freehold.gateway.meter import LARGEST_ANSWER_BYTES, StreamMeter, WholeMeter
 from freehold.gateway.openai import Ask, Kind, error_body, new_request_id, read_ask
 from freehold.policy.limits import Reservation
-from freehold.types import Content, Key, Outcome, Tokens, UsageRecord
+from freehold.types import Content, Key, Outcome, UsageRecord
 
 Pairs = Sequence[tuple[bytes, bytes]]
 
@@ -59,45 +61,47 @@ def admit(desk: Desk, key: Key, head: Head, body: bytes, kind: Kind) -> Passage:
     desk.check_room(key, len(body))
     ask = read_ask(body, kind)
     now_ns = desk.ground.clock_ns()
-    route = desk.route(key, head, ask, ask.model, now_ns)
-    bound = desk.bound(route, key, ask, len(body))
-    reservation = desk.accounts.reserve(
-        key, prompt=bound.prompt, completion=bound.completion, rate_tokens=bound.rate, pico=bound.pico, now_ns=now_ns,
-        endpoint=ask.model,
-    )  # fmt: skip
-    return Passage(desk, route, key, ask, head, kind, body, bound.cap, reservation, now_ns)
+    terms = desk.accounts.terms(key)
+    route = desk.route(terms, ask, ask.model, now_ns)
+    bound = desk.bound(route, terms, ask, len(body))
+    reservation = terms.reserve(bound.tokens, bound.rate_tokens, bound.pico, now_ns, ask.model)
+    return Passage(desk, route, key, terms, ask, head, kind, body, bound.cap, reservation, now_ns)
 
 
 class Passage:
     """Made by `admit`. It is over when it was settled and its caller told, or left."""
 
+    # What most requests never change; the rest is set when they are made.
+    connection: Connection | None = None
+    tried: AbstractSet[str] = frozenset()
+    _hold: Hold | None = None
+    _begun = _settled = _left = _paused = _moved = _waited = False
+    _attempts = _noted = 0
+    _status = 0  # of the engine's answer
+    _refusal = b""
+    _parting: tuple[int, Pairs, bytes] | None = None  # what the caller gets once the record is safe
+    _question = b""
+    _kept: bytearray | None = None  # what the caller was sent, of a key that keeps it
+
     def __init__(
-        self, desk: Desk, route: Route, key: Key, ask: Ask, head: Head, kind: Kind, body: bytes, cap: int | None,
-        reservation: Reservation | None, now_ns: int,
+        self, desk: Desk, route: Route, key: Key, terms: Terms, ask: Ask, head: Head, kind: Kind, body: bytes,
+        cap: int | None, reservation: Reservation | None, now_ns: int,
     ) -> None:  # fmt: skip
         self.account, self.group = key.id, key.group or key.id
-        self.priority, self.rules = desk.accounts.priority(key), desk.accounts.rules(key)
-        self.affinity = desk.affinity(route, ask, self.group)
-        self.choices = ask.n
-        self.tried: set[str] = set()
-        self.connection: Connection | None = None
-        self.stream = ask.stream
+        self.priority, self.rules, self._terms = terms.priority, terms.rules, terms
+        self.affinity = desk.affinity(route, ask, self.group) if len(route.replicas) > 1 else b""
+        self.choices, self.stream = ask.n, ask.stream
         self._desk, self._route, self._key, self._ask, self._head = desk, route, key, ask, head
-        self._kind, self._cap, self._reservation, self._began_ns = kind, cap, reservation, now_ns
+        self._kind, self._cap, self._reservation = kind, cap, reservation
+        self._fallbacks = route.endpoint.fallback
+        self._began_ns = self._now_ns = self._since_ns = (
+            now_ns  # and when what is going on now began: waiting, somebody's silence
+        )
         self._body_bytes = len(body)
-        self._question = b"" if key.content_days is None else body
-        self._kept = None if key.content_days is None else bytearray()  # what the caller was sent
-        self._hold: Hold | None = None
-        self._fallbacks = list(route.endpoint.fallback)
-        self._attempts = 0
-        self._begun = self._settled = self._left = self._paused = self._moved = False
-        self._status = 0  # of the engine's answer
-        self._refusal = b""
-        self._parting: tuple[int, Pairs, bytes] | None = None  # what the caller gets once the record is safe
-        self._since_ns = now_ns  # when what is going on now began: waiting, the engine's silence, the caller's
-        self._noted = 0
+        if key.content_days is not None:
+            self._question, self._kept = body, bytearray()
         self.meter: StreamMeter | WholeMeter | AssembledMeter = WholeMeter(ask.model)
-        self.record = UsageRecord(
+        self.record = record = UsageRecord(
             request=new_request_id(now_ns),
             key=key.id,
             endpoint=ask.model,
@@ -105,11 +109,12 @@ class Passage:
             stream=ask.stream,
             started_ns=now_ns,
             group=key.group,
-            caller_request=head.caller_request,
-            policy=desk.in_words(self.rules),
         )
+        record.policy = terms.policy
+        if head.caller_request:
+            record.caller_request = head.caller_request
         if reservation:
-            self.record.held_tokens, self.record.held_pico = reservation.tokens, reservation.pico
+            record.held_tokens, record.held_pico = reservation.tokens, reservation.pico
 
     def start(self, caller: Caller) -> None:
         """On its way: from now on the caller is told, and `hang_up` says that they left."""
@@ -125,7 +130,7 @@ class Passage:
         if error:  # it cannot be recorded, so it does not go through, and there is no record of it
             self._settled = True
             if self._reservation:
-                self._desk.accounts.settle(self._reservation, Tokens(), 0, self._began_ns)
+                self._reservation.settle(0, 0, self._began_ns)
             self._desk.leave(self, self._body_bytes)
             self._caller.answer(error.status, (JSON, *error_headers(error)), error_body(error))
         else:
@@ -141,33 +146,35 @@ class Passage:
         else:
             if hold:
                 self.placed(hold)
+            else:
+                self._waited = True
 
     def placed(self, hold: Hold) -> None:
         """The route calls this, at once or later."""
-        now_ns = self._desk.ground.clock_ns()
         record = self.record
         self._hold = hold
-        if now_ns - self._began_ns > 10**6:  # it waited
-            woken_ns = min(now_ns, hold.replica.ready_ns) - self._began_ns
-            record.wake_ms = max(record.wake_ms, _ms(woken_ns))
+        record.replica, record.run = hold.replica.name, hold.run
+        if self._waited:
+            now_ns = self._since_ns = self._desk.ground.clock_ns()
+            record.queue_ms = _ms(now_ns - self._began_ns)
+            record.wake_ms = max(record.wake_ms, _ms(min(now_ns, hold.replica.ready_ns) - self._began_ns))
             try:
                 self._desk.keyring.check(self._key)  # it may have been revoked meanwhile
             except FreeholdError as error:
                 self._fail(error)
                 return
-        record.queue_ms = _ms(now_ns - self._began_ns)
-        record.replica, record.run = hold.replica.name, hold.run
-        self._since_ns = now_ns
         self._send(hold)
 
     def _send(self, hold: Hold) -> None:
         endpoint, engine, ask = self._route.endpoint, self._route.engine, self._ask
         streamed = ask.stream or engine.answers_by_stream
         hides = engine.hides_cache_hits and not endpoint.cache_salt
-        self.record.served_model = endpoint.served_model or ""
+        if endpoint.served_model:
+            self.record.served_model = endpoint.served_model
         if ask.stream:
-            name, n = self._route.name, ask.per_prompt
-            self.meter = StreamMeter(name, n=n, hide_usage=not ask.include_usage, hide_cached=hides)
+            name, n, lone = self._route.name, ask.per_prompt, ask.n == 1
+            hide_usage = not ask.include_usage
+            self.meter = StreamMeter(name, n=n, lone=lone, hide_usage=hide_usage, hide_cached=hides)
         elif streamed:
             self.meter = AssembledMeter(self._route.name, ask.per_prompt, hide_cached=hides)
         else:
@@ -189,9 +196,9 @@ class Passage:
         """This endpoint cannot answer: another one, where its configuration and the key allow that."""
         now_ns = self._desk.ground.clock_ns()
         while self._fallbacks:
-            name = self._fallbacks.pop(0)
+            name, *self._fallbacks = self._fallbacks
             try:
-                route = self._desk.route(self._key, self._head, self._ask, name, now_ns)
+                route = self._desk.route(self._terms, self._ask, name, now_ns)
             except FreeholdError:
                 continue
             self.record.asked = self.record.asked or self._ask.model
@@ -208,7 +215,7 @@ class Passage:
         self._status, self._moved = status, True
         self.record.status = status
         if hold:
-            hold.replica.answering(hold.run)
+            hold.replica.answering(hold, status)
         if status == 200 and self.stream:
             self._begin()
 
@@ -218,7 +225,8 @@ class Passage:
             self._refusal += piece[: _LARGEST_REFUSAL_BYTES - len(self._refusal)]
             return
         if self.record.first_byte_ms is None:
-            self.record.first_byte_ms = _ms(self._desk.ground.clock_ns() - self._began_ns)
+            self._now_ns = self._desk.ground.clock_ns()
+            self.record.first_byte_ms = _ms(self._now_ns - self._began_ns)
         try:
             passed = self.meter.feed(piece)
         except EngineFailed as error:
@@ -261,7 +269,7 @@ class Passage:
             return
         hold.replica.unanswered(hold.run)
         if not hold.run:
-            self.tried.add(hold.replica.name)
+            self.tried |= {hold.replica.name}
         self._release(served=False)
         self._since_ns = self._desk.ground.clock_ns()
         if hold.run and self._attempts >= _ATTEMPTS:
@@ -272,6 +280,7 @@ class Passage:
         except FreeholdError:
             self._cannot(error)
         else:
+            self._waited = True
             if again:
                 self.placed(again)
 
@@ -290,6 +299,11 @@ class Passage:
         if not self._settled:
             self._stop()
             self._settle("cut", None)
+
+    def cut(self) -> None:
+        """The daemon ends, and cannot wait for this."""
+        self.hang_up()
+        self._caller.drop()
 
     def pause(self) -> None:
         """They do not read: neither do we, so that the engine's stream stops here and not in our memory."""
@@ -358,7 +372,7 @@ class Passage:
             if theirs
             else ((b"x-request-id", request),)
         )
-        limits = self._desk.accounts.headers(self._key, self._desk.ground.clock_ns()) if self._reservation else ()
+        limits = self._terms.headers(self._now_ns) if self._reservation else ()
         return (*own, *limits)
 
     # the end
@@ -395,10 +409,10 @@ class Passage:
         record.lower_bound = not self.meter.exact and self._attempts > 0 and self._status in (0, 200)
         record.charge_pico = self._route.price.charge_pico(tokens)
         record.held_tokens = record.held_pico = 0
-        now_ns = desk.ground.clock_ns()
+        now_ns = self._now_ns = desk.ground.clock_ns()
         record.total_ms = _ms(now_ns - self._began_ns)
         if self._reservation:
-            desk.accounts.settle(self._reservation, tokens, record.charge_pico, now_ns)
+            self._reservation.settle(tokens.prompt + tokens.completion, record.charge_pico, now_ns)
         record.machine_pico = self._release(served=outcome == "ok")
         content = None
         if self._kept is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from freehold.errors import BadRequest, FreeholdError
+from freehold.errors import BadRequest
 from freehold.fleet.config import Server
 from freehold.gateway.openai import error_body
 from freehold.gateway.rundir import user
@@ -26,6 +26,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     limits = Server()
     _reading = ""  # what is under way from the caller
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._heads = 0

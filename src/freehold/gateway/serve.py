@@ -93,7 +93,7 @@ async def serve(config: Config, config_digest: str, config_path: Path) -> None:
         ground.book.on_failure = end
         gc.freeze()  # what is there now stays: the collector need not look at it again
         async with _running(beside):
-            await _until_the_end(fleet, front, back, doors)
+            await _until_the_end(desk, front, back, doors)
         keyring.limits.close()
         ground.tell("daemon.stopped", "freehold")
         if not ground.book.broken:
@@ -150,11 +150,9 @@ async def _sweep(front: _Server) -> None:
                 connection.sweep(now_s)
 
 
-async def _until_the_end(
-    fleet: Fleet, front: _Server, back: _Server, doors: tuple[socket.socket, socket.socket]
-) -> None:
+async def _until_the_end(desk: Desk, front: _Server, back: _Server, doors: tuple[socket.socket, socket.socket]) -> None:
     """Callers go first, then the engines, then the operator's door. Raises what ended an owner before its time."""
-    owning = asyncio.create_task(fleet.run())
+    owning = asyncio.create_task(desk.fleet.run())
     fronting, backing = (
         asyncio.create_task(server.serve(sockets=[door])) for server, door in zip((front, back), doors, strict=True)
     )
@@ -163,6 +161,7 @@ async def _until_the_end(
     finally:
         front.end()
         await asyncio.wait((fronting,))
+        desk.cut()
         owning.cancel()
         await asyncio.wait((owning,))
         back.end()

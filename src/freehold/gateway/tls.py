@@ -43,7 +43,7 @@ class Certificate:
         """Until cancelled: look each minute, and at once on SIGHUP. Events say what was found."""
         hung_up, loop = asyncio.Event(), asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-        self._tell("tls.loaded", ground)
+        self._tell(ground)
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
@@ -51,15 +51,15 @@ class Certificate:
                 hung_up.clear()
                 try:
                     if self.renew():
-                        self._tell("tls.loaded", ground)
+                        self._tell(ground)
                 except BadConfig as error:
                     ground.tell("tls.refused", str(self._certificate), reason=str(error), until=self.until.isoformat())
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
 
-    def _tell(self, kind: str, ground: Ground) -> None:
+    def _tell(self, ground: Ground) -> None:
         subject, until = str(self._certificate), self.until.isoformat()
-        ground.tell(kind, subject, until=until)
+        ground.tell("tls.loaded", subject, until=until)
         days = (self.until.timestamp() - ground.clock_ns() / 1e9) / 86_400
         if days < WARN_DAYS:
             ground.tell("tls.expiring", subject, until=until, days=round(days, 1))

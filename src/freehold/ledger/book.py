@@ -176,15 +176,19 @@ class Book:
         try:
             old = self.journal.rotate()
             await self.seal()  # what is not sealed is in the journal: so verify knows it from what somebody put there
-            await asyncio.to_thread(self.journal.sync)
-            await asyncio.to_thread(_to_disk, self._wal)
-            if not self.broken:  # else the journal alone has them
-                for segment in old:
-                    segment.unlink(missing_ok=True)
+            await asyncio.to_thread(self._retire, old)
         except (OSError, FreeholdError) as failure:
             _log.error("the journal goes on in its old file: %s", failure)
         finally:
             self._rotating = None
+
+    def _retire(self, old: list[Path]) -> None:
+        """In a thread: a large file takes as long to go as to be written."""
+        self.journal.sync()
+        _to_disk(self._wal)
+        if not self.broken:  # else the journal alone has them
+            for segment in old:
+                segment.unlink(missing_ok=True)
 
     # events
 

@@ -15,7 +15,6 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -31,7 +30,6 @@ _Told = list[tuple[FreeholdError | None, list[_Waiting]]]
 
 _log = logging.getLogger("freehold.ledger")
 _encode = msgspec.json.Encoder().encode
-_price = lru_cache(_encode)
 
 
 class _Line(msgspec.Struct):
@@ -58,6 +56,7 @@ class Journal:
         self._folder = folder
         self._in_flight: dict[str, bytes] = {}  # the lines that opened them, for the next segment
         self._noted: dict[str, bytes] = {}
+        self._priced: tuple[Price | None, bytes] = None, b""
         self._lines: list[bytes] = []
         self._waiting: list[_Waiting] = []  # for these lines
         self._written: _Told = []  # not yet told
@@ -80,7 +79,10 @@ class Journal:
 
     def open(self, record: UsageRecord, then: Then | None = None, price: Price | None = None) -> None:
         """Raises NotReady when it could not be written and nobody is to be called."""
-        line = b'\n{"record":%b,"price":%b}' % (_encode(record), _price(price or _FREE))
+        priced = self._priced
+        if price is not None and price is not priced[0]:  # most often that of the request before
+            priced = self._priced = price, _encode(price)
+        line = b'\n{"record":%b,"price":%b}' % (_encode(record), priced[1] if price else _FREE)
         self._in_flight[record.request] = line
         self._lines.append(line)
         if then:
@@ -229,7 +231,7 @@ class Journal:
         return segment
 
 
-_FREE = Price()
+_FREE = _encode(Price())
 
 
 def _unwritable(why: str) -> NotReady:

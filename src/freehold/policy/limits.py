@@ -127,6 +127,12 @@ class Reservation:
         self.accounts = accounts  # () once it is settled
         self.tokens, self.rate_tokens, self.pico, self.at_ns = tokens, rate_tokens, pico, at_ns
 
+    def settle(self, tokens: int, pico: int, now_ns: int) -> None:
+        """The request is over, and used this. Later calls change nothing."""
+        accounts, self.accounts = self.accounts, ()
+        for account in accounts:
+            account.settle(self, tokens, pico, now_ns)
+
 
 class Account:
     """What one key, or all keys of one group, have of their limits."""
