@@ -22,7 +22,7 @@ from freehold.catalogue.own import OwnHost, OwnModel
 from freehold.cli.main import COMMANDS, cli
 from freehold.errors import FreeholdError
 from freehold.facts import Offer, Rate
-from freehold.fleet.config import Config, Endpoint, Group, Hub, Machine, Server, Trail, Weights, load
+from freehold.fleet.config import Config, Endpoint, Group, Hub, Machine, Place, Server, Trail, Weights, load
 from freehold.gateway.admin import Admin
 from freehold.gateway.app import ROUTES
 from freehold.plan.cost import Owned
@@ -141,7 +141,8 @@ def test_the_configuration_reference_has_every_key_and_its_default():
     assert set(raw) == set(Config.__struct_fields__)
     assert raw["state_dir"] == Config().state_dir
     found = [(name, table, documented(raw, name)) for name, table in TABLES.items()]
-    for name, table, tables in (*found, ("rates", Rate, raw["rates"])):
+    several = raw["endpoints"]["several"]["replicas"]
+    for name, table, tables in (*found, ("rates", Rate, raw["rates"]), ("replicas", Place, several)):
         said = {key for each in tables for key in each}
         assert said - ELSEWHERE.get(table, set()) == keys_of(table), name
         assert {key: tables[0][key] for key in defaults(table)} == defaults(table), name
@@ -149,7 +150,7 @@ def test_the_configuration_reference_has_every_key_and_its_default():
 
 def test_every_key_of_the_configuration_reference_has_a_comment():
     explained = re.findall(r"^# .+\n(\w+) = ", CONFIGURATION.read_text(), re.MULTILINE)
-    keys = [key for table in (*TABLES.values(), Rate) for key in keys_of(table)]
+    keys = [key for table in (*TABLES.values(), Rate, Place) for key in keys_of(table) - {"replicas"}]
     assert sorted(explained) == sorted([*keys, "state_dir"])
 
 

@@ -1,5 +1,6 @@
 """An engine that fails in every way we know, behind both paths: what the caller sees, and the one record of it."""
 
+import json
 from typing import NamedTuple
 
 import pytest
@@ -87,11 +88,17 @@ def test_an_engine_fails(house, way, stream):
     fate = fates[not stream]
     heard = house.ask(endpoint, f"@@{way}", stream=stream)
     row = house.record()
-    seen = (heard.status, heard.error, heard.lost, heard.seems_whole)
-    print(
-        way,
-        stream,
-        seen,
-        heard.body[-300:],
-        {k: row[k] for k in ("outcome", "status", "prompt_tokens", "completion_tokens", "lower_bound")},
-    )
+    assert (heard.error, heard.lost) == (fate.code, False), heard
+    assert heard.seems_whole == (fate.code is None)
+    assert heard.status == row["status"]
+    assert heard.status == (200 if stream and row["first_byte_ms"] is not None else fate.status)
+    assert row["outcome"] == ("error" if fate.code else "ok")
+    tokens = (row["prompt_tokens"], row["completion_tokens"], not row["lower_bound"])
+    assert tokens == (fate.prompt, fate.completion, fate.exact)
+    assert row["charge_pico"] == (fate.prompt + 2 * fate.completion) * 10**6
+    if fate.code:  # and the engine works for nobody
+        house.team.until(lambda: all(talk.over for talk in house.wild.seen))
+    elif stream:
+        assert heard.text == " w0 w1 w2 w3"
+    else:
+        assert json.loads(heard.body)["choices"][0]["message"]["content"] == " w0 w1 w2 w3"

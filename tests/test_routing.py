@@ -281,3 +281,14 @@ async def test_an_operator_may_stop_and_open_all_of_it():
         await route.hold()
     route.post("open")
     assert await asyncio.wait_for(route.hold(), 5)
+
+
+def test_who_waits_is_let_in_as_soon_as_the_replica_bears_more():
+    route = route_of(1, parallel=4)
+    askers = [Asking(str(number)) for number in range(4)]
+    first = route.place(askers[0])
+    for asker in askers[1:]:
+        route.place(asker)
+    assert route.waiting == 3
+    route.replicas[0].answering(first, 200)
+    assert [bool(asker.told) for asker in askers[1:]] == [True, False, False]

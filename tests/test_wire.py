@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.fleet.wire import hide_cached, read_frame, read_usage
+from freehold.fleet.wire import hide_cached_in, read_frame, read_usage
 from freehold.types import Tokens
 
 
@@ -54,7 +54,7 @@ def test_a_hit_looks_like_none(details):
     body["usage"] = {"prompt_tokens": 9, "completion_tokens": 5, **details}
     text = json.dumps(body).encode()
     for before, after in ((b"", b""), (b"data: ", b"\n\n"), (b"data:", b"\r\n\r\n")):
-        hidden = hide_cached(before + text + after)
+        hidden = hide_cached_in(before + text + after)
         assert hidden.startswith(before)
         assert hidden.endswith(after)
         assert json.loads(hidden[len(before) : len(hidden) - len(after)]) == {
@@ -68,7 +68,7 @@ def test_a_hit_looks_like_none(details):
 def test_what_is_said_stays_as_it_is(said, cached):
     frame = {"choices": [{"text": said}], said: said}
     frame["usage"] = {"prompt_tokens": 99, "prompt_tokens_details": {"cached_tokens": cached}}
-    hidden = hide_cached(b"data: %b\n\n" % json.dumps(frame).encode())
+    hidden = hide_cached_in(b"data: %b\n\n" % json.dumps(frame).encode())
     frame["usage"]["prompt_tokens_details"]["cached_tokens"] = 0
     seen = json.loads(hidden.removeprefix(b"data: "))
     expected = {name: value for name, value in frame.items() if name not in ("timings", "metrics")}

@@ -19,6 +19,7 @@ from wild_engine import Talk, Wild
 
 PATHS = {"fast": True, "asgi": False}
 HOST = b"Host: x\r\n"
+PATIENCE_S = 5.0
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Line:
         self.socket = socket.socket()
         if receive_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        self.socket.settimeout(20)
+        self.socket.settimeout(PATIENCE_S)
         parts = urlsplit(team.url)
         self.socket.connect((parts.hostname, parts.port))
         self._file = self.socket.makefile("rb")
@@ -81,12 +82,6 @@ class Line:
 
     def send(self, *parts: bytes) -> None:
         self.socket.sendall(b"".join(parts))
-
-    def makefile(self, _mode: str) -> BufferedReader:
-        """For HTTPResponse, which would close it."""
-        file = BufferedReader(self._file)
-        file.close = lambda: None
-        return file
 
     def answer(self) -> Heard:
         heard = HTTPResponse(_Kept(self._file))
@@ -175,10 +170,9 @@ class House:
         return row
 
     def ask(self, model: str, content: str, **more) -> Heard:
-        with contextlib.closing(self.team.post(model, content, **more)) as answer:
-            heard = hear(answer)
-        answer.connection.close()
-        return heard
+        with Line(self.team) as line:
+            line.send(question(self.team, model, content, **more))
+            return line.answer()
 
     def talk(self) -> Talk:
         """The only request that the engine saw, as soon as it has."""

@@ -44,6 +44,7 @@ class Talk:
         said = asked["messages"][-1]["content"] if "messages" in asked else asked.get("prompt", "")
         self.way, _, number = said.partition("@@")[2].partition("=")
         self.number = int(number or 0)
+        self.over = False
         self.left = False  # the gateway closed the connection before the answer was over
 
     async def say(self, data: bytes) -> None:
@@ -216,7 +217,7 @@ async def says_nothing(talk: Talk) -> None:
 @way
 async def says_too_little(talk: Talk) -> None:
     """Fewer bytes than it announced."""
-    text = b"".join(talk.pieces()[1:-1])
+    text = b"".join([word(n) for n in range(WORDS)]) if talk.stream else answer()
     await talk.say(head(200, f"content-length: {len(text) + 100}") + text)
     raise Closing
 
@@ -390,34 +391,29 @@ class Wild:
     def of(self, request: str) -> list[Talk]:
         return [talk for talk in self.seen if talk.request == request]
 
-    async def serve(self) -> None:
-        server = await asyncio.start_unix_server(self._connected, self._socket, backlog=4096)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            server.close()
+    async def listen(self) -> asyncio.Server:
+        return await asyncio.start_unix_server(self._connected, self._socket, backlog=4096)
 
     @contextlib.contextmanager
     def running(self):
         loop = asyncio.new_event_loop()
-        task = loop.create_task(self.serve())
+        over = asyncio.Event()
+
+        async def serve() -> None:  # what is left then is cancelled by the runner
+            server = await self.listen()
+            await over.wait()
+            server.close()
 
         def run() -> None:
-            with contextlib.suppress(asyncio.CancelledError), contextlib.closing(loop):
-                try:
-                    loop.run_until_complete(task)
-                finally:
-                    left = asyncio.all_tasks(loop)
-                    for each in left:
-                        each.cancel()
-                    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(serve())
 
         thread = threading.Thread(target=run)
         thread.start()
         try:
             yield self
         finally:
-            loop.call_soon_threadsafe(task.cancel)
+            loop.call_soon_threadsafe(over.set)
             thread.join()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -427,12 +423,14 @@ class Wild:
             async for talk in self._read(reader, writer):
                 try:
                     await WAYS[talk.way or "well"](talk)
-                except (ConnectionError, BrokenPipeError):
+                except ConnectionError:
                     talk.left = True
                     break
                 except Weary:
                     await reader.readexactly(1)
                     break
+                finally:
+                    talk.over = True
         except (Closing, ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
@@ -453,12 +451,17 @@ class Wild:
             yield talk
 
 
+async def forever(wild: Wild) -> None:
+    async with await wild.listen() as server:
+        await server.serve_forever()
+
+
 def main(socket: str, seen: str) -> None:
     wild = Wild(Path(socket))
     Path(socket).unlink(missing_ok=True)
     noted = os.open(seen, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     wild.note = lambda request: os.write(noted, f"{request}\n".encode())
-    asyncio.run(wild.serve())
+    asyncio.run(forever(wild))
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ class Endpoint(_Table, frozen=True):
     weights: str | None = None
     pin: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     url: str | None = None
-    replicas: tuple[Place, ...] = ()
+    replicas: tuple[Place, ...] | UnsetType = UNSET
     served_model: str | None = None
     api_key_file: str | None = None
     country: str | None = None
@@ -181,7 +181,7 @@ class Endpoint(_Table, frozen=True):
     stall_seconds: Seconds = 120.0
     max_completion_tokens: Count | UnsetType = UNSET
     fallback: tuple[str, ...] = ()
-    cache_salt: bool = False
+    cache_salt: bool | UnsetType = UNSET
     prompt_price: Money = 0.0
     completion_price: Money = 0.0
     first_question: str = "Hello"
@@ -288,10 +288,12 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
     others = _STARTED if endpoint.engine == "external" else _EXTERNAL
     if endpoint.url and endpoint.replicas:
         raise BadConfig(f"{where}: url and replicas say the same twice", hint="one server: url; several: replicas")
-    if stray := [key for key in others if getattr(endpoint, key) not in (None, (), False)]:
+    if stray := [key for key in others if getattr(endpoint, key) not in (None, UNSET)]:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
-    replicas = tuple(_placed(place, base, "api_key_file") for place in endpoint.replicas)
-    return _placed(msgspec.structs.replace(endpoint, replicas=replicas), base, "weights", "api_key_file", "binary")
+    if endpoint.replicas:
+        replicas = tuple(_placed(place, base, "api_key_file") for place in endpoint.replicas)
+        endpoint = msgspec.structs.replace(endpoint, replicas=replicas)
+    return _placed(endpoint, base, "weights", "api_key_file", "binary")
 
 
 def _placed(table: _T, base: Path, *keys: str) -> _T:
@@ -354,7 +356,7 @@ def _check_rules(config: Config, path: Path) -> None:
     homes = {"[policy]": rules.country, "[machine]": config.machine.country}
     for name, endpoint in config.endpoints.items():
         homes |= {f"[endpoints.{name}]": endpoint.country}
-        homes |= {f"[endpoints.{name}] replicas {n}": each.country for n, each in enumerate(endpoint.replicas, 1)}
+        homes |= {f"[endpoints.{name}] replicas {n}": each.country for n, each in enumerate(endpoint.replicas or (), 1)}
     named |= {f"{table} country": (country,) for table, country in homes.items() if country}
     named |= {
         f"[models.{name}] publisher_country": own.publisher_country.split("/")

@@ -53,8 +53,8 @@ class ExternalReplica:
         return 0
 
     def answering(self, hold: Hold, status: int) -> None:  # noqa: ARG002  the door is Replica's
-        self.slots.widen()
-        self._circuit.answered()
+        if self._circuit.answered() | self.slots.widen() and self.route.waiting:
+            self.route.admit()
 
     def unanswered(self, run: int) -> None:  # noqa: ARG002  the door is Replica's
         if self._circuit.failed():

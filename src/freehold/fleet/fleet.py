@@ -49,10 +49,6 @@ class Fleet:
         except KeyError:
             raise unknown_model(name) from None
 
-    def refusal(self, name: str, now_ns: int) -> Refused | None:
-        """Why policy lets nobody ask this endpoint now, or None."""
-        return self._permissions[name].refusal(now_ns)
-
     async def up(self, name: str, *, full: bool = False) -> None:
         """Open it and wait until it answers; `full`: every byte of its weights is read again, however they look.
 
@@ -62,7 +58,7 @@ class Fleet:
         if full and (trust := self._trusts.get(name)):
             trust.expire()
         local = self._local.get(name)
-        if local is None or self.refusal(name, self.ground.clock_ns()):
+        if local is None or route.refusal(self.ground.clock_ns()):
             self._permissions[name].require()
         route.post("open")
         if local is None:
@@ -119,11 +115,11 @@ class Fleet:
             member.close(run, why)
             raise why from None
 
-    async def save_counts(self) -> None:
-        """What engines of our own have counted so far."""
+    async def save_counts(self, *, final: bool = False) -> None:
+        """What engines of our own have counted so far. `final`: they are asked nothing any more, and end."""
         for replica in self._local.values():
             if replica.serving:
-                await replica.save_counts()
+                await replica.save_counts(final=final and not replica.slots.held)
 
     def save_occupancy(self) -> None:
         self.ground.book.save_occupancy(*self.ground.occupancy.take(self.ground.clock_ns()))

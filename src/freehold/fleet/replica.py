@@ -104,10 +104,11 @@ class Replica:
     def answering(self, hold: Hold, status: int) -> None:
         """The head of an answer came."""
         if hold.run == self._life.run:
-            self.slots.widen()
             self._circuit.answered()
             if status == 200:
                 self.slots.answered(hold.slot, hold.group)
+            if self.slots.widen() and self.route.waiting:
+                self.route.admit()
 
     def unanswered(self, run: int) -> None:
         """It went away before a byte of an answer: nobody else is sent there until it is known whether it has ended."""

@@ -92,11 +92,6 @@ class Member(Protocol):
     def unanswered(self, run: int) -> None: ...
     def post(self, happening: Happening) -> None: ...
     def retry_after_s(self) -> int: ...
-    def cap(self, context: int | None) -> int | None:
-        """Tokens that an answer may have at most; None: nobody says."""
-        most = self.endpoint.max_completion_tokens
-        return most if most and (not context or most < context) else context
-
     def progress(self) -> dict[str, object] | None: ...
 
 
@@ -184,6 +179,10 @@ class Route:
         if self._queue:
             self.admit()
         return pico
+
+    def refusal(self, now_ns: int) -> Refused | None:
+        """Why policy lets nobody ask this endpoint now, or None."""
+        return self._permission.refusal(now_ns) if self._permission else None
 
     def allowed(self, rules: PlaceRules) -> Sequence[Member]:
         """The replicas that may answer whoever these rules are for. Raises Refused when there is none."""

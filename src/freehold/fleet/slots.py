@@ -20,10 +20,12 @@ class Slots:
         self._width = max(1, count // 4)
         self._taken = 0
 
-    def widen(self) -> None:
-        """It has begun an answer: it bears another request beside that."""
-        if self.count and self._width < self.count:
-            self._width += 1
+    def widen(self) -> bool:
+        """It has begun an answer: it bears another request beside that. False: it bears all it has slots for."""
+        if not self.count or self._width >= self.count:
+            return False
+        self._width += 1
+        return True
 
     def fits(self, choices: int) -> bool:
         return self.count is None or not self._taken or self._taken + min(choices, self.count) <= self._width

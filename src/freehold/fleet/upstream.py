@@ -136,7 +136,8 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._complete = self._keep = self._answered = False
         self._status = 0
-        self._parser = httptools.HttpResponseParser(self)
+        if not self._reused:  # else it has read whole answers only, and goes on behind the last
+            self._parser = httptools.HttpResponseParser(self)
         self.transport.write(request)
 
     def abort(self) -> None:
@@ -162,17 +163,19 @@ class Connection(asyncio.Protocol):
             self.transport.close()
             return
         self._answered = True
+        broken = None
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(f"its answer is not HTTP: {error}")
-            self.transport.close()
-            return
-        if pieces := self._pieces:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            broken = error
+        if pieces := self._pieces:  # what came before it broke, too
             self._pieces = []
             if sink := self._sink:
                 sink.on_piece(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if self._complete:
+        if broken:
+            self._fail(f"its answer is not HTTP: {broken}")
+            self.transport.close()
+        elif self._complete:
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -194,7 +197,8 @@ class Connection(asyncio.Protocol):
                 self._sink.on_head(status)
 
     def on_body(self, body: bytes) -> None:
-        self._pieces.append(body)
+        if not self._complete:
+            self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         if self._status:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from freehold.types import Tokens
+
+_T = TypeVar("_T")
 
 # An engine that states more, or less than nothing, has not stated it: a book must not believe everything.
 Count = Annotated[int, Meta(ge=0, le=2**31)]
@@ -85,13 +88,12 @@ class _Named(Struct):
 
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
+_decode_model = msgspec.json.Decoder(str | None).decode
+_decode_usage = msgspec.json.Decoder(Usage | None).decode
+_NONE_CACHED = {"cached_tokens": 0}
 _decode_frame = msgspec.json.Decoder(Frame).decode
 _decode_named = msgspec.json.Decoder(_Named).decode
-
-
-_USAGE, _HIDDEN = b'"usage":{"', b'"usage":{"prompt_tokens_details":{"cached_tokens":0},"'
-_TELLING = (b'"prompt_tokens_details"', b'"timings"', b'"metrics"')
 
 
 def read_frame(data: bytes) -> Frame | None:
@@ -106,39 +108,51 @@ def read_frame(data: bytes) -> Frame | None:
         return None
 
 
-class _Whole(Struct):
-    model: str | None = None
-    usage: Usage | None = None
-    error: Any = None
+class Whole(Struct, gc=False):
+    """A whole answer: its fields as they came, and of what they say what Freehold reads."""
+
+    fields: dict[str, msgspec.Raw]
+    model: str | None
+    usage: Usage | None
+    failed: bool
 
 
-_decode_whole = msgspec.json.Decoder(_Whole).decode
-
-
-def read_whole(body: bytes) -> Frame | _Whole | None:
-    """As `read_frame`, of a whole answer, whose choices nobody counts."""
+def read_whole(body: bytes) -> Whole | None:
+    """None: it is no JSON object."""
     try:
-        return _decode_whole(body)
+        fields = _decode_fields(body)
     except (msgspec.DecodeError, RecursionError):
-        return read_frame(body)
+        return None
+    error = fields.get("error")
+    failed = error is not None and bytes(error) != b"null"
+    return Whole(fields, _read(fields, "model", _decode_model), _read(fields, "usage", _decode_usage), failed)
+
+
+def _read(fields: dict[str, msgspec.Raw], name: str, decode: Callable[[bytes], _T | None]) -> _T | None:
+    """What is not what it should be is as if it were not there."""
+    try:
+        return decode(fields[name]) if name in fields else None
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def read_usage(body: bytes) -> Tokens | None:
     """The usage of a whole answer, or None when it is no answer or states none."""
-    frame = read_frame(body)
-    return frame.usage.tokens() if frame and frame.usage else None
+    whole = read_whole(body)
+    return whole.usage.tokens() if whole and whole.usage else None
 
 
-def hide_cached(frame: bytes) -> bytes:
-    """An answer, or a frame of it, that states usage, without what tells how much of the prompt was in a cache.
+def hide_cached(fields: dict[str, msgspec.Raw]) -> dict[str, object]:
+    """The fields of an answer that states usage, without what tells how much of the prompt was in a cache.
 
     Always with 0: SGLang, and vLLM at times, state it only when something was. The times go: llama.cpp's, and vLLM's.
     """
-    if frame.count(_USAGE) == 1 and not any([name in frame for name in _TELLING]):  # noqa: C419  nearly always
-        return frame.replace(_USAGE, _HIDDEN, 1)
-    begin, end = frame.index(b"{"), frame.rindex(b"}") + 1
-    fields = _decode_fields(frame[begin:end])
     fields.pop("timings", None)
     fields.pop("metrics", None)
-    usage: dict[str, object] = {**_decode_fields(fields["usage"]), "prompt_tokens_details": {"cached_tokens": 0}}
-    return b"%b%b%b" % (frame[:begin], _encode({**fields, "usage": usage}), frame[end:])
+    return {**fields, "usage": {**_decode_fields(fields["usage"]), "prompt_tokens_details": _NONE_CACHED}}
+
+
+def hide_cached_in(frame: bytes) -> bytes:
+    """The same for a frame of a stream."""
+    begin, end = frame.index(b"{"), frame.rindex(b"}") + 1
+    return b"%b%b%b" % (frame[:begin], encode(hide_cached(_decode_fields(frame[begin:end]))), frame[end:])

@@ -42,6 +42,7 @@ class Terms:
         self.accounts = tuple(account for account in accounts if account.limited)
         self.budgeted = any(account.budgeted for account in accounts)  # what a request costs at most must be known
         self._key, self._scopes, self._hit = key, scopes, hit
+        self._may: set[str] = set()  # endpoints, as far as somebody asked for them
         self._networks = tuple(grant.networks for grant in grants if grant.networks)
         gauges = _gauges(b"requests", [a.requests for a in accounts]), _gauges(b"tokens", [a.tokens for a in accounts])
         self._gauges = tuple(filter(None, gauges))
@@ -57,10 +58,13 @@ class Terms:
                 raise Forbidden(f"the key `{self._key.name}` is not for callers from {address or 'there'}", hint=hint)
 
     def require_endpoint(self, endpoint: str) -> None:
-        """Raises Forbidden when the key, or its group, is not for this endpoint."""
+        """Raises Forbidden when the key, or its group, is not for this endpoint, which there is."""
+        if endpoint in self._may:
+            return
         for scope in self._scopes:
             if not matches(scope, endpoint):
                 raise out_of_scope(self._key, endpoint, scope)
+        self._may.add(endpoint)
 
     def may_use(self, endpoint: str) -> bool:
         return all(matches(scope, endpoint) for scope in self._scopes)

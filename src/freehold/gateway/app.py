@@ -15,7 +15,7 @@ from freehold.gateway import openai
 from freehold.gateway.desk import KINDS, Desk
 from freehold.gateway.openai import Kind
 from freehold.gateway.openapi import OPENAPI
-from freehold.gateway.passage import JSON, Pairs, Passage, admit, error_headers
+from freehold.gateway.passage import JSON, Pairs, Passage, error_headers
 
 Scope = Any
 Receive = Any
@@ -68,7 +68,7 @@ class Gateway:
         head = self.desk.read(scope["headers"], _peer(scope))
         key = self.desk.key(head)  # before anything is read for them
         body = await _read(receive, self.max_body_bytes)
-        caller = _Asgi(send, admit(self.desk, key, head, body, kind))
+        caller = _Asgi(send, Passage(self.desk, key, head, body, kind))
         leaving = asyncio.create_task(_hang_up(receive))
         leaving.add_done_callback(lambda _: caller.left())
         try:
@@ -160,10 +160,6 @@ async def _read(receive: Receive, max_bytes: int) -> bytes:
 def too_large(max_bytes: int) -> TooLarge:
     hint = "server.max_body_mib in freehold.toml raises the limit"
     return TooLarge(f"the request is larger than {max_bytes >> 20} MiB", hint=hint)
-
-
-def unforeseen() -> FreeholdError:
-    return FreeholdError("something failed that Freehold did not foresee; its log says what")
 
 
 def _peer(scope: Scope) -> str:

@@ -1,9 +1,10 @@
-"""What all requests share: keys, limits, the fleet, the book; what is read of their headers; and who is on their way."""
+"""What all requests share: keys, limits, fleet, book; what is read of their headers; and who is on their way."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import secrets
 from collections.abc import Iterable
@@ -33,6 +34,7 @@ TICK_S = 0.25
 # there is room in the JSON around them.
 TEMPLATE_TOKENS = 1024
 _AFFINITY_BYTES = 4096
+_log = logging.getLogger("freehold.gateway")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _decode_messages = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -106,13 +108,13 @@ class Desk:
     def usable(self, key: Key) -> list[str]:
         """The endpoints this key may ask now."""
         now_ns, terms = self.ground.clock_ns(), self.accounts.terms(key)
-        return [n for n in self.fleet.endpoints if terms.may_use(n) and self.fleet.refusal(n, now_ns) is None]
+        return [n for n in self.fleet.endpoints if terms.may_use(n) and self.fleet.find(n).refusal(now_ns) is None]
 
     def route(self, terms: Terms, ask: Ask, name: str, now_ns: int) -> Route:
         """The way to this endpoint, if the key, policy and its engine let the request through. Raises FreeholdError."""
         route = self.fleet.find(name)
         terms.require_endpoint(name)
-        if error := self.fleet.refusal(name, now_ns):
+        if error := route.refusal(now_ns):
             raise error
         if not route.refused_fields.isdisjoint(ask.fields):
             field = min(route.refused_fields & ask.fields.keys())
@@ -156,7 +158,7 @@ class Desk:
             salt = self._salts[group] = digest.hexdigest()
         return salt
 
-    def affinity(self, route: Route, ask: Ask, group: str) -> bytes:
+    def affinity(self, ask: Ask, group: str) -> bytes:
         """What requests with the same beginning share."""
         raw = ask.fields.get("messages") or ask.fields.get("prompt") or b""
         with suppress(msgspec.DecodeError, RecursionError):
@@ -191,7 +193,11 @@ class Desk:
             await asyncio.sleep(TICK_S)
             now_ns = self.ground.clock_ns()
             for passage in tuple(self.passages):
-                passage.tick(now_ns)
+                try:
+                    passage.tick(now_ns)
+                except Exception:  # noqa: BLE001  the door of a request: it ends, the others are looked at
+                    _log.exception("request %s", passage.record.request)
+                    passage.cut()
 
 
 _WANTED = frozenset(

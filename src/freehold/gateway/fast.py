@@ -1,6 +1,6 @@
 """The fast path: a completion is served by the callbacks of its connection, without a task and without ASGI.
 
-It does what app.py does, with the same `admit` and the same passage, in half the time. Everything else, and whatever is
+It does what app.py does, with the same passage, in half the time. Everything else, and whatever is
 unusual about a completion (an `Expect` header, HTTP/1.0), goes the ordinary way on the same connection. It rests on
 insides of uvicorn's httptools protocol: `fits` looks whether they are as it knows them, and tests hold them against
 each version; where they are not, the ordinary way serves everything.
@@ -11,19 +11,20 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from freehold.errors import FreeholdError
-from freehold.gateway.app import Gateway, too_large, unforeseen
+from freehold.gateway.app import Gateway, too_large
 from freehold.gateway.desk import KINDS, Head
 from freehold.gateway.openai import Kind, error_body
-from freehold.gateway.passage import JSON, Pairs, Passage, admit, error_headers
+from freehold.gateway.passage import JSON, Pairs, Passage, error_headers, unforeseen
 from freehold.gateway.protocol import BoundedProtocol, whole
 from freehold.types import Key
 
 _log = logging.getLogger("freehold.gateway")
-_PATHS = {path.encode(): kind for path, kind in KINDS.items()}
+_PATHS: dict[bytes, Kind] = {path.encode(): kind for path, kind in KINDS.items()}
 # What this rests on: methods by their parameters, and names that the others of its methods use.
 _METHODS = {
     "on_message_begin": [], "on_headers_complete": [], "on_body": ["body"], "on_message_complete": [],
@@ -58,13 +59,13 @@ class FastProtocol(BoundedProtocol):
         self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
-        parser = self.parser
+        parser: Any = self.parser
         kind = _PATHS.get(self.url)
         busy = self._passage is not None or (self.cycle is not None and not self.cycle.response_complete)
         odd = self.expect_100_continue or parser.get_http_version() != "1.1" or parser.get_method() != b"POST"
         if kind is None or busy or odd or parser.should_upgrade():
             if self._passage is not None:
-                self.cycle = _InFlight()  # so that it waits for its turn
+                self.cycle = _InFlight()  # type: ignore[assignment]  so that it waits for its turn
             url, headers, expects = self.url, self.headers, self.expect_100_continue
             HttpToolsProtocol.on_message_begin(self)
             self.url, self.expect_100_continue = url, expects
@@ -102,7 +103,7 @@ class FastProtocol(BoundedProtocol):
         parts, self._parts = self._parts, []
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         try:
-            self._passage = admit(self.gateway.desk, self._key, self._head, body, kind)
+            self._passage = Passage(self.gateway.desk, self._key, self._head, body, kind)
             self._passage.start(self)
         except FreeholdError as error:
             self._refuse(error)

@@ -52,10 +52,11 @@ class Keyring:
                 "You didn't provide an API key.",
                 hint="send Authorization: Bearer KEY; make one with: freehold keys create NAME",
             )
-        scheme, _, secret = authorization.partition(b" ")
-        key = self._keys.get(_hash(secret.strip())) if scheme.lower() == b"bearer" else None
+        key = self._keys.get(_hash(authorization[7:].strip())) if authorization[:7].lower() == b"bearer " else None
         if key is None:
             raise BadKey("Incorrect API key provided.", hint="freehold keys list shows those there are")
+        if key.expires_ns is key.revoked_ns is None:
+            return key
         if error := expired(key, self._ground.clock_ns()):
             self.limits.hit("revoked key" if key.revoked_ns else "expired key", key.id)
             raise error

@@ -7,7 +7,7 @@ import re
 import msgspec
 
 from freehold.errors import EngineFailed
-from freehold.fleet.wire import Frame, hide_cached, read_frame, read_whole
+from freehold.fleet.wire import Frame, encode, hide_cached, hide_cached_in, read_frame, read_whole
 from freehold.types import Tokens
 
 LONGEST_FRAME_BYTES = 8 << 20
@@ -25,8 +25,10 @@ class StreamMeter:
 
     `name` replaces the engine's own name for the model. `hide_usage`: the caller did not ask for the frame that only
     states usage, so it is taken out. `hide_cached`: how much of the prompt was in the engine's cache is not theirs to
-    know. `n`: choices a prompt; `lone`: there is one prompt, and one choice. llama.cpp states the usage of each choice apart: of a chat in a frame of its own, of a
-    completion beside its end. Callers get one frame for all.
+    know. `n`: choices a prompt; `lone`: there is one prompt, and one choice.
+
+    llama.cpp states the usage of each choice apart: of a chat in a frame of its own, of a completion beside its end.
+    Callers get one frame for all.
 
     Whole frames of one choice that only carry text pass without being decoded: that is nearly all of them.
     """
@@ -101,7 +103,7 @@ class StreamMeter:
         if self._renaming:
             frame = frame.replace(*self._renaming)
         if read.usage and self._hide_cached:
-            frame = hide_cached(frame)
+            frame = hide_cached_in(frame)
         if not read.usage or (read.choices and not self._ended):
             return frame
         self._usage_frame = b"" if self._hide_usage or (self._n == 1 and not read.choices) else frame
@@ -213,13 +215,16 @@ class WholeMeter:
         read = read_whole(body)
         if read is None:
             raise EngineFailed("the engine's answer is not JSON")
-        self.done, self.failed = True, read.error is not None
+        self.done, self.failed = True, read.failed
+        fields: dict[str, object] = read.fields  # type: ignore[assignment]  each is passed on as it came
+        changed = False
         if read.usage:
             self.tokens, self.exact = read.usage.tokens(), True
             if self._hide_cached:
-                body = hide_cached(body)
-        pair = renaming(body, read.model, self._name)
-        return body.replace(*pair, 1) if pair else body
+                fields, changed = hide_cached(read.fields), True
+        if read.model is not None and read.model != self._name:
+            fields["model"], changed = self._name, True
+        return encode(fields) if changed else body
 
 
 def renaming(body: bytes, said: str | None, name: str) -> tuple[bytes, bytes] | None:

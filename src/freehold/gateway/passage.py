@@ -7,6 +7,7 @@ comes, of the caller who leaves. No task and no await a request. Two faces share
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
@@ -14,21 +15,20 @@ from typing import Protocol
 import msgspec
 
 from freehold.errors import EngineFailed, FreeholdError, QueueFull, TimedOut
-from freehold.fleet.route import Hold, Route
+from freehold.fleet.route import Hold
 from freehold.fleet.upstream import Connection
-from freehold.gateway.accounts import Terms
 from freehold.gateway.assembly import AssembledMeter
 from freehold.gateway.desk import Desk, Head
 from freehold.gateway.meter import LARGEST_ANSWER_BYTES, StreamMeter, WholeMeter
-from freehold.gateway.openai import Ask, Kind, error_body, new_request_id, read_ask
-from freehold.policy.limits import Reservation
+from freehold.gateway.openai import Kind, error_body, new_request_id, read_ask
 from freehold.types import Content, Key, Outcome, UsageRecord
 
 Pairs = Sequence[tuple[bytes, bytes]]
 
 _DAY_NS = 86_400 * 10**9
-_PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
+_PATHS: dict[str, str] = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
 _LARGEST_REFUSAL_BYTES = 1 << 20
+_log = logging.getLogger("freehold.gateway")
 _ATTEMPTS = 2  # on replicas of our own; of others each is tried once
 JSON = (b"content-type", b"application/json")
 _STREAM = (
@@ -56,20 +56,8 @@ class Caller(Protocol):
         ...
 
 
-def admit(desk: Desk, key: Key, head: Head, body: bytes, kind: Kind) -> Passage:
-    """Let a request in. Raises FreeholdError: then there is no record of it. Whoever has it must `start` it."""
-    desk.check_room(key, len(body))
-    ask = read_ask(body, kind)
-    now_ns = desk.ground.clock_ns()
-    terms = desk.accounts.terms(key)
-    route = desk.route(terms, ask, ask.model, now_ns)
-    bound = desk.bound(route, terms, ask, len(body))
-    reservation = terms.reserve(bound.tokens, bound.rate_tokens, bound.pico, now_ns, ask.model)
-    return Passage(desk, route, key, terms, ask, head, kind, body, bound.cap, reservation, now_ns)
-
-
 class Passage:
-    """Made by `admit`. It is over when it was settled and its caller told, or left."""
+    """It is over when it was settled and its caller told, or left."""
 
     # What most requests never change; the rest is set when they are made.
     connection: Connection | None = None
@@ -81,28 +69,31 @@ class Passage:
     _refusal = b""
     _parting: tuple[int, Pairs, bytes] | None = None  # what the caller gets once the record is safe
     _question = b""
+    meter: StreamMeter | WholeMeter | AssembledMeter = WholeMeter("")  # until an engine is asked: it counted nothing
     _kept: bytearray | None = None  # what the caller was sent, of a key that keeps it
 
-    def __init__(
-        self, desk: Desk, route: Route, key: Key, terms: Terms, ask: Ask, head: Head, kind: Kind, body: bytes,
-        cap: int | None, reservation: Reservation | None, now_ns: int,
-    ) -> None:  # fmt: skip
-        self.account, self.group = key.id, key.group or key.id
-        self.priority, self.rules, self._terms = terms.priority, terms.rules, terms
-        self.affinity = desk.affinity(route, ask, self.group) if len(route.replicas) > 1 else b""
-        self.choices, self.stream = ask.n, ask.stream
-        self._desk, self._route, self._key, self._ask, self._head = desk, route, key, ask, head
-        self._kind, self._cap, self._reservation = kind, cap, reservation
+    def __init__(self, desk: Desk, key: Key, head: Head, body: bytes, kind: Kind) -> None:
+        """Let a request in. Raises FreeholdError: then there is no record of it. Whoever has it must `start` it."""
+        desk.check_room(key, len(body))
+        self._ask = ask = read_ask(body, kind)
+        now_ns = self._began_ns = self._now_ns = desk.ground.clock_ns()
+        self._since_ns = now_ns  # when what is going on now began: waiting, somebody's silence
+        self._terms = terms = desk.accounts.terms(key)
+        self._route = route = desk.route(terms, ask, ask.model, now_ns)
+        bound = desk.bound(route, terms, ask, len(body))
+        self._cap = bound.cap
+        self._reservation = terms.reserve(bound.tokens, bound.rate_tokens, bound.pico, now_ns, ask.model)
+        self._desk, self._key, self._head, self._kind, self._body_bytes = desk, key, head, kind, len(body)
         self._fallbacks = route.endpoint.fallback
-        self._began_ns = self._now_ns = self._since_ns = (
-            now_ns  # and when what is going on now began: waiting, somebody's silence
-        )
-        self._body_bytes = len(body)
+        self.account, self.group = key.id, key.group or key.id
+        self.priority, self.rules, self.choices, self.stream = terms.priority, terms.rules, ask.n, ask.stream
+        self.affinity = desk.affinity(ask, self.group) if len(route.replicas) > 1 else b""
         if key.content_days is not None:
             self._question, self._kept = body, bytearray()
-        self.meter: StreamMeter | WholeMeter | AssembledMeter = WholeMeter(ask.model)
+        request = new_request_id(now_ns)
+        self._id = request.encode()
         self.record = record = UsageRecord(
-            request=new_request_id(now_ns),
+            request=request,
             key=key.id,
             endpoint=ask.model,
             kind=kind,
@@ -113,8 +104,8 @@ class Passage:
         record.policy = terms.policy
         if head.caller_request:
             record.caller_request = head.caller_request
-        if reservation:
-            record.held_tokens, record.held_pico = reservation.tokens, reservation.pico
+        if self._reservation:
+            record.held_tokens, record.held_pico = bound.tokens, bound.pico
 
     def start(self, caller: Caller) -> None:
         """On its way: from now on the caller is told, and `hang_up` says that they left."""
@@ -151,24 +142,30 @@ class Passage:
 
     def placed(self, hold: Hold) -> None:
         """The route calls this, at once or later."""
-        record = self.record
         self._hold = hold
+        try:
+            self._go(hold)
+        except FreeholdError as error:
+            self._fail(error)
+        except Exception:  # noqa: BLE001  the door of a request: it ends, and whoever let it in goes on
+            _log.exception("request %s", self.record.request)
+            self._fail(unforeseen())
+
+    def _go(self, hold: Hold) -> None:
+        record = self.record
         record.replica, record.run = hold.replica.name, hold.run
         if self._waited:
             now_ns = self._since_ns = self._desk.ground.clock_ns()
             record.queue_ms = _ms(now_ns - self._began_ns)
             record.wake_ms = max(record.wake_ms, _ms(min(now_ns, hold.replica.ready_ns) - self._began_ns))
-            try:
-                self._desk.keyring.check(self._key)  # it may have been revoked meanwhile
-            except FreeholdError as error:
-                self._fail(error)
-                return
+            self._desk.keyring.check(self._key)  # it may have been revoked meanwhile
         self._send(hold)
 
     def _send(self, hold: Hold) -> None:
         endpoint, engine, ask = self._route.endpoint, self._route.engine, self._ask
         streamed = ask.stream or engine.answers_by_stream
-        hides = engine.hides_cache_hits and not endpoint.cache_salt
+        salted = bool(endpoint.cache_salt)
+        hides = engine.hides_cache_hits and not salted
         if endpoint.served_model:
             self.record.served_model = endpoint.served_model
         if ask.stream:
@@ -179,12 +176,12 @@ class Passage:
             self.meter = AssembledMeter(self._route.name, ask.per_prompt, hide_cached=hides)
         else:
             self.meter = WholeMeter(self._route.name, hide_cached=hides)
-        more = engine.isolate(self._desk.salt(self.group), hold.slot, same=hold.same, salted=endpoint.cache_salt)
+        more = engine.isolate(self._desk.salt(self.group), hold.slot, same=hold.same, salted=salted)
         if streamed and engine.stream_fields:
             more = {**more, **engine.stream_fields}
         model = endpoint.served_model or self._route.name
         body = ask.for_engine(model, stream=streamed, more=more, cap=self._cap)
-        headers = b"x-request-id: %b\r\n%b" % (self.record.request.encode(), self._head.trace)
+        headers = b"x-request-id: %b\r\n%b" % (self._id, self._head.trace)
         self._attempts += 1
         hold.upstream.send(self, hold.upstream.request("POST", _PATHS[self._kind], body, headers))
 
@@ -252,6 +249,13 @@ class Passage:
             passed = self.meter.close()
         except EngineFailed as error:
             self._fail(error)
+            return
+        if self.meter.failed and not self.stream:  # an error, whatever its status says
+            self._status, self._refusal = 500, passed
+            self._fail(self._translated())
+            return
+        if self._outcome() == "error" and not self.meter.failed:  # else it would look like a whole answer
+            self._fail(EngineFailed("the engine ended its answer in the middle"))
             return
         if self._kept is not None:
             self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
@@ -366,14 +370,10 @@ class Passage:
 
     def _headers(self) -> Pairs:
         """What every answer to an admitted request has."""
-        request, theirs = self.record.request.encode(), self.record.caller_request
-        own = (
-            ((b"x-request-id", theirs.encode()), (b"x-freehold-request-id", request))
-            if theirs
-            else ((b"x-request-id", request),)
-        )
         limits = self._terms.headers(self._now_ns) if self._reservation else ()
-        return (*own, *limits)
+        if theirs := self.record.caller_request:
+            return ((b"x-request-id", theirs.encode()), (b"x-freehold-request-id", self._id), *limits)
+        return ((b"x-request-id", self._id), *limits)
 
     # the end
 
@@ -435,6 +435,10 @@ class Passage:
     def _release(self, *, served: bool) -> int:
         hold, self._hold = self._hold, None
         return self._route.release(hold, served=served) if hold else 0
+
+
+def unforeseen() -> FreeholdError:
+    return FreeholdError("something failed that Freehold did not foresee; its log says what")
 
 
 def error_headers(error: FreeholdError) -> Pairs:

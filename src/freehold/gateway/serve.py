@@ -108,7 +108,7 @@ def _front(gateway: Gateway, server: Server, ground: Ground, secured: tls.Certif
     if server.fast_path and not quick:
         ground.tell("gateway.fast_path_off", "freehold", uvicorn=uvicorn.__version__)
     kind = fast.FastProtocol if quick else BoundedProtocol
-    protocol = type(kind.__name__, (kind,), {"limits": server, "gateway": gateway})
+    protocol: Any = type(kind.__name__, (kind,), {"limits": server, "gateway": gateway})
     return _server(gateway, server.drain_seconds, protocol, idle_s=server.idle_seconds, secured=secured)
 
 
@@ -162,6 +162,7 @@ async def _until_the_end(desk: Desk, front: _Server, back: _Server, doors: tuple
         front.end()
         await asyncio.wait((fronting,))
         desk.cut()
+        await desk.fleet.save_counts(final=True)
         owning.cancel()
         await asyncio.wait((owning,))
         back.end()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -19,6 +20,7 @@ from freehold.errors import FreeholdError
 from freehold.ledger.journal import Journal
 from freehold.ledger.trail import Settled, Trail
 
+NICE = 5  # who waits for an answer goes before who keeps the book
 BATCH = 200  # rows; more hold the interpreter so long that the gateway's p99 shows it
 
 _log = logging.getLogger("freehold.ledger")
@@ -91,6 +93,7 @@ class Writer:
         self._queue.put(job)
 
     def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # of this thread, on Linux
         going_on = True
         while going_on:
             batch, going_on = self._next_batch()
