@@ -38,7 +38,9 @@ class Heard:
     @property
     def text(self) -> str:
         """What of it is an answer to the question."""
-        said = [json.loads(each) for each in self.frames if each.startswith(b"{")]
+        if not self.frames:
+            return json.loads(self.body)["choices"][0]["message"]["content"]
+        said = [json.loads(each) for each in self.frames if each.endswith(b"}")]
         choices = [choice for each in said for choice in each.get("choices", ())]
         return "".join(choice.get("delta", {}).get("content") or "" for choice in choices)
 
@@ -47,7 +49,7 @@ class Heard:
         """The code of the error that it is, or that its last frame is."""
         with contextlib.suppress(ValueError, IndexError, AttributeError, TypeError):
             said = json.loads(self.frames[-1] if self.frames else self.body).get("error")
-            return said and str(said.get("code"))
+            return said and said.get("code") or said.get("message")
         return None
 
     @property

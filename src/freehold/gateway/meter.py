@@ -113,6 +113,8 @@ class StreamMeter:
         """Usage alone in its frame is final, and so it is beside a choice that ends; else it is a running count."""
         running = read.usage or read.timings
         if read.usage and not read.choices:
+            if self._n == 1:
+                self._stated.clear()  # said twice is not used twice
             self._stated.append(read.usage.tokens())
         for choice in read.choices or ():
             if running:
