@@ -86,7 +86,7 @@ FATES = {
     "garbage_json": ("calm", WELL, FAILED),  # a stream's frames are not ours to judge
     "huge_frame": ("calm", midway(FAILED, 0), FAILED),
     "error_in_200": ("calm", midway(FAILED, 0), REFUSED),
-    "error_frame": ("calm", midway(REFUSED, 2)._replace(exact=False), None),
+    "error_frame": ("calm", midway(REFUSED, 2)._replace(code=500, exact=False), None),
     "usage_twice": ("calm", WELL, WELL),
     "usage_never": ("calm", SEEN, SEEN._replace(completion=0)),
     "usage_beside_text": ("calm", WELL, None),

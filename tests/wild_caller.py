@@ -190,10 +190,11 @@ SLACK = 2  # the socket by which we ask, and one that is just being closed
 def house_in(folder: Path, path: str, *, server="", **endpoints: str) -> Iterator[House]:
     """`path`: one of PATHS. `endpoints`: each one's further lines of TOML; all of them lead to one wild engine."""
     with team_in(folder) as team, Wild(folder / "wild.sock").running() as wild:
-        lines = f'engine = "external"\nurl = "{wild.url}"\nprompt_price = 1\ncompletion_price = 2\n'
+        lines = 'engine = "external"\nprompt_price = 1\ncompletion_price = 2\n'
+        url = f'url = "{wild.url}"\n'
         team.write(
             server=f"fast_path = {str(PATHS[path]).lower()}\n{server}",
-            **{name: lines + more for name, more in endpoints.items()},
+            **{name: lines + ("" if "url" in more else url) + more for name, more in endpoints.items()},
         )
         team.serve()
         yield House(team, wild)

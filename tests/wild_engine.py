@@ -271,7 +271,8 @@ async def garbage_in_the_middle(talk: Talk) -> None:
     body = answer()
     half = head(200, f"content-length: {len(body)}") + body[:40] + b"\0" * (len(body) - 40)
     await talk.say(b"".join(talk.pieces()[:3]) + b"zzz\r\nnonsense\r\n" if talk.stream else half)
-    await talk.gone()
+    if talk.stream:
+        await talk.gone()
 
 
 @way
@@ -386,10 +387,8 @@ class Wild:
         self.seen: list[Talk] = []
         self.connections = 0  # open now
         self.accepted = 0  # ever
+        self.always = ""  # how it answers, whatever it is asked
         self.note: Callable[[str], object] = lambda request: None
-
-    def of(self, request: str) -> list[Talk]:
-        return [talk for talk in self.seen if talk.request == request]
 
     async def listen(self) -> asyncio.Server:
         return await asyncio.start_unix_server(self._connected, self._socket, backlog=4096)
@@ -422,7 +421,7 @@ class Wild:
         try:
             async for talk in self._read(reader, writer):
                 try:
-                    await WAYS[talk.way or "well"](talk)
+                    await WAYS[self.always or talk.way or "well"](talk)
                 except ConnectionError:
                     talk.left = True
                     break
