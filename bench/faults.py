@@ -1,6 +1,7 @@
 """kill -9 of the engine, of its sandbox and of the daemon in the middle of streams; what callers see and what is left.
+Then kill -9 at random moments under load: of the daemon, of an engine it starts, and of one it does not.
 
-python bench/faults.py [--rounds 20] [--streams 8]
+python bench/faults.py [--rounds 20] [--streams 8] [--storm 200] [--seed 1]
 """
 
 import argparse
@@ -17,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import crash
 from conftest import team_in
+from storm import Storm
+from wild_caller import PATHS
 
 
 def measure(kill, rounds: int, streams: int) -> dict:
@@ -39,10 +42,34 @@ def measure(kill, rounds: int, streams: int) -> dict:
     }
 
 
+def storm(path: str, rounds: int, seed: int) -> dict:
+    """One team, hit so many times."""
+    with tempfile.TemporaryDirectory() as folder, team_in(Path(folder)) as team:
+        storm = Storm(team, seed, path)
+        storm.run(rounds)
+        return {
+            "rounds": rounds,
+            "hits": storm.hits,
+            "requests": len(storm.rows),
+            "seen_by_the_engine_we_do_not_start": len(storm.seen),
+            "ledger_holds": Counter(row["outcome"] for row in storm.rows),
+            "callers_lost": storm.lost,
+            "faults": storm.faults(),
+        }
+
+
+def show_storm(path: str, found: dict) -> None:
+    hits, held = (", ".join(f"{n} x {what}" for what, n in found[of].items()) for of in ("hits", "ledger_holds"))
+    print(f"\n{path}: {found['rounds']} at random ({hits}) among {found['requests']} requests -> {held};")
+    print(f"  {found['callers_lost']} callers were told nothing; not as it must be: {found['faults'] or 'nothing'}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--storm", type=int, default=200, help="rounds at random moments, on each path")
+    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     kills = {
         "engine": crash.kill_engine,
@@ -53,7 +80,7 @@ def main() -> None:
     print(f"{about['cpu']}, {about['cores']} cores; {args.streams} streams at each kill\n")
     print("KILLED   ROUNDS  STREAMS  ONE RECORD EACH  LEFT  NEXT ANSWER (MEDIAN, MAX)  CALLERS SAW -> LEDGER HOLDS")
     found = {}
-    for name, kill in kills.items():
+    for name, kill in kills.items() if args.rounds else ():
         found[name] = row = measure(kill, args.rounds, args.streams)
         each = "all" if not row["not_exactly_one_record"] else f"not in {row['not_exactly_one_record']}"
         next_s = f"{row['next_answer_s']['median']:.2f} s, {row['next_answer_s']['max']:.2f} s"
@@ -61,6 +88,9 @@ def main() -> None:
         held = ", ".join(f"{count} x {what}" for what, count in row["ledger_holds"].items())
         counts = f"{row['rounds']:<8}{row['streams_cut']:<9}{each:17}{row['processes_left']:<6}"
         print(f"{name:9}{counts}{next_s:27}{told} -> {held}")
+    for path in PATHS if args.storm else ():
+        found[f"storm, {path}"] = row = storm(path, args.storm, args.seed)
+        show_storm(path, row)
     keep("faults", found)
 
 

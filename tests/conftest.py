@@ -87,11 +87,11 @@ class Team:
     def daemon(self) -> Daemon:
         return Daemon(self.state)
 
-    def serve(self) -> None:
-        """Start the daemon and make a key."""
+    def serve(self, *program: str) -> None:
+        """Start the daemon and make a key. `program`: what Python runs, if not Freehold as it is."""
         with (self.folder / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "freehold", "serve"], cwd=self.folder, stdout=log, stderr=log
+                [sys.executable, *(program or ("-m", "freehold")), "serve"], cwd=self.folder, stdout=log, stderr=log
             )
         while not self.daemon.running():
             assert self.process.poll() is None, (self.folder / "daemon.log").read_text()

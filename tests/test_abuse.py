@@ -157,6 +157,8 @@ PIECES = 64
 class SlowReader:
     """Stops reading in the middle, and never goes on."""
 
+    wanted = True
+
     def __init__(self):
         self.connection = None
         self.body, self.over = b"", asyncio.get_running_loop().create_future()
@@ -198,6 +200,58 @@ async def test_a_connection_paused_for_a_slow_reader_is_used_again():
             assert (await upstream.fetch("GET", "/")).body == b"x" * PIECES
         assert len(connections) == 1
         upstream.close()
+
+
+class Leaving:
+    """Has enough before the answer is over."""
+
+    wanted = True
+    connection = None
+
+    def __init__(self, how):
+        self._how, self.left = how, asyncio.get_running_loop().create_future()
+
+    def on_head(self, status): ...
+
+    def on_piece(self, piece):
+        getattr(self.connection, self._how)()
+        self.left.set_result(self.connection)
+
+
+def answers(behind=b""):
+    async def serve(reader, writer):
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc" + behind)
+
+    return serve
+
+
+@pytest.mark.parametrize("how", ["abort", "let_finish"])
+async def test_who_is_done_has_no_hold_on_a_connection_that_may_serve_another(how):
+    async with an_engine(answers()) as (url, connections):
+        upstream, leaving = Upstream(url), Leaving(how)
+        upstream.send(leaving, upstream.request("GET", "/", b""))
+        assert await leaving.left is None
+        assert (await upstream.fetch("GET", "/")).body == b"abc"
+        assert len(connections) == 1 + (how == "abort")
+        upstream.close()
+
+
+ANOTHER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nxy"
+
+
+@pytest.mark.parametrize("behind", [ANOTHER, ANOTHER[:-1], ANOTHER[:10], b"\0"])
+async def test_what_an_engine_says_behind_its_answer_is_nobodys(behind):
+    async with an_engine(answers(behind)) as (url, connections):
+        upstream = Upstream(url)
+        assert [(await upstream.fetch("GET", "/")).body for _ in range(3)] == [b"abc"] * 3
+        assert len(connections) == 3
+        upstream.close()
+
+
+async def test_a_host_that_can_be_none_is_said():
+    with pytest.raises(EngineFailed, match="cannot reach"):
+        await Upstream("http://a..b:1").fetch("GET", "/")
 
 
 @pytest.mark.parametrize("count", [-5, 2**63, 10**30, 1.5, "7", None])

@@ -5,6 +5,8 @@ import pytest
 from freehold.errors import BadConfig
 from freehold.fleet.config import load
 
+TWO = "[endpoints.a]\nengine = 'external'\n" + "[[endpoints.a.replicas]]\nurl = 'http://x'\n" * 2
+
 
 def written(tmp_path, text):
     path = tmp_path / "freehold.toml"
@@ -43,8 +45,17 @@ def written(tmp_path, text):
         ("[policy]\nuse = 'fun'", "policy.use", "docs/freehold.toml"),
         ("[policy]\npublisher = ['x']", "unknown key `publisher` in [policy]", "`publishers`"),
         ("[policy.accepted.mit]\nby = 'x'\non = 2026-01-01", "why", "docs/freehold.toml"),
-        ("[policy.accepted.mrl-0.1]\nby = 'x'", 'unknown key `1` in [policy.accepted."mrl-0"]', "known keys: by"),
+        ("[policy.accepted.mrl-0.1]\nby = 'x'", "unknown key `1` in [policy.accepted.mrl-0]", "known keys: by"),
         ("[endpoints.a]\nweights = 'x'\ncountry = 'DE'", "country means nothing", ""),
+        ("[endpoints.a]\nweights = 'x'\nreplicas = [{ url = 'http://x' }]", "replicas means nothing", ""),
+        ("[[rates]]\nqqq = 1", "unknown key `qqq` in [rates]", "known keys"),
+        ("[endpoints.a]\nengine = 'external'\nurl = 'http://:1'", "needs url", "http://"),
+        (f"{TWO}ulr = 'x'", "unknown key `ulr` in [endpoints.a.replicas]", "`url`"),
+        (f"{TWO}country = 'XX'", "[endpoints.a] replicas 2 country: no country", "ISO 3166"),
+        (f"{TWO}[endpoints.a-2]\nweights = 'x'", "`a-2` is an endpoint", "another name"),
+        (TWO.replace("[[", "country = 'DE'\n[[", 1), "country beside replicas", "in each table"),
+        (TWO.replace("[[", "fallback = ['b']\n[[", 1), "fallback: `b` is no endpoint", "no others"),
+        (TWO.replace("[[", "fallback = ['a']\n[[", 1), "`a` is this endpoint itself", ""),
         ("[endpoints.a]\nweights = 'x'\noperator = ''", "operator means nothing", ""),
         ("[policy.accepted.mit]\nby = ''\non = 2026-01-01\nwhy = 'read'", "policy.accepted", "docs/freehold.toml"),
         ("[models.a]\nlike = 'x'\npublisher_country = 'Germny'", "no country 'Germny'", "DE (Germany)"),

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 from wild_caller import PATHS, house_in
-from wild_engine import PROMPT, WORDS
+from wild_ways import PROMPT, WORDS
 
 LIMITS = {
     "calm": "",

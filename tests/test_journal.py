@@ -116,6 +116,45 @@ async def test_a_write_that_fails_leaves_nothing_of_its_turn(tmp_path, how):
     journal.close()
 
 
+async def test_half_a_write_that_cannot_be_taken_back_costs_no_later_line(tmp_path, monkeypatch):
+    """The disk is full and does not even shrink a file; later it is as it should be, and full once more."""
+    journal = Journal(tmp_path)
+    write = os.write
+
+    def halve(descriptor, content):
+        return write(descriptor, content[: len(content) // 2])
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("freehold.ledger.journal.os.write", halve)
+        patched.setattr("freehold.ledger.journal.os.ftruncate", fail)
+        with pytest.raises(NotReady):
+            journal.open(a_record("refused"))
+    journal.open(a_record("after"))
+    with monkeypatch.context() as patched:
+        patched.setattr("freehold.ledger.journal.os.write", halve)
+        with pytest.raises(NotReady):
+            journal.open(a_record("refused too"))
+    assert [r.request for r in left_behind(tmp_path)[1]] == ["after"]
+    journal.close()
+
+
+async def test_what_was_refused_does_not_go_along_into_the_next_segment(tmp_path, monkeypatch):
+    book, called = Book(tmp_path), []
+    book.open_request(a_record("before"))
+    book.open_request(a_record("refused"), called.append)
+    with monkeypatch.context() as patched:
+        patched.setattr("freehold.ledger.journal.os.write", lambda *_: 0)
+        book.journal.write()  # as the book's rows have it written, before anybody is called
+    book.journal.rotate()
+    await turns()
+    assert ([type(error) for error in called], book.journal.in_flight) == ([NotReady], 1)
+    assert [r.request for r in left_behind(tmp_path)[1]] == ["before"]
+    await book.close()
+
+
 async def test_with_power_loss_nobody_goes_on_before_the_disk_has_it(tmp_path, monkeypatch, writes):
     loop, asked, may = asyncio.get_running_loop(), asyncio.Queue(), asyncio.Semaphore(0)
     journal, called = Journal(tmp_path, power_loss=True), []

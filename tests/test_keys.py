@@ -3,18 +3,25 @@
 import asyncio
 import contextlib
 import json
+import shutil
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trails import T0_NS, a_record
 
 from freehold.errors import BadConfig, BadKey, BadRequest, FreeholdError, OverBudget, Unknown
 from freehold.fleet.config import Allowance, Group, load
 from freehold.fleet.ground import Ground
 from freehold.gateway.keyring import Keyring
+from freehold.gateway.rundir import own_folder
 from freehold.ledger.book import Book
-from freehold.types import Grant
+from freehold.types import Grant, Price, Tokens
 
 SECOND_NS = 10**9
 GROUPS = {"ward": Group(tokens_per_month=1000, residency=("DE",))}
@@ -149,6 +156,121 @@ async def test_revoked_while_it_is_rotated_leaves_nothing_alive(tmp_path):
         assert not desk.opens(second)
 
 
+async def test_two_rotations_at_once_leave_the_last_key_without_an_end(tmp_path):
+    async with desk_in(tmp_path) as desk:
+        await desk.keys.create("ada", (), None, "op")
+        (_, first, until_ns), (_, second, _) = await asyncio.gather(
+            desk.keys.rotate("ada", 60 * SECOND_NS, "op"), desk.keys.rotate("ada", 3600 * SECOND_NS, "op")
+        )
+        assert [desk.find(secret).expires_ns for secret in (first, second)] == [desk.now_ns + 3600 * SECOND_NS, None]
+        assert {key.id: key.expires_ns for key in desk.keys.list()} == {
+            key.id: key.expires_ns for key in (await desk.book.keys()).values()
+        }
+        assert until_ns == desk.now_ns + 60 * SECOND_NS
+
+
+async def test_what_was_under_way_before_there_was_a_budget_frees_nothing_of_it(tmp_path):
+    """Revoked and made anew with a budget: the account is the same, but they reserved nothing of this."""
+    async with desk_in(tmp_path) as desk:
+        _, secret = await desk.keys.create("ada", (), None, "op", grant=Grant(parallel=5))
+        under_way = desk.reserve(secret, 100)
+        await desk.keys.revoke("ada", "op")
+        desk.now_ns += 1
+        key, secret = await desk.keys.create("ada", (), None, "op", grant=Grant(tokens_per_day=100))
+        assert desk.reserve(secret, 90)
+        under_way.settle(10, 0, desk.now_ns)
+        (level,) = desk.keys.accounts.levels(key, desk.now_ns)
+        assert (level.used, level.reserved, level.left) == (10, 90, 0)
+        with pytest.raises(OverBudget):
+            desk.reserve(secret, 1)
+
+
+BUDGETS = Grant(tokens_per_day=10**9, pico_per_day=10**12, tokens_per_month=10**9, pico_per_month=10**12)
+PRICE = Price(prompt_pico_per_token=3, completion_pico_per_token=7)
+HAPPENINGS = ("open", "open", "note", "settle", "later", "hold", "rotate", "crash")
+
+
+class Till:
+    """A desk whose requests cost money, and which is killed now and then."""
+
+    async def begin(self, folder: Path) -> None:
+        self.folder, self.number, self.lives, self.under_way, self.go = folder, 0, 0, {}, None
+        self.desk = Desk(own_folder(folder / "0"))
+        await self.desk.keys.load()
+        self.key, self.secret = await self.desk.keys.create("ada", (), None, "op", grant=BUDGETS)
+
+    async def open(self, size):
+        self.number += 1
+        most = Tokens(prompt=100 * size, completion=50)
+        tokens, pico = 100 * size + 50, PRICE.charge_pico(most)
+        reserved = self.desk.reserve(self.secret, tokens, pico)
+        record = a_record(f"r{self.number}", key=self.key.id, started_ns=self.desk.now_ns)
+        record.held_tokens, record.held_pico = tokens, pico
+        self.desk.book.open_request(record, lambda _: None, PRICE)
+        self.under_way[self.number] = record, reserved, most.prompt
+
+    async def note(self, size):
+        for record, _, prompt in list(self.under_way.values())[:1]:
+            self.desk.book.note_progress(record.request, Tokens(prompt=prompt, completion=size))
+
+    async def settle(self, size):
+        if self.under_way:
+            record, reserved, prompt = self.under_way.pop(min(self.under_way))
+            record.prompt_tokens, record.completion_tokens = prompt, 5 * size
+            record.charge_pico = PRICE.charge_pico(Tokens(prompt=prompt, completion=5 * size))
+            record.held_tokens = record.held_pico = 0
+            reserved.settle(prompt + 5 * size, record.charge_pico, self.desk.now_ns)
+            self.desk.book.settle_request(record, None, lambda _: None)
+
+    async def later(self, size):
+        self.desk.now_ns += size**3 * 3600 * SECOND_NS
+
+    async def hold(self, _):
+        """The book's thread stands still in the middle of a transaction until `go` is set."""
+        if not self.go:
+            there, self.go = threading.Event(), threading.Event()
+            self.desk.book._writer.put(lambda _, go=self.go: (there.set(), go.wait()))
+            await asyncio.to_thread(there.wait)
+
+    async def rotate(self, _):
+        if not self.go:
+            await self.desk.book._rotate_now()
+
+    async def crash(self, _):
+        """What is spent and reserved before is what is spent after."""
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await self.hold(0)
+        assert self.go
+        old, before = self.desk, self.desk.keys.accounts.levels(self.key, self.desk.now_ns)
+        self.lives, self.under_way = self.lives + 1, {}
+        place = self.folder / str(self.lives)
+        shutil.copytree(self.folder / str(self.lives - 1), place)  # as it lies there at this moment
+        self.go.set()
+        self.go = None
+        await old.book.close()
+        self.desk = Desk(place)
+        self.desk.now_ns = old.now_ns
+        await self.desk.keys.load()
+        after = self.desk.keys.accounts.levels(self.key, old.now_ns)
+        assert [(each.used + each.reserved, each.left) for each in before] == [(each.used, each.left) for each in after]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(HAPPENINGS), st.integers(0, 7)), max_size=25))
+def test_a_crash_changes_nothing_of_what_is_spent_and_held(tmp_path_factory, steps):
+    """Whatever is only in the journal, or in both, counts once; days and months turn in between."""
+
+    async def run():
+        till = Till()
+        await till.begin(tmp_path_factory.mktemp("money"))
+        for what, size in (*steps, ("crash", 0)):
+            await getattr(till, what)(size)
+        await till.desk.book.close()
+
+    asyncio.run(run())
+
+
 async def test_a_group_that_is_not_there(tmp_path):
     async with desk_in(tmp_path) as desk:
         with pytest.raises(BadRequest, match="no group `wards`") as refused:
@@ -239,6 +361,51 @@ def test_many_at_once_against_a_budget_for_ten(team):
     team.kill()
     team.serve()
     assert team.post("demo", "@@n=5", key=secret, max_tokens=5).status == 429
+
+
+async def test_a_thousand_at_once_against_a_budget_for_ten_as_openais_client_sees_it(team):
+    demo = team.fake().replace("completion_price = 2", "completion_price = 1e6")
+    team.write(demo=demo.replace("prompt_price = 1", "prompt_price = 0"))
+    team.serve()
+    secret = team.run("keys", "create", "ada", "--budget-day", "50").split()[0]
+    refused = []
+
+    async def ask(client):
+        try:
+            asked = [{"role": "user", "content": "@@n=5,us=2000"}]
+            answer = await client.chat.completions.create(model="demo", max_tokens=5, messages=asked)
+        except openai.RateLimitError as error:
+            refused.append(error)
+            return 0
+        return answer.usage.completion_tokens
+
+    async with openai.AsyncOpenAI(base_url=team.url, api_key=secret, max_retries=0, timeout=60) as client:
+        used = await asyncio.gather(*(ask(client) for _ in range(1000)))
+    assert (sum(used), len(refused)) == (50, 990)
+    assert {(error.code, error.type, error.param) for error in refused} == {
+        ("insufficient_quota", "insufficient_quota", "key.budget_per_day")
+    }
+    assert all(0 < int(error.response.headers["retry-after"]) <= 86_400 for error in refused)
+    assert sum(row["charge_pico"] for row in team.records()) == 50 * 10**12
+
+
+async def test_openais_client_comes_again_when_it_is_told_to(team):
+    team.write(demo=team.fake())
+    team.serve()
+    secret = team.run("keys", "create", "ada", "--rpm", "60").split()[0]
+    async with openai.AsyncOpenAI(base_url=team.url, api_key=secret, max_retries=0) as client:
+        asked = {"model": "demo", "messages": [{"role": "user", "content": "@@n=1"}]}
+        said = await asyncio.gather(
+            *(client.chat.completions.create(**asked) for _ in range(64)), return_exceptions=True
+        )
+        refused = [error for error in said if isinstance(error, openai.RateLimitError)]
+        assert len(refused) >= 1
+        assert {(error.code, error.response.headers["retry-after"]) for error in refused} == {
+            ("rate_limit_exceeded", "1")
+        }
+        began_s = time.monotonic()
+        await client.with_options(max_retries=1).chat.completions.create(**asked)
+        assert 0.5 < time.monotonic() - began_s < 10
 
 
 def test_a_secret_is_shown_once_and_is_nowhere_else(team):

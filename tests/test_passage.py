@@ -10,11 +10,14 @@ from fake_start import Stage, stage_in
 
 from freehold.fleet.config import Config, Endpoint
 from freehold.fleet.fleet import Fleet
+from freehold.fleet.route import Route
 from freehold.fleet.starting import PROBE_KEY, probe_completion
 from freehold.fleet.upstream import Upstream
 from freehold.gateway.app import Gateway
-from freehold.gateway.desk import Desk
+from freehold.gateway.desk import Desk, Head
 from freehold.gateway.keyring import Keyring
+from freehold.gateway.meter import StreamMeter, WholeMeter
+from freehold.gateway.passage import Passage
 from freehold.ledger.journal import left_behind
 from freehold.types import UsageRecord
 
@@ -23,6 +26,7 @@ STREAM = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encodin
 WORDS = 'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\ndata: {"choices":[],' + USAGE + "}\n\n"
 BODY = '{"choices":[{"index":0,"message":{"content":"a b"}}],' + USAGE + "}"
 WHOLE = "HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s"
+ASKED = b'{"model":"far","messages":[{"role":"user","content":"hi"}]}'
 DONE = "data: [DONE]\n\n"
 SAID = '{"error":{"message":"it hurts"}}'
 
@@ -110,3 +114,50 @@ async def test_a_probe_is_on_record_while_it_runs(tmp_path):
         assert left == []
         assert (settled.request, settled.outcome, settled.completion_tokens) == (seen[0].request, "ok", 2)
         assert (used.prompt, used.completion) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("whose", "what", "stream"), [(StreamMeter, "feed", True), (WholeMeter, "close", False), (Route, "place", False)]
+)
+async def test_a_fault_of_ours_ends_its_request_with_a_record(tmp_path, monkeypatch, whose, what, stream):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    answer = STREAM + chunk(WORDS) + chunk("") if stream else WHOLE % ("200 OK", len(BODY), BODY)
+    async with stage_in(tmp_path) as stage, engine(tmp_path / "e.sock", answer):
+        monkeypatch.setattr(whose, what, fail)
+        left = await ask(stage, f"unix:{tmp_path / 'e.sock'}", stream=stream)
+        assert "did not foresee" in left[-1][0].decode()
+        assert [record.outcome for record in left[-1][1]] == ["error"]
+        assert stage.book.journal.in_flight == 0
+
+
+class Told:
+    """A caller who waits for a whole answer."""
+
+    def __init__(self):
+        self.status = asyncio.get_running_loop().create_future()
+
+    def answer(self, status, headers, body):
+        self.status.set_result(status)
+
+
+async def test_nobody_is_asked_before_the_record_is_open(tmp_path):
+    """Not even by the clock, when a caller would wait for nothing."""
+    async with stage_in(tmp_path) as stage, engine(tmp_path / "e.sock", WHOLE % ("200 OK", len(BODY), BODY)):
+        url = f"unix:{tmp_path / 'e.sock'}"
+        endpoints = {
+            "far": Endpoint(engine="external", url=url, fallback=("other",)),
+            "other": Endpoint(engine="external", url=url),
+        }
+        keyring = Keyring(stage.ground)
+        await keyring.load()
+        key, _ = await keyring.create("ada", (), None, "a test")
+        passage = Passage(
+            Desk(Fleet(Config(endpoints=endpoints), stage.ground), keyring), key, Head(wait_s=0), ASKED, "chat"
+        )
+        told = Told()
+        passage.start(told)
+        passage.tick(stage.ground.clock_ns() + 10**9)
+        assert await told.status == 200
+        assert (passage.record.endpoint, passage.record.asked) == ("far", "")

@@ -1,7 +1,11 @@
 """What the records say against what the engines counted, and what keys and groups have used."""
 
 import json
+import os
+import shutil
+import signal
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -147,13 +151,15 @@ class Team:
         counted = Tokens(prompt=prompt, completion=completion)
         self.book.save_counts("demo", "demo-1", run, counted, at_ns=at_ns, in_flight=in_flight, final=final)
 
-    async def runs(self, *, alive=True):
+    async def runs(self, *alive, daemon=True):
+        """`alive`: runs that are; by default the first."""
         await self.book.flush()
         with report.reading(self.folder) as db:
-            return reconcile(db, self.folder, alive=alive)
+            processes = {("demo", "demo-1", run) for run in alive or (1,)}
+            return reconcile(db, self.folder, processes if daemon else None)
 
-    async def verdict(self, *, alive=True):
-        (run,) = await self.runs(alive=alive)
+    async def verdict(self, *alive, daemon=True):
+        (run,) = await self.runs(*alive, daemon=daemon)
         return run.difference, run.verdict, run.wrong
 
 
@@ -171,7 +177,7 @@ async def test_a_drained_run_that_agrees_is_exact(served):
     served.read(20, 40, final=True)
     served.read(5, 5, at_ns=1)  # late news
     assert await served.verdict() == (0, "exact", False)
-    (run,) = await served.runs(alive=False)
+    (run,) = await served.runs(daemon=False)
     assert (run.requests, run.probes, run.final, run.verdict) == (2, 1, True, "exact")
 
 
@@ -191,7 +197,7 @@ async def test_cut_requests_bound_what_nobody_can_attribute(served):
     assert (await served.verdict())[::2] == (35, True)
     served.serve(outcome="cut", lower_bound=True)
     served.read(40, 85, final=True)
-    said = "unattributed 5 tokens, at most 30, and what was still produced for 1 whose callers left"
+    said = "unattributed 5 tokens, at most 30, and what was still produced for 1 that nobody saw the end of"
     assert await served.verdict() == (5, said, False)
 
 
@@ -210,11 +216,31 @@ async def test_what_is_under_way_at_the_reading_is_a_bound(served):
 async def test_without_a_last_reading_it_says_why(served):
     served.read(20, 45)
     said = "at the last one, 5 tokens unattributed, at most 0"
-    assert await served.verdict(alive=False) == (5, f"no final reading: the daemon was killed; {said}", False)
+    assert await served.verdict(daemon=False) == (5, f"no final reading: the daemon was killed; {said}", False)
     served.serve(run=2)
-    first, second = await served.runs()
+    first, second = await served.runs(2)
     assert first.verdict == f"no final reading: the engine ended by itself; {said}"
     assert second.verdict == "its counters were never read"
+
+
+async def test_an_engine_that_died_after_its_last_reading_is_not_exact(served):
+    """What came between that reading and its end is compared with nothing."""
+    served.read(20, 40)
+    served.serve(outcome="cut", lower_bound=True)
+    assert await served.verdict(99) == (0, "no final reading: the engine ended by itself", False)
+
+
+async def test_what_a_crash_cut_without_a_bound_is_said(served):
+    served.read(20, 90)
+    served.book.open_request(a_record("limitless", started_ns=served.book.clock_ns()))
+    said = "50 tokens unattributed, at most 0, and what was still produced for 1 that nobody saw the end of"
+    verdict = (50, f"no final reading: the daemon was killed; at the last one, {said}", False)
+    assert await served.verdict(daemon=False) == verdict
+    shutil.copytree(served.folder, crashed := served.folder / "crashed", ignore=lambda *_: ["crashed"])
+    await Book(crashed).close()
+    with report.reading(crashed) as db:
+        (run,) = reconcile(db, crashed, None)
+    assert (run.difference, run.verdict, run.wrong) == verdict
 
 
 async def test_runs_of_two_daemons_are_not_mixed(served):
@@ -254,6 +280,38 @@ def test_the_command_says_so_and_ends_with_three(team):
     assert "differs by 1 tokens" in team.run("usage", "--reconcile", code=3)
     assert "exact" not in team.run("usage", "--reconcile", "--csv", code=3)
     team.run("usage", "--reconcile", "--cost", code=2)
+
+
+def reconciled(team):
+    return json.loads(team.run("usage", "--reconcile", "--json"))
+
+
+def test_llama_cpp_counts_as_the_records_do_and_says_so_while_nobody_leaves(team):
+    """The real engine, asked in every way; then callers leave in the middle, and then it is killed."""
+    team.write(demo=team.demo())
+    team.serve()
+    ways = ({}, {"stream": True}, {"n": 2}, {"n": 2, "stream": True}, {"max_tokens": 3}, {"max_tokens": 1})
+    with ThreadPoolExecutor(12) as callers:
+        said = callers.map(lambda n: team.post("demo", f"Who made {n}?", **ways[n % len(ways)]).read(), range(36))
+        assert all(said)
+    (run,) = reconciled(team)
+    assert (run["verdict"], run["difference"], run["requests"], run["probes"]) == ("exact", 0, 37, 1)
+    assert run["recorded_completion"] > 36
+
+    for _ in range(6):
+        answer = team.post("demo", "Tell me all.", max_tokens=300, stream=True, ignore_eos=True)
+        answer.read(200)
+        answer.connection.close()
+    team.until(lambda: len(team.records()) == 42)
+    (run,) = reconciled(team)
+    assert (run["cut"], run["unknown"], run["wrong"]) == (6, 6, False)
+    assert run["verdict"] == "exact" or "for 6 that nobody saw the end of" in run["verdict"]
+
+    os.kill(team.status("demo")["pid"], signal.SIGKILL)
+    team.until(lambda: (found := team.status("demo"))["run"] == 2 and found["state"] == "ready")
+    first, second = reconciled(team)
+    assert first["verdict"].startswith("no final reading: the engine ended by itself")
+    assert (second["verdict"], second["requests"]) == ("exact", 1)
 
 
 def test_one_record_is_found_by_either_id(team):

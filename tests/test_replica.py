@@ -1,6 +1,7 @@
 """The owner of a replica, note by note: one start for many, stale news, no hold lost, every phase accounted for."""
 
 import asyncio
+import contextlib
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from fake_start import stage_in
 
 from freehold.errors import EngineFailed, NotReady
 from freehold.fleet.replica import _Note
-from freehold.fleet.upstream import Upstream
+from freehold.fleet.upstream import Answer, Upstream
 
 
 async def test_many_who_want_it_wake_it_once(tmp_path):
@@ -57,6 +58,25 @@ async def test_the_end_of_an_old_backoff_does_not_shorten_the_next(tmp_path):
         await stage.read()
         assert (stage.state, stage.start.runs) == ("backoff", [1, 2])
         waiter.cancel()
+
+
+async def test_a_new_run_has_all_its_slots_and_is_not_given_everything_at_once(tmp_path):
+    async with stage_in(tmp_path, parallel=8) as stage:
+        old = await stage.ready()
+        for _ in range(8):
+            stage.replica.answering(old, 200)  # it bears all by now
+        stage.start.end()
+        await stage.told("replica.starting")
+        calls = [stage.call() for _ in range(8)]
+        await stage.waiting(8)
+        stage.start.come_up()
+        await stage.waiting(6)
+        stage.replica.answering(old, 200)  # late, and of the run before
+        assert stage.replica.status().in_flight == 2 + 1
+        stage.route.release(old, served=False)
+        assert (stage.replica.status().in_flight, stage.route.waiting) == (2, 6)
+        for call in calls:
+            stage.route.release(await call, served=True)
 
 
 async def test_it_does_not_idle_while_it_is_held(tmp_path):
@@ -337,3 +357,72 @@ async def test_a_tear_down_that_fails_ends_the_run_and_not_the_replica(tmp_path,
             event = await stage.told("engine.failed")
         assert "not ours to end" in event.detail["reason"]
         assert (await stage.ready()).run == 2
+
+
+class Probed(Upstream):
+    """It answers probes as told: a status, or never."""
+
+    status: int | None = 200
+
+    async def fetch(self, method, path, body=b""):
+        await (asyncio.sleep(0) if self.status else asyncio.Event().wait())
+        return Answer(self.status, b"")
+
+
+@contextlib.asynccontextmanager
+async def probed_in(folder, monkeypatch, hung_probes=1000):
+    for name, value in (("PROBE_S", 0.001), ("PATIENCE_S", 0.01)):
+        monkeypatch.setattr(f"freehold.fleet.health.{name}", value)
+    monkeypatch.setattr("freehold.fleet.replica.HUNG_PROBES", hung_probes)
+    monkeypatch.setattr("fake_start.Upstream", Probed)
+    async with stage_in(folder) as stage:
+        stage.route.release(await stage.ready(), served=True)
+        yield stage
+
+
+@pytest.mark.parametrize("status", [None, 500])
+async def test_an_engine_of_ours_that_answers_no_probe_is_left_out_until_it_does(tmp_path, monkeypatch, status):
+    async with probed_in(tmp_path, monkeypatch) as stage:
+        stage.start.upstream.status = status
+        event = await stage.told("replica.silent")
+        assert event.detail == {"replica": "demo", "why": "status 500" if status else "no answer in 0.01 s"}
+        assert (stage.take(), stage.replica.status().answers) == (None, False)
+        calling = stage.call()
+        await stage.waiting(1)
+        stage.start.upstream.status = 200
+        await stage.told("replica.answers")
+        assert (await calling).run == 1
+
+
+async def test_an_engine_that_hangs_is_started_anew(tmp_path, monkeypatch):
+    async with probed_in(tmp_path, monkeypatch, hung_probes=5) as stage:
+        stage.start.upstream.status = None
+        calling = stage.call()  # nobody knows yet
+        stage.route.release(await calling, served=False)
+        await stage.told("replica.silent")
+        calling = stage.call()
+        assert "hangs: it answered none of 5 probes" in (await stage.told("engine.failed")).detail["reason"]
+        await stage.told("replica.starting")
+        assert (stage.start.torn_down, stage.replica.status().answers) == ([1], True)
+        monkeypatch.setattr("freehold.fleet.health.PROBE_S", 60)
+        stage.start.come_up()
+        assert (await calling).run == 2  # no probe has to say so
+
+
+async def test_an_engine_that_answers_requests_does_not_hang(tmp_path, monkeypatch):
+    async with probed_in(tmp_path, monkeypatch, hung_probes=5) as stage:
+        hold = stage.take()
+        stage.start.upstream.status = 503
+        for _ in range(20):
+            await asyncio.sleep(0.003)
+            stage.replica.answering(hold, 200)
+        assert (stage.state, stage.start.runs) == ("ready", [1])
+
+
+async def test_requests_left_unanswered_open_the_circuit_too(tmp_path, monkeypatch):
+    async with probed_in(tmp_path, monkeypatch) as stage:
+        monkeypatch.setattr("freehold.fleet.health.PROBE_S", 0.05)
+        for _ in range(3):
+            stage.replica.unanswered(1)
+        assert (await stage.told("replica.silent")).detail["why"] == "requests were not answered"
+        await stage.told("replica.answers")  # a probe was

@@ -27,15 +27,25 @@ def served(queue, count=10**9):
 def test_keys_take_turns_whoever_came_first():
     queue = FairQueue()
     for number in range(100):
-        queue.push("busy", 0, f"busy {number}")
-    queue.push("rare", 0, "rare 0")
+        queue.push("", "busy", 0, f"busy {number}")
+    queue.push("", "rare", 0, "rare 0")
     assert served(queue, 3) == ["busy 0", "rare 0", "busy 1"]
+
+
+def test_who_comes_late_has_no_turns_to_make_up_for():
+    queue = FairQueue()
+    for number in range(8):
+        queue.push("", "busy", 0, f"busy {number}")
+    served(queue, 5)
+    for number in range(3):
+        queue.push("", "late", 0, f"late {number}")
+    assert served(queue) == ["late 0", "busy 5", "late 1", "busy 6", "late 2", "busy 7"]
 
 
 def test_a_higher_priority_goes_first_and_turns_are_taken_within_one():
     queue = FairQueue()
     for key, priority in (("a", 0), ("a", 0), ("b", 0), ("c", 5), ("c", 5), ("d", 5)):
-        queue.push(key, priority, (key, priority, len(queue)))
+        queue.push("", key, priority, (key, priority, len(queue)))
     assert "".join(key for key, *_ in served(queue)) == "cdcaba"
 
 
@@ -44,7 +54,7 @@ def test_nobody_is_lost_or_served_twice(pushed, data):
     queue = FairQueue()
     items = [[key, number] for number, (key, _) in enumerate(pushed)]
     for item, (key, priority) in zip(items, pushed, strict=True):
-        queue.push(key, priority, item)
+        queue.push(data.draw(st.integers(0, 2)), key, priority, item)
     left = data.draw(st.lists(st.sampled_from(items), unique_by=id)) if items else []
     for item in left:
         queue.remove(item)
@@ -60,7 +70,7 @@ def test_with_every_key_asking_alike_nobody_is_more_than_a_turn_ahead(keys, each
     queue = FairQueue()
     for key in range(keys):
         for _ in range(each):
-            queue.push(str(key), 0, [key])
+            queue.push("", str(key), 0, [key])
     seen = Counter()
     for (key,) in served(queue):
         seen[key] += 1
@@ -70,9 +80,9 @@ def test_with_every_key_asking_alike_nobody_is_more_than_a_turn_ahead(keys, each
 def test_who_has_to_wait_lets_others_pass_and_keeps_its_place():
     queue = FairQueue()
     for name in ("here", "anywhere", "here too"):
-        queue.push(name, 0, name)
+        queue.push(name[:4], name, 0, name)
     passed = []
-    queue.take(lambda item: None if item.startswith("here") else passed.append(item) or True)
+    queue.take(lambda item: not item.startswith("here") and (passed.append(item) or True))
     assert passed == ["anywhere"]
     assert served(queue) == ["here", "here too"]
 
@@ -247,7 +257,7 @@ def test_rules_on_place_hold_for_every_pick():
     route.place(free)
     assert free.told == ["far-1"]  # it may pass whoever has to wait for far-0
     again.tried.add("far-0")
-    with pytest.raises(NotReady):
+    with pytest.raises(NotReady, match="does not answer now"):
         route.place(again)
 
 
@@ -272,6 +282,73 @@ async def test_a_replica_that_does_not_answer_is_left_out_until_it_does():
     assert refused.value.retry_after_s == 2
     route.replicas[0].answering(None, 200)
     assert route.place(Asking()).replica.name == "far-0"
+
+
+def test_a_replica_that_was_silent_is_not_given_everything_at_once_when_it_is_back():
+    route = route_of(1, parallel=8)
+    (replica,) = route.replicas
+    for _ in range(8):
+        replica.slots.widen()
+    for _ in range(3):
+        replica.unanswered(0)
+    replica.answering(None, 200)
+    askers = [Asking(str(number)) for number in range(8)]
+    assert sum(route.place(asker) is not None for asker in askers) == 3  # a quarter, and one for the answer
+
+
+def test_many_who_wait_for_one_replica_do_not_slow_down_the_others():
+    route = route_of(2, permission=Only(), parallel=1, max_waiting=10_000)
+    looked_at = 0
+    pick = route._pick
+
+    def count(allowed, asker):
+        nonlocal looked_at
+        looked_at += 1
+        return pick(allowed, asker)
+
+    route._pick = count
+    for number in range(1000):
+        route.place(Asking(str(number), rules=((("DE",), ()),)))
+    looked_at = 0
+    hold = Asking("free")
+    route.place(hold)
+    assert hold.told == ["far-1"]
+    assert looked_at < 10
+
+
+def test_who_may_be_answered_by_nobody_else_does_not_wait_for_who_is_gone():
+    route = route_of(2, permission=Only(), parallel=1)
+    bound, free = Asking(rules=((("DE",), ()),)), Asking()
+    held = [route.place(Asking()), route.place(Asking())]
+    route.place(bound)
+    route.place(free)
+    for _ in range(3):
+        route.replicas[0].unanswered(0)
+    assert isinstance(bound.told[0], NotReady)
+    route.release(next(hold for hold in held if hold.replica.name == "far-1"), served=True)
+    assert free.told == ["far-1"]
+
+
+def test_who_found_a_replica_silent_lets_others_have_it():
+    route = route_of(2, parallel=1)
+    held = {hold.replica.name: hold for hold in (route.place(Asking()), route.place(Asking()))}
+    unlucky, other = Asking("unlucky"), Asking("other")
+    unlucky.tried.add("far-0")
+    route.place(unlucky)
+    route.place(other)
+    route.release(held["far-0"], served=True)
+    assert (unlucky.told, other.told) == ([], ["far-0"])
+
+
+def test_who_waits_is_told_when_its_operator_stops_it():
+    route = route_of(1, parallel=1)
+    hold, waiting = route.place(Asking()), Asking()
+    route.place(waiting)
+    route.post("stop")
+    assert "stopped by its operator" in str(waiting.told[0])
+    route.release(hold, served=True)
+    route.post("open")
+    assert route.place(Asking())
 
 
 async def test_an_operator_may_stop_and_open_all_of_it():

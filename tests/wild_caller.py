@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from http.client import HTTPResponse
 from io import BufferedReader
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 import psutil
 from conftest import Team, team_in
-from wild_engine import Talk, Wild
+from wild_engine import Wild
+from wild_ways import Talk
 
 PATHS = {"fast": True, "asgi": False}
 HOST = b"Host: x\r\n"
@@ -49,7 +51,7 @@ class Heard:
         """The code of the error that it is, or that its last frame is."""
         with contextlib.suppress(ValueError, IndexError, AttributeError, TypeError):
             said = json.loads(self.frames[-1] if self.frames else self.body).get("error")
-            return said and said.get("code") or said.get("message")
+            return said and (said.get("code") or said.get("message"))
         return None
 
     @property
@@ -75,7 +77,7 @@ class Line:
         self.socket.connect((parts.hostname, parts.port))
         self._file = self.socket.makefile("rb")
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:
@@ -142,14 +144,16 @@ class House:
         self._known: set[str] = set()
 
     def rest(self) -> None:
-        """Nothing is in flight."""
-        status = self.team.daemon.ask("GET", "/status")["endpoints"]
-        self.team.until(lambda: self.busy() == 0)
-        assert all(each["waiting"] == 0 for each in status)
-        self.team.until(lambda: self.descriptors() <= self._descriptors + SLACK)
+        """Nothing is in flight, nobody is connected, and no more is open than before."""
+        self.team.until(lambda: self.busy() == 0, 5)
+        self.team.until(lambda: not self.callers(), 5)
+        self.team.until(lambda: self.descriptors() <= self._descriptors + SLACK, 5)
 
     def busy(self) -> int:
         return sum(e["in_flight"] + e["waiting"] for e in self.team.daemon.ask("GET", "/status")["endpoints"])
+
+    def callers(self) -> int:
+        return sum(each.status != psutil.CONN_LISTEN for each in self.process.net_connections("tcp"))
 
     def descriptors(self) -> int:
         """Of the daemon, but for those that wait in a pool for the next request to the engine."""
@@ -157,7 +161,7 @@ class House:
 
     def begin(self) -> None:
         self._known = {row["request"] for row in self.team.records()}
-        self.team.until(lambda: self.busy() == 0)
+        self.team.until(lambda: self.busy() == 0, 5)
         self._descriptors = self.descriptors()
         self.wild.seen.clear()
 
@@ -187,14 +191,19 @@ SLACK = 2  # the socket by which we ask, and one that is just being closed
 
 
 @contextlib.contextmanager
-def house_in(folder: Path, path: str, *, server="", **endpoints: str) -> Iterator[House]:
-    """`path`: one of PATHS. `endpoints`: each one's further lines of TOML; all of them lead to one wild engine."""
-    with team_in(folder) as team, Wild(folder / "wild.sock").running() as wild:
-        lines = 'engine = "external"\nprompt_price = 1\ncompletion_price = 2\n'
-        url = f'url = "{wild.url}"\n'
-        team.write(
-            server=f"fast_path = {str(PATHS[path]).lower()}\n{server}",
-            **{name: lines + ("" if "url" in more else url) + more for name, more in endpoints.items()},
-        )
+def house_in(folder: Path, path: str, *, server="", backlog=4096, **endpoints: str) -> Iterator[House]:
+    """`path`: one of PATHS. `endpoints`: each one's further lines of TOML; all but those with a url of their own, or a
+    binary, lead to one wild engine."""
+    with team_in(folder) as team, Wild(folder / "wild.sock", backlog).running() as wild:
+        tables = {name: lines if "binary" in lines else external(lines, wild.url) for name, lines in endpoints.items()}
+        team.write(server=f"fast_path = {str(PATHS[path]).lower()}\n{server}", **tables)
         team.serve()
         yield House(team, wild)
+
+
+def external(lines: str, url: str) -> str:
+    if "_price" not in lines:
+        lines += "\nprompt_price = 1\ncompletion_price = 2"
+    if "url" not in lines:
+        lines += f'\nurl = "{url}"'
+    return f'engine = "external"\n{lines}'

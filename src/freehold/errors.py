@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class FreeholdError(Exception):
     """Something failed that we did not foresee. Base of the errors raised on purpose."""
@@ -18,6 +20,7 @@ class FreeholdError(Exception):
         self.hint = hint
         self.param = param
         self.retry_after_s = retry_after_s
+        self.headers: Sequence[tuple[bytes, bytes]] = ()  # more of them, of the answer to a caller over HTTP
 
 
 class BadConfig(FreeholdError):

@@ -38,7 +38,8 @@ def command(config_path: Path, what: str, user: str, clients: tuple[str, ...], a
 def _service(path: Path, user: str, clients: tuple[str, ...], *, allow_hub: bool) -> Service:
     from freehold.errors import BadConfig
     from freehold.executors.systemd import Service
-    from freehold.fleet.config import LOOPBACK, load
+    from freehold.fleet.checks import LOOPBACK
+    from freehold.fleet.config import load
 
     config = load(path)
     host, port = config.server.address

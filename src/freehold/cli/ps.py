@@ -31,6 +31,6 @@ def command(config_path: Path, as_json: bool) -> None:
         )
         for e, busy in zip(status["endpoints"], slots, strict=True)
     ]  # fmt: skip
-    heads = ("ENDPOINT", "ENGINE", "STATE", "ISOLATION", "PID", "IN FLIGHT", "WAITING", "LAST START", "REASON")
+    heads = ("REPLICA", "ENGINE", "STATE", "ISOLATION", "PID", "IN FLIGHT", "WAITING", "LAST START", "REASON")
     click.echo(table(heads, rows))
     click.echo(f"\n{status['url']}")

@@ -40,12 +40,13 @@ def command(context: click.Context, by: str, as_json: bool, as_csv: bool, **aske
     if len(whole) > 1 or (whole and (since or until or by != "endpoint")):
         raise click.UsageError(f"--{whole[0]} is about the whole book: without any other but --json and --csv")
     config, daemon = project(context.obj)
-    alive = False
+    alive = None
     with contextlib.suppress(NoDaemon):  # then the book has it all
         if asked["reconcile"]:
             daemon.ask("POST", "/counts")
+            replicas = daemon.ask("GET", "/status")["endpoints"]
+            alive = {(each["endpoint"], each["replica"], each["run"]) for each in replicas if each["pid"]}
         daemon.ask("POST", "/flush")
-        alive = True
     found = _read(Path(config.state_dir), by, alive, asked)
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -63,7 +64,7 @@ def command(context: click.Context, by: str, as_json: bool, as_csv: bool, **aske
         context.exit(3)
 
 
-def _read(state: Path, by: str, alive: bool, asked: dict[str, Any]) -> Any:
+def _read(state: Path, by: str, alive: set[tuple[str, str, int]] | None, asked: dict[str, Any]) -> Any:
     from msgspec.structs import asdict
 
     from freehold.ledger import report
@@ -73,7 +74,7 @@ def _read(state: Path, by: str, alive: bool, asked: dict[str, Any]) -> Any:
         if asked["cost"]:
             return report.cost(book)
         if asked["reconcile"]:
-            return [asdict(run) for run in reconcile(book, state, alive=alive)]
+            return [asdict(run) for run in reconcile(book, state, alive)]
         if asked["request"]:
             if found := report.requests(book, asked["request"]):
                 return found

@@ -5,26 +5,23 @@ Its commented reference is docs/freehold.toml; `freehold schema` prints it as a 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import re
 import tomllib
 from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from freehold.catalogue.own import OwnHost, OwnModel
-from freehold.engines import engine
-from freehold.errors import BadConfig, BadRequest, Unknown
+from freehold.errors import BadConfig, BadRequest
 from freehold.facts import Offer, Rate
+from freehold.fleet.checks import address, check, refuse_unknown_keys
 from freehold.plan.need import Need
 from freehold.policy.access import network
-from freehold.policy.countries import code, expand
-from freehold.policy.law import Acceptance, Rules
+from freehold.policy.countries import code
+from freehold.policy.law import Rules
 from freehold.types import PICO_PER_UNIT, Grant, Price
 
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
@@ -32,10 +29,7 @@ Money = Annotated[float, Meta(ge=0, le=1e6)]
 Count = Annotated[int, Meta(ge=1)]
 
 _T = TypeVar("_T", bound=Struct)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_STARTED, _EXTERNAL = ("weights", "pin", "binary"), ("url", "served_model", "api_key_file", "country", "operator")
 DEFAULT_PARALLEL = 4  # of an engine that Freehold starts
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -197,6 +191,11 @@ class Endpoint(_Table, frozen=True):
         alone = Place(url=self.url or "", api_key_file=self.api_key_file, country=self.country, operator=self.operator)
         return self.replicas or (alone,)
 
+    def replica_names(self, name: str) -> list[str]:
+        """Of the places; `name`: the endpoint's."""
+        count = len(self.places)
+        return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+
     @property
     def price(self) -> Price:
         """Currency per million tokens is millionths per token: a million pico."""
@@ -238,19 +237,16 @@ def load(path: Path) -> Config:
         raise BadConfig(f"no {path}", hint="copy docs/freehold.toml, or name another with --config") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadConfig(f"cannot read {path}: {error}") from None
-    _refuse_unknown_keys(raw, path)
+    refuse_unknown_keys(raw, Config, path)
     try:
         config = msgspec.convert(raw, Config)
     except BadRequest as error:  # a figure out of its range, in [hosts.X.owned]
         raise BadConfig(f"{path}: [hosts]: {error}", hint=error.hint) from None
     except msgspec.ValidationError as error:
         raise BadConfig(f"{path}: {error}", hint="docs/freehold.toml shows every key with its meaning") from None
-    _check_server(config.server, path)
-    _check_rules(config, path)
-    _check_groups(config.groups, path)
-    _check_fallbacks(config.endpoints, path)
+    check(config, path)
     base = path.resolve().parent
-    endpoints = {name: _checked(name, e, base, path) for name, e in config.endpoints.items()}
+    endpoints = {name: _placed_endpoint(each, base) for name, each in config.endpoints.items()}
     return msgspec.structs.replace(
         config,
         server=_placed(config.server, base, "tls_certificate", "tls_key"),
@@ -262,34 +258,11 @@ def load(path: Path) -> Config:
     )
 
 
-def address(written: str) -> tuple[str, int]:
-    """Host and port of "127.0.0.1:8080". Raises ValueError."""
-    host, _, port = written.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
 def schema() -> dict[str, Any]:
     return msgspec.json.schema(Config)
 
 
-def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
-    where = f"{path}: [endpoints.{name}]"
-    if not _NAME.fullmatch(name):
-        raise BadConfig(f"{where}: not a usable name", hint="letters, digits, dot, dash and underscore, 63 at most")
-    try:
-        engine(endpoint.engine)
-    except Unknown as error:
-        raise BadConfig(f"{where}: {error}", hint=error.hint) from None
-    if endpoint.engine == "external":
-        if not all(_usable(place.url) for place in endpoint.places):
-            raise BadConfig(f"{where}: engine = 'external' needs url", hint='url = "http://host:port" or "unix:/path"')
-    elif not endpoint.weights:
-        raise BadConfig(f"{where}: needs weights", hint='weights = "path/to/model.gguf"')
-    others = _STARTED if endpoint.engine == "external" else _EXTERNAL
-    if endpoint.url and endpoint.replicas:
-        raise BadConfig(f"{where}: url and replicas say the same twice", hint="one server: url; several: replicas")
-    if stray := [key for key in others if getattr(endpoint, key) not in (None, UNSET)]:
-        raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
+def _placed_endpoint(endpoint: Endpoint, base: Path) -> Endpoint:
     if endpoint.replicas:
         replicas = tuple(_placed(place, base, "api_key_file") for place in endpoint.replicas)
         endpoint = msgspec.structs.replace(endpoint, replicas=replicas)
@@ -299,116 +272,6 @@ def _checked(name: str, endpoint: Endpoint, base: Path, path: Path) -> Endpoint:
 def _placed(table: _T, base: Path, *keys: str) -> _T:
     """With the paths under these keys made absolute, seen from the file's folder."""
     return msgspec.structs.replace(table, **{key: normpath(base / at) for key in keys if (at := getattr(table, key))})
-
-
-def _usable(url: str | None) -> bool:
-    try:
-        parts = urlsplit(url or "")
-        return bool(parts.path if parts.scheme == "unix" else parts.scheme in ("http", "https") and (parts.port or 1))
-    except ValueError:
-        return False
-
-
-def _check_server(server: Server, path: Path) -> None:
-    if bool(server.tls_certificate) != bool(server.tls_key):
-        missing = "tls_key" if server.tls_certificate else "tls_certificate"
-        raise BadConfig(f"{path}: [server] {missing} is missing", hint="TLS needs tls_certificate and tls_key, as PEM")
-    _check_door("listen", server.listen, server, path)
-    if server.metrics:
-        _check_door("metrics", server.metrics, server, path)
-    for each in server.trusted_proxies:
-        try:
-            network(each)
-        except BadRequest as error:
-            raise BadConfig(f"{path}: [server] trusted_proxies: {error}", hint=error.hint) from None
-
-
-def _check_door(key: str, written: str, server: Server, path: Path) -> None:
-    try:
-        host, port = address(written)
-    except ValueError:
-        host, port = "", -1
-    if not host or not 0 <= port < 1 << 16:
-        raise BadConfig(f"{path}: [server] {key} = {written!r} is no address", hint='write "127.0.0.1:8080"')
-    if host not in LOOPBACK and not server.behind_proxy and not server.tls_certificate:
-        raise BadConfig(
-            f"{path}: [server] {key} = {written!r} is open to the network without TLS",
-            hint="name tls_certificate and tls_key, say behind_proxy = true behind a TLS proxy, or use 127.0.0.1",
-        )
-
-
-def _check_fallbacks(endpoints: dict[str, Endpoint], path: Path) -> None:
-    for name, endpoint in endpoints.items():
-        for other in endpoint.fallback:
-            if other not in endpoints or other == name:
-                what = "is this endpoint itself" if other == name else "is no endpoint"
-                raise BadConfig(
-                    f"{path}: [endpoints.{name}] fallback: `{other}` {what}",
-                    hint=f"there are: {', '.join(sorted(endpoints.keys() - {name})) or 'no others'}",
-                )
-
-
-def _check_rules(config: Config, path: Path) -> None:
-    """Countries must be countries, and no two rules contradict each other."""
-    rules = config.policy
-    lists = ("publisher_countries", "publisher_countries_not", "residency", "jurisdiction_not")
-    named = {f"[policy] {key}": getattr(rules, key) for key in lists}
-    homes = {"[policy]": rules.country, "[machine]": config.machine.country}
-    for name, endpoint in config.endpoints.items():
-        homes |= {f"[endpoints.{name}]": endpoint.country}
-        homes |= {f"[endpoints.{name}] replicas {n}": each.country for n, each in enumerate(endpoint.replicas or (), 1)}
-    named |= {f"{table} country": (country,) for table, country in homes.items() if country}
-    named |= {
-        f"[models.{name}] publisher_country": own.publisher_country.split("/")
-        for name, own in config.models.items()
-        if own.publisher_country
-    }
-    for where, countries in named.items():
-        try:
-            expand(countries)
-        except BadRequest as error:
-            raise BadConfig(f"{path}: {where}: {error}", hint=error.hint) from None
-    if rules.use == "internal" and rules.serves_others:
-        raise BadConfig(
-            f"{path}: [policy] use = 'internal' and serves_others = true contradict each other",
-            hint="use = 'commercial' where others are served",
-        )
-
-
-def _check_groups(groups: dict[str, Group], path: Path) -> None:
-    for name, group in groups.items():
-        where = f"{path}: [groups.{name}]"
-        if not _NAME.fullmatch(name):
-            raise BadConfig(f"{where}: not a usable name", hint="letters, digits, dot, dash and underscore, 63 at most")
-        try:
-            _ = group.grant
-        except BadRequest as error:
-            raise BadConfig(f"{where}: {error}", hint=error.hint) from None
-
-
-def _refuse_unknown_keys(raw: dict[str, Any], path: Path) -> None:
-    """msgspec would refuse them too, but without the name that was probably meant."""
-    tables: list[tuple[str, Any, type[Struct]]] = [("", raw, Config)]
-    single = (("server", Server), ("machine", Machine), ("policy", Rules), ("need", Need))
-    single += (("weights", Weights), ("hub", Hub), ("trail", Trail))
-    tables += [(name, raw.get(name), kind) for name, kind in single]
-    many = (("endpoints", Endpoint), ("groups", Group), ("models", OwnModel), ("hosts", OwnHost), ("offers", Offer))
-    for group, kind in many:
-        if isinstance(named := raw.get(group), dict):
-            tables += [(f"{group}.{name}", table, kind) for name, table in named.items()]
-    policy = raw.get("policy")
-    accepted = policy.get("accepted") if isinstance(policy, dict) else None
-    if isinstance(accepted, dict):
-        tables += [(f'policy.accepted."{licence}"', table, Acceptance) for licence, table in accepted.items()]
-    for where, table, kind in tables:
-        for key in table if isinstance(table, dict) else ():
-            if key not in kind.__struct_fields__:
-                near = difflib.get_close_matches(key, kind.__struct_fields__, n=1, cutoff=0.5)
-                keys = ", ".join(kind.__struct_fields__)
-                raise BadConfig(
-                    f"{path}: unknown key `{key}` in [{where or 'top level'}]",
-                    hint=f"did you mean `{near[0]}`?" if near else f"known keys: {keys}",
-                )
 
 
 def _pico(amount: float) -> int:

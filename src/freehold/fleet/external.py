@@ -12,12 +12,11 @@ from freehold.engines import Engine
 from freehold.errors import BadConfig, NotReady
 from freehold.fleet.config import Place
 from freehold.fleet.ground import Ground
-from freehold.fleet.health import PROBE_S, tell_down, watch
+from freehold.fleet.health import PROBE_S, Health
 from freehold.fleet.route import Asker, Hold, Route
 from freehold.fleet.slots import Slots
 from freehold.fleet.starting import probe_completion
 from freehold.fleet.upstream import Upstream
-from freehold.policy.balance import Circuit
 from freehold.policy.lifecycle import Happening
 from freehold.types import ReplicaStatus
 
@@ -33,13 +32,13 @@ class ExternalReplica:
         self.ready_ns = ground.clock_ns()
         self.context = route.endpoint.context or None
         self._ground = ground
-        self._circuit = Circuit()
+        self._health = Health(name, route, self.slots, ground)
         self._upstream = Upstream(place.url, _api_key(name, place))
         route.replicas.append(self)
 
     @property
     def usable(self) -> bool:
-        return not self.closed and not self._circuit.open
+        return not self.closed and not self._health.open
 
     def hold(self, asker: Asker) -> Hold | None:
         slot, same = self.slots.take(asker.group, asker.choices)
@@ -53,12 +52,13 @@ class ExternalReplica:
         return 0
 
     def answering(self, hold: Hold, status: int) -> None:  # noqa: ARG002  the door is Replica's
-        if self._circuit.answered() | self.slots.widen() and self.route.waiting:
+        if self._health.failures:
+            self._health.recover()
+        if self.slots.widen() and self.route.waiting:
             self.route.admit()
 
     def unanswered(self, run: int) -> None:  # noqa: ARG002  the door is Replica's
-        if self._circuit.failed():
-            tell_down(self, self._ground, "requests were not answered")
+        self._health.fail()
 
     def retry_after_s(self) -> int:
         return round(PROBE_S)
@@ -67,11 +67,16 @@ class ExternalReplica:
         """Nothing is on its way here."""
 
     def post(self, happening: Happening) -> None:
-        self.closed = happening == "stop" or (self.closed and happening != "open")
+        if happening == "stop":
+            self.closed = True
+            self.route.lost(self.route.stopped())
+        elif happening == "open":
+            self.closed = False
+            self.route.admit()
 
     async def own(self) -> None:
         """Ask it again and again whether it answers, until cancelled."""
-        await watch(self, self._upstream, self.engine.ready_path, self._circuit, self._ground)
+        await self._health.watch(self._upstream, self.engine.ready_path)
 
     async def check(self) -> None:
         """Ask it for one real completion. Raises EngineFailed."""
@@ -100,7 +105,7 @@ class ExternalReplica:
             in_flight=self.slots.held,
             waiting=self.route.waiting if self.route.replicas[0] is self else 0,
             slots=self.slots.count,
-            answers=not self._circuit.open,
+            answers=not self._health.open,
         )
 
 

@@ -62,8 +62,8 @@ class Fleet:
             self._permissions[name].require()
         route.post("open")
         if local is None:
-            for member in self._members:
-                if isinstance(member, ExternalReplica) and member.route is route:
+            for member in route.allowed(()):
+                if isinstance(member, ExternalReplica):
                     await member.check()
             return
         try:
@@ -128,8 +128,7 @@ class Fleet:
         kind, permission = engine(endpoint.engine), self._permissions[name]
         route = self._routes[name] = Route(name, endpoint, permission, kind)
         if endpoint.engine == "external":
-            for number, place in enumerate(endpoint.places, 1):
-                replica = name if len(endpoint.places) == 1 else f"{name}-{number}"
+            for replica, place in zip(endpoint.replica_names(name), endpoint.places, strict=True):
                 self._members.append(ExternalReplica(replica, route, place, kind, self.ground))
             return
         if not isinstance(kind, Launchable):

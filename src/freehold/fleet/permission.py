@@ -14,7 +14,8 @@ from freehold.catalogue.own import merge
 from freehold.catalogue.places import operator
 from freehold.errors import BadConfig, Refused, Unknown
 from freehold.facts import Model, Provider
-from freehold.fleet.config import LOOPBACK, Config, Endpoint
+from freehold.fleet.checks import LOOPBACK
+from freehold.fleet.config import Config, Endpoint
 from freehold.fleet.ground import Ground
 from freehold.policy import law
 from freehold.types import Ruling

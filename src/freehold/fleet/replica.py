@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 from freehold.errors import EngineFailed, FreeholdError, NotReady
 from freehold.fleet.ground import Ground
-from freehold.fleet.health import watch
+from freehold.fleet.health import HUNG_PROBES, Health
 from freehold.fleet.route import Asker, Hold, Route
 from freehold.fleet.slots import Slots
 from freehold.fleet.starting import Start
-from freehold.policy.balance import Circuit
 from freehold.policy.lifecycle import Effect, Happening, Life, step
 from freehold.policy.waiting import backoff_s, retry_after_s
 from freehold.types import ReplicaStatus
@@ -48,7 +47,7 @@ class Replica:
         self._start, self._ground, self._drain_seconds = start, ground, drain_seconds
         self._life = Life()
         self._inbox: asyncio.Queue[_Note] = asyncio.Queue()
-        self._circuit = Circuit()
+        self._health = Health(self.name, route, self.slots, ground)
         self._asked = self._opened = False  # a note of that is on its way to the owner
         self._doubted = 0  # a run that left a request unanswered: it has ended, perhaps
         self._released = asyncio.Event()
@@ -64,7 +63,7 @@ class Replica:
 
     @property
     def usable(self) -> bool:
-        return self._life.state == "ready" and self._doubted != self._life.run and not self._circuit.open
+        return self._life.state == "ready" and self._doubted != self._life.run and not self._health.open
 
     @property
     def coming(self) -> bool:
@@ -104,7 +103,8 @@ class Replica:
     def answering(self, hold: Hold, status: int) -> None:
         """The head of an answer came."""
         if hold.run == self._life.run:
-            self._circuit.answered()
+            if self._health.failures:
+                self._health.recover()
             if status == 200:
                 self.slots.answered(hold.slot, hold.group)
             if self.slots.widen() and self.route.waiting:
@@ -114,7 +114,7 @@ class Replica:
         """It went away before a byte of an answer: nobody else is sent there until it is known whether it has ended."""
         if run == self._life.run and self._life.state == "ready":
             self._doubted = run
-            self._circuit.failed()
+            self._health.fail()
             asyncio.get_running_loop().call_later(DOUBT_S, self._believe, run)
 
     def retry_after_s(self) -> int:
@@ -169,7 +169,7 @@ class Replica:
             in_flight=self.slots.held,
             waiting=self.route.waiting,
             slots=self.slots.count,
-            answers=not self._circuit.open,
+            answers=self._life.state != "ready" or not self._health.open,
             last_start_s=round(self._starts_s[-1], 3) if self._starts_s else None,
             reason=str(self.reason) if self.reason else None,
         )
@@ -243,7 +243,7 @@ class Replica:
             self._began_ns = now_ns
         elif state == "ready":
             self.ready_ns = now_ns
-            self._circuit = Circuit()
+            self._health.answered()  # as of now, whatever its last run did
             self.slots.renew()
             self._starts_s.append((now_ns - self._began_ns) / 1e9)
             self.reason = None
@@ -262,7 +262,7 @@ class Replica:
     def _refusal(self) -> NotReady:
         """What callers are told. Why it does not start is the operator's to know: see `reason`."""
         if self._life.closed:
-            return NotReady(f"`{self.name}` was stopped by its operator")
+            return self.route.stopped()
         return self.route.not_ready(f"`{self.name}` cannot be started now; its operator can see why")
 
     def _watch_idle(self, delay_s: float | None = None) -> None:
@@ -306,17 +306,22 @@ class Replica:
             self._inbox.put_nowait(_Note(end, run))
 
     async def _until_it_ends(self) -> int:
-        """Its exit code. Meanwhile it is asked again and again whether it still answers."""
+        """Its exit code. Raises NotReady when it lives on and does not answer any more."""
         upstream = self._start.upstream
         if upstream is None:
             return await self._start.ended()
-        path = self.engine.ready_path
-        watching = asyncio.create_task(watch(self, upstream, path, self._circuit, self._ground))
+        ending = asyncio.create_task(self._start.ended())
+        watching = asyncio.create_task(self._health.watch(upstream, self.engine.ready_path, HUNG_PROBES))
         try:
-            return await self._start.ended()
+            await asyncio.wait((ending, watching), return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return ending.result()
+            watching.result()
+            raise NotReady(f"`{self.name}` hangs: it answered none of {HUNG_PROBES} probes in a row")
         finally:
+            ending.cancel()
             watching.cancel()
-            await asyncio.wait((watching,))
+            await asyncio.wait((ending, watching))
 
     def _failed(self, error: FreeholdError) -> Happening:
         self.reason = error

@@ -133,16 +133,16 @@ class Route:
         allowed = self.allowed(asker.rules)
         if not self._queue and (hold := self._pick(allowed, asker)):
             return hold
-        left = [member for member in allowed if member.name not in asker.tried]
-        if all(member.closed for member in left):
-            raise NotReady(f"`{self.name}` was stopped by its operator")
+        left = self._left(asker)
+        if left and all(member.closed for member in left):
+            raise self.stopped()
         self._wake(left)
         if not any(member.usable or member.coming for member in left):
             raise self.not_ready(f"`{self.name}` does not answer now")
         if limited and len(self._queue) >= self.endpoint.max_waiting:
             late = self.not_ready(f"{len(self._queue)} requests already wait for `{self.name}`")
             raise QueueFull(str(late), retry_after_s=late.retry_after_s)
-        self._queue.push(asker.account, asker.priority, asker)
+        self._queue.push((asker.rules, frozenset(asker.tried)), asker.account, asker.priority, asker)
         self.admit()
         return None
 
@@ -204,9 +204,15 @@ class Route:
         self._queue.take(self._serve)
 
     def lost(self, error: FreeholdError) -> None:
-        """A replica is gone. Where none is left or on its way, nobody waits for it."""
-        if not any(member.usable or member.coming for member in self.replicas):
-            self.refuse(error)
+        """A replica is gone. Whoever has no other that answers, or is on its way, waits no longer."""
+
+        def refuse(asker: Asker) -> bool:
+            hopeless = not any(member.usable or member.coming for member in self._left(asker))
+            if hopeless:
+                asker.refused(error)
+            return hopeless
+
+        self._queue.take(refuse)
 
     def refuse(self, error: FreeholdError) -> None:
         for asker in self._queue.clear():
@@ -215,12 +221,18 @@ class Route:
     def not_ready(self, message: str) -> NotReady:
         return NotReady(message, retry_after_s=min(member.retry_after_s() for member in self.replicas))
 
-    def _serve(self, asker: Asker) -> bool | None:
-        allowed = self.allowed(asker.rules)
-        if hold := self._pick(allowed, asker):
+    def stopped(self) -> NotReady:
+        return NotReady(f"`{self.name}` was stopped by its operator")
+
+    def _left(self, asker: Asker) -> list[Member]:
+        """Those that may still answer it."""
+        return [member for member in self.allowed(asker.rules) if member.name not in asker.tried]
+
+    def _serve(self, asker: Asker) -> bool:
+        hold = self._pick(self.allowed(asker.rules), asker)
+        if hold:
             asker.placed(hold)
-            return True
-        return None if len(allowed) < len(self.replicas) else False
+        return hold is not None
 
     def _pick(self, allowed: Sequence[Member], asker: Asker) -> Hold | None:
         if len(allowed) == 1:

@@ -17,8 +17,12 @@ class Slots:
         count = self.count or 0
         self._free = list(range(count))  # the one that was used longest ago first
         self._groups: list[str | None] = [None] * count
-        self._width = max(1, count // 4)
         self._taken = 0
+        self.narrow()
+
+    def narrow(self) -> None:
+        """It may be fresh: its width grows again."""
+        self._width = max(1, (self.count or 0) // 4)
 
     def widen(self) -> bool:
         """It has begun an answer: it bears another request beside that. False: it bears all it has slots for."""

@@ -17,6 +17,7 @@ import httptools
 from freehold.errors import EngineFailed
 
 CONNECT_S = 10.0
+_DOOR_S = 0.005
 # What an engine may still say behind the end of a stream, which its caller does not wait for.
 FINISH_S = 1.0
 _FINISH_BYTES = 64 << 10
@@ -26,6 +27,11 @@ class Sink(Protocol):
     """Whoever asked: told of the head of the answer, of its body in pieces, and of its end or failure, once."""
 
     connection: Connection | None
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody still waits: who left while we dialled is not asked for."""
+        ...
 
     def on_head(self, status: int) -> None: ...
     def on_piece(self, piece: bytes) -> None: ...
@@ -97,10 +103,10 @@ class Upstream:
         try:
             async with asyncio.timeout(CONNECT_S):
                 connection = await self._connect()
-        except OSError as error:  # TimeoutError among them
+        except (OSError, ValueError) as error:  # TimeoutError among them, and a name that can be none of a host
             sink.on_failure(f"cannot reach the engine at {self.url}: {error}", answered=False)
             return
-        if self._closed:
+        if self._closed or not sink.wanted:
             connection.transport.abort()
             sink.on_failure("its run is over", answered=False)
         else:
@@ -111,7 +117,12 @@ class Upstream:
             raise ConnectionRefusedError("its run is over")
         loop = asyncio.get_running_loop()
         if self._path:
-            _, connection = await loop.create_unix_connection(lambda: Connection(self), self._path)
+            while True:
+                try:
+                    _, connection = await loop.create_unix_connection(lambda: Connection(self), self._path)
+                    break
+                except BlockingIOError:  # its queue is full in a burst; TCP would wait by itself, this has no event
+                    await asyncio.sleep(_DOOR_S)
         else:
             _, connection = await loop.create_connection(
                 lambda: Connection(self), self._host, self._port, ssl=self._tls
@@ -132,7 +143,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, sink: Sink, request: bytes) -> None:
         self._sink, self._request = sink, request
-        sink.connection = self
+        sink.connection = self  # from here to `_leave`, and no longer
         self._pieces: list[bytes] = []
         self._complete = self._keep = self._answered = False
         self._status = 0
@@ -142,14 +153,12 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Nobody waits for the answer any more: closing is how an engine learns to stop its work."""
-        self._sink = None
+        self._leave()
         self.transport.abort()
 
     def let_finish(self) -> None:
         """The answer is over for its caller. If the engine ends it soon, the connection serves the next one."""
-        if self._complete:
-            self._sink = None
-        elif self._sink:
+        if self._leave() and not self._complete:
             self._sink = _Finishing(self)
             self.transport.resume_reading()
 
@@ -162,32 +171,34 @@ class Connection(asyncio.Protocol):
         if self._sink is None:  # an engine that speaks out of turn
             self.transport.close()
             return
-        self._answered = True
+        self._answered, self._request = True, b""
         broken = None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            broken = error
+            broken, self._keep = error, False
         if pieces := self._pieces:  # what came before it broke, too
             self._pieces = []
             if sink := self._sink:
                 sink.on_piece(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if broken:
+        if self._complete:
+            self._finish()
+        elif broken:
             self._fail(f"its answer is not HTTP: {broken}")
             self.transport.close()
-        elif self._complete:
-            self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         with contextlib.suppress(ValueError):
             self._upstream.idle.remove(self)
-        if self._reused and not self._answered and self._sink:
-            sink, self._sink = self._sink, None
+        if self._reused and not self._answered and (sink := self._leave()):
             self._upstream.send(sink, self._request)  # the engine had closed it while it waited in the pool
         else:
             self._fail(f"it closed the connection{f' ({exc})' if exc else ''}")
 
     # httptools calls these
+
+    def on_message_begin(self) -> None:
+        self._keep = False  # unless this one is whole; what comes behind that is nobody's
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -201,13 +212,11 @@ class Connection(asyncio.Protocol):
             self._pieces.append(body)
 
     def on_message_complete(self) -> None:
-        if self._status:
-            self._keep = self._parser.should_keep_alive() and not self._complete  # twice: more came than one answer
-            self._complete = True
+        if self._status and not self._complete:
+            self._complete, self._keep = True, self._parser.should_keep_alive()
 
     def _finish(self) -> None:
-        sink, self._sink = self._sink, None
-        self._request = b""
+        sink = self._leave()
         if self._keep:
             self.transport.resume_reading()  # paused, perhaps, for a caller who reads slowly
             self._reused = True
@@ -215,14 +224,18 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.close()
         if sink:
-            sink.connection = None
             sink.on_end()
 
     def _fail(self, reason: str) -> None:
+        if sink := self._leave():
+            sink.on_failure(reason, answered=self._answered)
+
+    def _leave(self) -> Sink | None:
+        """Whose it was; it may soon be somebody else's, whom nobody must disturb who has it from before."""
         sink, self._sink = self._sink, None
         if sink:
             sink.connection = None
-            sink.on_failure(reason, answered=self._answered)
+        return sink
 
 
 class _Whole:
@@ -234,6 +247,10 @@ class _Whole:
         self.connection: Connection | None = None
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._status, self._body = 0, bytearray()
+
+    @property
+    def wanted(self) -> bool:
+        return not self.answer.done()
 
     def on_head(self, status: int) -> None:
         self._status = status
@@ -256,6 +273,8 @@ class _Whole:
 
 class _Finishing:
     """Nobody reads what still comes, and it must not come for ever."""
+
+    wanted = False
 
     def __init__(self, connection: Connection) -> None:
         self.connection: Connection | None = connection

@@ -12,10 +12,11 @@ import msgspec
 from freehold.errors import BadRequest, FreeholdError, NotFound, TooLarge
 from freehold.fleet.fleet import unknown_model
 from freehold.gateway import openai
+from freehold.gateway.caller import JSON, Pairs, told
 from freehold.gateway.desk import KINDS, Desk
 from freehold.gateway.openai import Kind
 from freehold.gateway.openapi import OPENAPI
-from freehold.gateway.passage import JSON, Pairs, Passage, error_headers
+from freehold.gateway.passage import Passage
 
 Scope = Any
 Receive = Any
@@ -44,8 +45,7 @@ class Gateway:
                 await _reply(send, 200, (JSON,), self._answer(path, scope))
         except FreeholdError as error:
             self.desk.refused(error)
-            allow = ((b"allow", b"POST" if path in KINDS else b"GET"),) if error.status == 405 else ()
-            await _reply(send, error.status, (JSON, *error_headers(error), *allow), openai.error_body(error))
+            await _reply(send, *told(error))
 
     def _answer(self, path: str, scope: Scope) -> bytes:
         named = _MODEL.fullmatch(path)
@@ -169,7 +169,7 @@ def _peer(scope: Scope) -> str:
 def _require(method: str, only: str) -> None:
     if method != only:
         error = BadRequest(f"Not allowed: {method}", hint=f"this URL takes {only}")
-        error.status, error.code = 405, "method_not_allowed"
+        error.status, error.code, error.headers = 405, "method_not_allowed", ((b"allow", only.encode()),)
         raise error
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from freehold.errors import EngineFailed
-from freehold.gateway.meter import LARGEST_ANSWER_BYTES, StreamMeter
+from freehold.gateway.meter import LARGEST_ANSWER_BYTES, StreamMeter, WholeMeter
+from freehold.gateway.openai import Ask
 from freehold.types import Tokens
 
 _DATA = b"data: {"
@@ -85,6 +86,19 @@ class AssembledMeter:
         if delta is not None:
             _extend(whole["message"], {name: value for name, value in delta.items() if name != "role"})
         _extend(whole, choice)
+
+
+Meter = StreamMeter | WholeMeter | AssembledMeter
+
+
+def meter_of(ask: Ask, name: str, *, streamed: bool, hide_cached: bool) -> Meter:
+    """`streamed`: so the engine answers, whatever its caller wants."""
+    if ask.stream:
+        n, lone, hide_usage = ask.per_prompt, ask.n == 1, not ask.include_usage
+        return StreamMeter(name, n=n, lone=lone, hide_usage=hide_usage, hide_cached=hide_cached)
+    if streamed:
+        return AssembledMeter(name, ask.per_prompt, hide_cached=hide_cached)
+    return WholeMeter(name, hide_cached=hide_cached)
 
 
 class _Text(list[str]):

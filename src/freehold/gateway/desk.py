@@ -37,7 +37,6 @@ _AFFINITY_BYTES = 4096
 _log = logging.getLogger("freehold.gateway")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_decode_messages = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Head(NamedTuple):
@@ -49,6 +48,16 @@ class Head(NamedTuple):
     trace: bytes = b""  # lines for the engine
     wait_s: float | None = None  # how long they wait for a cold engine
     progress: bool = False  # they want to be told meanwhile
+
+
+class _Beginning(msgspec.Struct, array_like=True, gc=False):
+    """The first messages, and none of the million behind them."""
+
+    first: msgspec.Raw = msgspec.Raw()
+    second: msgspec.Raw = msgspec.Raw()
+
+
+_decode_beginning = msgspec.json.Decoder(_Beginning).decode
 
 
 class Bound(NamedTuple):
@@ -160,9 +169,10 @@ class Desk:
 
     def affinity(self, ask: Ask, group: str) -> bytes:
         """What requests with the same beginning share."""
-        raw = ask.fields.get("messages") or ask.fields.get("prompt") or b""
-        with suppress(msgspec.DecodeError, RecursionError):
-            raw = b"".join(bytes(message) for message in _decode_messages(raw)[:2])
+        raw = ask.fields.get("prompt", b"")
+        if "messages" in ask.fields:
+            with suppress(msgspec.DecodeError, RecursionError):
+                raw = b"".join(map(bytes, msgspec.structs.astuple(_decode_beginning(ask.fields["messages"]))))
         return group.encode() + bytes(memoryview(raw)[:_AFFINITY_BYTES])
 
     def enter(self, passage: Passage, body_bytes: int) -> None:

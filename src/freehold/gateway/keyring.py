@@ -118,14 +118,11 @@ class Keyring:
         old, until_ns = alive[-1], now_ns + overlap_ns
         key = replace(old, id=secrets.token_hex(6), created_ns=now_ns, expires_ns=expires_ns or old.expires_ns)
         secret = await self._add(key, until_ns)
-        for digest, held in list(self._keys.items()):  # as they are by now
-            if held.name == name and held.id != key.id and held.revoked_ns is None:
-                self._keys[digest] = replace(held, expires_ns=min(held.expires_ns or until_ns, until_ns))
         self._ground.tell("key.rotated", key.id, actor=actor, name=name, replaces=old.id, overlap_s=overlap_ns // 10**9)
         return key, secret, until_ns
 
     async def _add(self, key: Key, until_ns: int | None = None) -> str:
-        """Its secret, once it is in the book; then others of its name end at `until_ns`."""
+        """Its secret, once it is in the book; then those of its name that were there before end at `until_ns`."""
         secret = PREFIX + secrets.token_urlsafe(32)  # 256 bits
         digest, now_ns, book = _hash(secret.encode()), self._ground.clock_ns(), self._ground.book
         before = {held.id for held in self._keys.values() if held.name == key.name}
@@ -135,6 +132,9 @@ class Keyring:
         except FreeholdError:
             del self._keys[digest]
             raise
+        for each, held in list(self._keys.items()):  # as they are by now
+            if until_ns is not None and held.id in before and held.revoked_ns is None:
+                self._keys[each] = replace(held, expires_ns=min(held.expires_ns or until_ns, until_ns))
         spent = await book.spent(began_ns("day", now_ns), began_ns("month", now_ns)) if before else ()
         self.accounts.add(key, [row for row in spent if row.key in before], now_ns=now_ns)
         return secret

@@ -88,26 +88,36 @@ def _completion(name: str, summary: str, field: str, schema: _Schema, fewest: in
     }
 
 
-def _choice(**more: _Schema) -> _Schema:
-    return _object(["index"], index=_COUNT, finish_reason=_optional(_TEXT), **more)
+def _answer(**choice: _Schema) -> _Schema:
+    """`choice`: what is in one of its choices."""
+    one = _object(["index"], index=_COUNT, finish_reason=_optional(_TEXT), **choice)
+    named = {**_TEXT, "description": "The endpoint's name."}
+    more: _Schema = {"choices": {"type": "array", "items": one}, "usage": _ref("Usage")}
+    return _object(["model", "choices"], id=_TEXT, object=_TEXT, created=_COUNT, model=named, **more)
 
 
-def _answer(choice: _Schema) -> _Schema:
-    return _object(
-        ["model", "choices"],
-        id=_TEXT,
-        object=_TEXT,
-        created=_COUNT,
-        model={"type": "string", "description": "The endpoint's name."},
-        choices={"type": "array", "items": choice},
-        usage=_ref("Usage"),
-    )
+def _read(operation: str, summary: str, good: str, schema: _Schema, *refusals: int, **more: Any) -> _Schema:
+    return {
+        "get": {
+            "operationId": operation,
+            "summary": summary,
+            **more,
+            "responses": _answers(good, _json(schema), *refusals),
+        }
+    }
 
 
-_MESSAGES: _Schema = {"type": "array", "items": _object(["role"], role=_TEXT)}
+_MESSAGE = _object(["role"], role=_TEXT)
+_MESSAGES: _Schema = {"type": "array", "items": _MESSAGE}
 _TOKENS: _Schema = {"type": "array", "items": _COUNT}
 _PROMPTS: _Schema = {"type": "array", "maxItems": MOST_PROMPTS, "items": {"anyOf": [_TEXT, _TOKENS]}}
 _PROMPT: _Schema = {"anyOf": [_TEXT, _TOKENS, _PROMPTS]}
+_NAMED: list[_Schema] = [{"name": "model", "in": "path", "required": True, "schema": _TEXT}]
+_HEALTH = _object(["status"], status={"const": "ok"})
+_SELF = _object(["openapi", "paths"], openapi=_TEXT)
+_ERROR = ["message", "type", "code", "param"]
+_USAGE = ["prompt_tokens", "completion_tokens", "total_tokens"]
+_MODEL = ["id", "object", "created", "owned_by"]
 
 DOCUMENT: _Schema = {
     "openapi": "3.1.0",
@@ -122,66 +132,29 @@ DOCUMENT: _Schema = {
     "paths": {
         "/v1/chat/completions": {"post": _completion("Chat", "Answer a chat.", "messages", _MESSAGES, 1)},
         "/v1/completions": {"post": _completion("Text", "Go on with a text.", "prompt", _PROMPT, 0)},
-        "/v1/models": {
-            "get": {
-                "operationId": "listModels",
-                "summary": "The endpoints that this key may use.",
-                "responses": _answers("All of them.", _json(_ref("Models")), 401, 403),
-            }
-        },
+        "/v1/models": _read(
+            "listModels", "The endpoints that this key may use.", "All of them.", _ref("Models"), 401, 403
+        ),
         "/v1/models/{model}": {
-            "parameters": [{"name": "model", "in": "path", "required": True, "schema": _TEXT}],
-            "get": {
-                "operationId": "readModel",
-                "summary": "One of them.",
-                "responses": _answers("It.", _json(_ref("Model")), 401, 403, 404),
-            },
+            "parameters": _NAMED,
+            **_read("readModel", "One of them.", "It.", _ref("Model"), 401, 403, 404),
         },
-        "/healthz": {
-            "get": {
-                "operationId": "readHealth",
-                "summary": "Whether the gateway answers; nothing of the engines.",
-                "security": [],
-                "responses": _answers("It does.", _json(_object(["status"], status={"const": "ok"})), 500),
-            }
-        },
-        "/openapi.json": {
-            "get": {
-                "operationId": "readOpenapi",
-                "summary": "This document.",
-                "security": [],
-                "responses": _answers("It.", _json(_object(["openapi", "paths"], openapi=_TEXT)), 500),
-            }
-        },
+        "/healthz": _read(
+            "readHealth", "Whether the gateway answers; nothing of the engines.", "It does.", _HEALTH, 500, security=[]
+        ),
+        "/openapi.json": _read("readOpenapi", "This document.", "It.", _SELF, 500, security=[]),
     },
     "components": {
         "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         "schemas": {
             "Refusal": _object(
                 ["error"],
-                error=_object(
-                    ["message", "type", "code", "param"],
-                    message=_TEXT,
-                    type=_TEXT,
-                    code=_optional(_TEXT),
-                    param=_optional(_TEXT),
-                ),
+                error=_object(_ERROR, message=_TEXT, type=_TEXT, code=_optional(_TEXT), param=_optional(_TEXT)),
             ),
-            "Usage": _object(
-                ["prompt_tokens", "completion_tokens", "total_tokens"],
-                prompt_tokens=_COUNT,
-                completion_tokens=_COUNT,
-                total_tokens=_COUNT,
-            ),
-            "ChatAnswer": _answer(_choice(message=_object(["role"], role=_TEXT))),
-            "TextAnswer": _answer(_choice(text=_TEXT)),
-            "Model": _object(
-                ["id", "object", "created", "owned_by"],
-                id=_TEXT,
-                object={"const": "model"},
-                created=_COUNT,
-                owned_by=_TEXT,
-            ),
+            "Usage": _object(_USAGE, **dict.fromkeys(_USAGE, _COUNT)),
+            "ChatAnswer": _answer(message=_MESSAGE),
+            "TextAnswer": _answer(text=_TEXT),
+            "Model": _object(_MODEL, id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT),
             "Models": _object(
                 ["object", "data"], object={"const": "list"}, data={"type": "array", "items": _ref("Model")}
             ),

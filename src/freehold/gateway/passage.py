@@ -8,52 +8,25 @@ comes, of the caller who leaves. No task and no await a request. Two faces share
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import Protocol
 
 import msgspec
 
 from freehold.errors import EngineFailed, FreeholdError, QueueFull, TimedOut
 from freehold.fleet.route import Hold
 from freehold.fleet.upstream import Connection
-from freehold.gateway.assembly import AssembledMeter
-from freehold.gateway.desk import Desk, Head
-from freehold.gateway.meter import LARGEST_ANSWER_BYTES, StreamMeter, WholeMeter
+from freehold.gateway.assembly import Meter, meter_of
+from freehold.gateway.caller import JSON, STREAM, Caller, Pairs, told, unforeseen
+from freehold.gateway.desk import KINDS, Desk, Head
+from freehold.gateway.meter import LARGEST_ANSWER_BYTES, WholeMeter
 from freehold.gateway.openai import Kind, error_body, new_request_id, read_ask
 from freehold.types import Content, Key, Outcome, UsageRecord
 
-Pairs = Sequence[tuple[bytes, bytes]]
-
 _DAY_NS = 86_400 * 10**9
-_PATHS: dict[str, str] = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
-_LARGEST_REFUSAL_BYTES = 1 << 20
+_PATHS = {kind: path for path, kind in KINDS.items()}
+_LARGEST_REFUSAL_BYTES = 64 << 10
 _log = logging.getLogger("freehold.gateway")
 _ATTEMPTS = 2  # on replicas of our own; of others each is tried once
-JSON = (b"content-type", b"application/json")
-_STREAM = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # or a proxy in front would gather the stream
-)
-
-
-class Caller(Protocol):
-    """The way back to whoever asked. Nothing here waits: one who does not read calls `Passage.pause`."""
-
-    def begin(self, status: int, headers: Pairs) -> None:
-        """The head of a stream."""
-        ...
-
-    def write(self, piece: bytes) -> None: ...
-    def end(self, piece: bytes) -> None: ...
-    def answer(self, status: int, headers: Pairs, body: bytes) -> None:
-        """All of it at once."""
-        ...
-
-    def drop(self) -> None:
-        """They do not read: close the connection."""
-        ...
 
 
 class Passage:
@@ -69,7 +42,7 @@ class Passage:
     _refusal = b""
     _parting: tuple[int, Pairs, bytes] | None = None  # what the caller gets once the record is safe
     _question = b""
-    meter: StreamMeter | WholeMeter | AssembledMeter = WholeMeter("")  # until an engine is asked: it counted nothing
+    meter: Meter = WholeMeter("")  # until an engine is asked: it counted nothing
     _kept: bytearray | None = None  # what the caller was sent, of a key that keeps it
 
     def __init__(self, desk: Desk, key: Key, head: Head, body: bytes, kind: Kind) -> None:
@@ -82,7 +55,6 @@ class Passage:
         self._route = route = desk.route(terms, ask, ask.model, now_ns)
         bound = desk.bound(route, terms, ask, len(body))
         self._cap = bound.cap
-        self._reservation = terms.reserve(bound.tokens, bound.rate_tokens, bound.pico, now_ns, ask.model)
         self._desk, self._key, self._head, self._kind, self._body_bytes = desk, key, head, kind, len(body)
         self._fallbacks = route.endpoint.fallback
         self.account, self.group = key.id, key.group or key.id
@@ -100,10 +72,14 @@ class Passage:
             stream=ask.stream,
             started_ns=now_ns,
             group=key.group,
+            policy=terms.policy,
+            caller_request=head.caller_request,
         )
-        record.policy = terms.policy
-        if head.caller_request:
-            record.caller_request = head.caller_request
+        try:  # last: what was reserved is given back only by whoever was let in
+            self._reservation = terms.reserve(bound.tokens, bound.rate_tokens, bound.pico, now_ns, ask.model)
+        except FreeholdError as error:
+            error.headers = terms.headers(now_ns)
+            raise
         if self._reservation:
             record.held_tokens, record.held_pico = bound.tokens, bound.pico
 
@@ -123,9 +99,12 @@ class Passage:
             if self._reservation:
                 self._reservation.settle(0, 0, self._began_ns)
             self._desk.leave(self, self._body_bytes)
-            self._caller.answer(error.status, (JSON, *error_headers(error)), error_body(error))
-        else:
+            self._caller.answer(*told(error))
+            return
+        try:
             self._place()
+        except Exception:  # noqa: BLE001  the door of a request: it ends, and whoever called goes on
+            self._fail_unforeseen()
 
     def _place(self) -> None:
         try:
@@ -133,7 +112,7 @@ class Passage:
         except FreeholdError as error:
             if isinstance(error, QueueFull):
                 self._desk.keyring.limits.hit("requests waiting", self._key.id, self._route.name)
-            self._cannot(error)
+            self.refused(error)
         else:
             if hold:
                 self.placed(hold)
@@ -148,8 +127,7 @@ class Passage:
         except FreeholdError as error:
             self._fail(error)
         except Exception:  # noqa: BLE001  the door of a request: it ends, and whoever let it in goes on
-            _log.exception("request %s", self.record.request)
-            self._fail(unforeseen())
+            self._fail_unforeseen()
 
     def _go(self, hold: Hold) -> None:
         record = self.record
@@ -159,23 +137,13 @@ class Passage:
             record.queue_ms = _ms(now_ns - self._began_ns)
             record.wake_ms = max(record.wake_ms, _ms(min(now_ns, hold.replica.ready_ns) - self._began_ns))
             self._desk.keyring.check(self._key)  # it may have been revoked meanwhile
-        self._send(hold)
-
-    def _send(self, hold: Hold) -> None:
         endpoint, engine, ask = self._route.endpoint, self._route.engine, self._ask
         streamed = ask.stream or engine.answers_by_stream
         salted = bool(endpoint.cache_salt)
         hides = engine.hides_cache_hits and not salted
         if endpoint.served_model:
-            self.record.served_model = endpoint.served_model
-        if ask.stream:
-            name, n, lone = self._route.name, ask.per_prompt, ask.n == 1
-            hide_usage = not ask.include_usage
-            self.meter = StreamMeter(name, n=n, lone=lone, hide_usage=hide_usage, hide_cached=hides)
-        elif streamed:
-            self.meter = AssembledMeter(self._route.name, ask.per_prompt, hide_cached=hides)
-        else:
-            self.meter = WholeMeter(self._route.name, hide_cached=hides)
+            record.served_model = endpoint.served_model
+        self.meter = meter_of(ask, self._route.name, streamed=streamed, hide_cached=hides)
         more = engine.isolate(self._desk.salt(self.group), hold.slot, same=hold.same, salted=salted)
         if streamed and engine.stream_fields:
             more = {**more, **engine.stream_fields}
@@ -186,10 +154,6 @@ class Passage:
         hold.upstream.send(self, hold.upstream.request("POST", _PATHS[self._kind], body, headers))
 
     def refused(self, error: FreeholdError) -> None:
-        """The route calls this: nobody there will answer."""
-        self._cannot(error)
-
-    def _cannot(self, error: FreeholdError) -> None:
         """This endpoint cannot answer: another one, where its configuration and the key allow that."""
         now_ns = self._desk.ground.clock_ns()
         while self._fallbacks:
@@ -207,6 +171,10 @@ class Passage:
 
     # the connection calls these
 
+    @property
+    def wanted(self) -> bool:
+        return not self._settled
+
     def on_head(self, status: int) -> None:
         hold = self._hold
         self._status, self._moved = status, True
@@ -215,6 +183,8 @@ class Passage:
             hold.replica.answering(hold, status)
         if status == 200 and self.stream:
             self._begin()
+        if self._paused:  # since before there was a connection
+            self.pause()
 
     def on_piece(self, piece: bytes) -> None:
         self._moved = True
@@ -228,6 +198,9 @@ class Passage:
             passed = self.meter.feed(piece)
         except EngineFailed as error:
             self._fail(error)
+            return
+        except Exception:  # noqa: BLE001  the door of an engine's answer
+            self._fail_unforeseen()
             return
         if self._kept is not None:
             self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
@@ -250,6 +223,9 @@ class Passage:
         except EngineFailed as error:
             self._fail(error)
             return
+        except Exception:  # noqa: BLE001  the door of an engine's answer
+            self._fail_unforeseen()
+            return
         if self.meter.failed and not self.stream:  # an error, whatever its status says
             self._status, self._refusal = 500, passed
             self._fail(self._translated())
@@ -264,12 +240,9 @@ class Passage:
     def on_failure(self, reason: str, *, answered: bool) -> None:
         if self._settled:
             return
-        if answered:
-            self._fail(EngineFailed(f"the engine went away: {reason}"))
-            return
         hold, error = self._hold, EngineFailed(f"the engine did not answer: {reason}")
-        if hold is None:
-            self._fail(error)
+        if answered or hold is None:
+            self._fail(EngineFailed(f"the engine went away: {reason}"))
             return
         hold.replica.unanswered(hold.run)
         if not hold.run:
@@ -277,12 +250,12 @@ class Passage:
         self._release(served=False)
         self._since_ns = self._desk.ground.clock_ns()
         if hold.run and self._attempts >= _ATTEMPTS:
-            self._cannot(error)
+            self.refused(error)
             return
         try:  # it has done nothing that anybody saw: another replica may, or its own next run
             again = self._route.place(self)
         except FreeholdError:
-            self._cannot(error)
+            self.refused(error)
         else:
             self._waited = True
             if again:
@@ -331,7 +304,8 @@ class Passage:
         if (now_ns - self._began_ns) / 1e9 > endpoint.request_seconds:
             self._fail(TimedOut(f"the request took longer than {endpoint.request_seconds:g} s"))
         elif self._hold is None:
-            self._tick_waiting(waited_s)
+            if self._waited:  # else its record is not open yet
+                self._tick_waiting(waited_s)
         elif self._moved and not self._paused:
             self._moved, self._since_ns = False, now_ns
             self._note_progress()
@@ -348,7 +322,7 @@ class Passage:
         limit_s = route.endpoint.wait_seconds if self._head.wait_s is None else self._head.wait_s
         if waited_s > limit_s:
             route.leave(self)
-            self._cannot(route.not_ready(f"`{route.name}` was not ready within {limit_s:g} s"))
+            self.refused(route.not_ready(f"`{route.name}` was not ready within {limit_s:g} s"))
         elif self._head.progress and self.stream and (said := route.progress()):
             self._begin()
             self._caller.write(b": %b\n\n" % msgspec.json.encode(said))
@@ -366,7 +340,7 @@ class Passage:
         if not self._begun:
             self._begun = True
             self.record.status = 200
-            self._caller.begin(200, (*_STREAM, *self._headers()))
+            self._caller.begin(200, (*STREAM, *self._headers()))
 
     def _headers(self) -> Pairs:
         """What every answer to an admitted request has."""
@@ -386,13 +360,15 @@ class Passage:
         if self._settled:
             return
         self._stop()
-        status, body = error.status, error_body(error)
         if self._begun:
-            self._settle("error", (0, (), b"data: %b\n\n" % body))
+            self._settle("error", (0, (), b"data: %b\n\n" % error_body(error)))
             return
-        self.record.status = status
-        headers: Pairs = (JSON, *error_headers(error))
-        self._settle("error", (status, headers, body))
+        self.record.status = error.status
+        self._settle("error", told(error))
+
+    def _fail_unforeseen(self) -> None:
+        _log.exception("request %s", self.record.request)
+        self._fail(unforeseen())
 
     def _stop(self) -> None:
         if self.connection:
@@ -435,14 +411,6 @@ class Passage:
     def _release(self, *, served: bool) -> int:
         hold, self._hold = self._hold, None
         return self._route.release(hold, served=served) if hold else 0
-
-
-def unforeseen() -> FreeholdError:
-    return FreeholdError("something failed that Freehold did not foresee; its log says what")
-
-
-def error_headers(error: FreeholdError) -> Pairs:
-    return ((b"retry-after", b"%d" % error.retry_after_s),) if error.retry_after_s is not None else ()
 
 
 def _ms(ns: int) -> float:

@@ -19,20 +19,22 @@ from freehold import __version__
 from freehold.errors import FreeholdError
 from freehold.executors.keyring import leave_session_keyring
 from freehold.executors.local import Local, sweep
-from freehold.fleet.config import LOOPBACK, Config, Server, address
+from freehold.fleet.checks import LOOPBACK, address
+from freehold.fleet.config import Config, Server
 from freehold.fleet.fleet import Fleet
 from freehold.fleet.ground import Ground
 from freehold.fleet.occupancy import Occupancy
 from freehold.fleet.replica import STARTS_REMEMBERED
-from freehold.gateway import fast, tls
+from freehold.gateway import tls
 from freehold.gateway.admin import Admin
 from freehold.gateway.app import Gateway
 from freehold.gateway.custody import Custody, note_config
 from freehold.gateway.desk import Desk
 from freehold.gateway.exposition import Exposition, metrics_app
+from freehold.gateway.fast import FastProtocol
 from freehold.gateway.keyring import Keyring
 from freehold.gateway.logs import write_json
-from freehold.gateway.protocol import SWEEP_S, BoundedProtocol, PeerProtocol
+from freehold.gateway.protocol import SWEEP_S, BoundedProtocol, PeerProtocol, fits
 from freehold.gateway.rundir import admin_socket, lock, own_folder, run_dir
 from freehold.ledger.book import Book
 
@@ -104,10 +106,10 @@ async def serve(config: Config, config_digest: str, config_path: Path) -> None:
 
 def _front(gateway: Gateway, server: Server, ground: Ground, secured: tls.Certificate | None) -> _Server:
     """Where callers come in: by the fast path where it is wanted and this uvicorn is one it knows."""
-    quick = server.fast_path and fast.fits()
+    quick = server.fast_path and fits()
     if server.fast_path and not quick:
         ground.tell("gateway.fast_path_off", "freehold", uvicorn=uvicorn.__version__)
-    kind = fast.FastProtocol if quick else BoundedProtocol
+    kind = FastProtocol if quick else BoundedProtocol
     protocol: Any = type(kind.__name__, (kind,), {"limits": server, "gateway": gateway})
     return _server(gateway, server.drain_seconds, protocol, idle_s=server.idle_seconds, secured=secured)
 

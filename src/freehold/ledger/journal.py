@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,6 @@ ROTATE_BYTES = 64 << 20  # two seconds of the most that one core can serve; half
 
 Then = Callable[[FreeholdError | None], None]
 _Waiting = tuple[Then, str]  # and the request that it opened; "" where it goes on, written or not
-_Told = list[tuple[FreeholdError | None, list[_Waiting]]]
 
 _log = logging.getLogger("freehold.ledger")
 _encode = msgspec.json.Encoder().encode
@@ -59,11 +59,10 @@ class Journal:
         self._priced: tuple[Price | None, bytes] = None, b""
         self._lines: list[bytes] = []
         self._waiting: list[_Waiting] = []  # for these lines
-        self._written: _Told = []  # not yet told
-        self._syncing: _Told = []
+        self._written: list[tuple[FreeholdError | None, list[_Waiting]]] = []  # not yet told
         self._scheduled = False  # also while the disk is busy: then lines gather
         self._disk = ThreadPoolExecutor(1, "journal") if power_loss else None
-        self._segment = max((int(p.name.partition("-")[2]) for p in segments(folder)), default=0)
+        self._segment = max((int(_number(p)) for p in segments(folder)), default=0)
         self._written_bytes = 0
         self._fd_lock = threading.Lock()  # other threads sync what the loop may be about to close
         self._fd = self._next_segment()
@@ -121,6 +120,8 @@ class Journal:
         error = self._append(b"".join(self._lines))
         if error:
             _log.error("%d lines of the journal: %s", len(self._lines), error)
+            for _, opened in self._waiting:
+                self._in_flight.pop(opened, None)  # now, or a new segment would have it
         self._lines = []
         if self._waiting:
             self._written.append((error, self._waiting))
@@ -161,8 +162,7 @@ class Journal:
             self._disk.shutdown()
             with contextlib.suppress(OSError):
                 self.sync()
-            self._written, self._syncing = self._syncing + self._written, []
-        self._tell_all()
+        self._tell(len(self._written))
         os.close(self._fd)
 
     def _schedule(self) -> None:
@@ -175,33 +175,29 @@ class Journal:
         self.write()
         if self._disk and self._written:
             self._scheduled = True
-            self._syncing, self._written = self._written, []
-            asyncio.get_running_loop().run_in_executor(self._disk, self.sync).add_done_callback(self._synced)
+            syncing = asyncio.get_running_loop().run_in_executor(self._disk, self.sync)
+            syncing.add_done_callback(partial(self._synced, len(self._written)))
         else:
-            self._tell_all()
+            self._tell(len(self._written))
 
-    def _synced(self, synced: asyncio.Future[None]) -> None:
+    def _synced(self, writes: int, synced: asyncio.Future[None]) -> None:
         failed = synced.exception()
         if failed:
             _log.error("the journal does not reach the disk: %s", failed)
-        told, self._syncing = self._syncing, []
-        for error, waiting in told:
-            self._tell(waiting, error or (_unwritable(str(failed)) if failed else None))
+        self._tell(writes, _unwritable(str(failed)) if failed else None)
         self._flush()
 
-    def _tell_all(self) -> None:
-        while self._written:
-            error, waiting = self._written.pop(0)
-            self._tell(waiting, error)
-
-    def _tell(self, waiting: list[_Waiting], error: FreeholdError | None) -> None:
-        for then, opened in waiting:
-            if error and opened:
-                self._in_flight.pop(opened, None)
-            try:
-                then(error if opened else None)
-            except Exception:  # noqa: BLE001  the door of whoever waited: the others must be called too
-                _log.exception("after a line of the journal")
+    def _tell(self, writes: int, failed: FreeholdError | None = None) -> None:
+        """Whoever waits for the first so many writes."""
+        told, self._written = self._written[:writes], self._written[writes:]
+        for error, waiting in told:
+            for then, opened in waiting:
+                if failed and opened:
+                    self._in_flight.pop(opened, None)
+                try:
+                    then((error or failed) if opened else None)
+                except Exception:  # noqa: BLE001  the door of whoever waited: the others must be called too
+                    _log.exception("after a line of the journal")
 
     def _append(self, lines: bytes) -> FreeholdError | None:
         """All of it or nothing. The empty line before each makes a torn one cost only itself."""
@@ -216,6 +212,7 @@ class Journal:
             os.ftruncate(self._fd, self._written_bytes)
         except OSError as failure:
             _log.error("half a write stays in the journal: %s", failure)
+            self._written_bytes += written_bytes
         return _unwritable("no space left")
 
     def _next_segment(self) -> int:
@@ -241,7 +238,11 @@ def _unwritable(why: str) -> NotReady:
 
 
 def segments(folder: Path) -> list[Path]:
-    return sorted(folder.glob("journal-*"), key=lambda p: int(p.name.partition("-")[2]))
+    return sorted((p for p in folder.glob("journal-*") if _number(p).isdecimal()), key=lambda p: int(_number(p)))
+
+
+def _number(segment: Path) -> str:
+    return segment.name.partition("-")[2]
 
 
 def left_behind(folder: Path) -> tuple[list[UsageRecord], list[UsageRecord]]:
@@ -257,8 +258,8 @@ def left_behind(folder: Path) -> tuple[list[UsageRecord], list[UsageRecord]]:
         for raw in lines:
             try:
                 line = _decode(raw)
-            except msgspec.DecodeError:
-                continue  # empty, or the torn last line of a write that a power loss cut
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue  # empty, or what a power loss left of a write
             if line.record is None:
                 noted[line.noted] = line.tokens
             elif line.settled:

@@ -198,9 +198,8 @@ select records.boot_ns, records.endpoint, records.replica, records.run,
   ifnull(sum(records.prompt_tokens) filter (where ended), 0) as prompt_tokens,
   ifnull(sum(records.completion_tokens) filter (where ended), 0) as completion_tokens,
   count(*) filter (where ended and lower_bound) as cut,
-  count(*) filter (where ended and lower_bound and held_tokens = 0) as unknown,
+  count(*) filter (where lower_bound and held_tokens = 0) as unknown,
   ifnull(sum(held_tokens) filter (where ended), 0) as held_tokens,
-  count(*) filter (where not ended) as under_way,
   ifnull(sum(tokens + held_tokens) filter (where not ended), 0) as under_way_tokens
 from (
   select records.*, at_ns is null or final or ended_ns <= at_ns as ended

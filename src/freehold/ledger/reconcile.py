@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +13,6 @@ from msgspec import Struct
 
 from freehold.ledger.journal import left_behind
 from freehold.ledger.sql import QUERIES
-
-_Of = tuple[int, str]  # a daemon, and an endpoint
 
 
 class _Id(NamedTuple):
@@ -46,18 +45,21 @@ class Run(Struct, kw_only=True):
     probes: int = 0
     in_flight: int = 0  # at the reading
     cut: int = 0
-    unknown: int = 0  # of those cut: their callers left, and nobody can say how much was still produced
+    unknown: int = 0  # of those cut or under way: nobody can say how much was still produced for them
     at_most: int = 0  # what the others can explain
     verdict: str = ""
     wrong: bool = False
 
 
-def reconcile(db: sqlite3.Connection, folder: Path, *, alive: bool) -> list[Run]:
-    """Every run in the book, the oldest first. `alive`: the daemon that began last still runs."""
+def reconcile(db: sqlite3.Connection, folder: Path, alive: Container[tuple[str, str, int]] | None) -> list[Run]:
+    """Every run in the book, the oldest first.
+
+    `alive`: endpoint, replica and run of each process that runs now; None: no daemon does.
+    """
     counted = {_Id(*row[:4]): dict(row) for row in db.execute(QUERIES["counted"])}
     recorded = {_Id(*row[:4]): dict(row) for row in db.execute(QUERIES["recorded"])}
     boots = [row[0] for row in db.execute(QUERIES["boots"])]
-    requests, tokens = _lost(recorded, boots, folder)
+    lost = _lost(recorded, boots, folder)
     last = {of[:3]: of.run for of in sorted(counted.keys() | recorded.keys())}
     runs = []
     for of in sorted(counted.keys() | recorded.keys()):
@@ -65,26 +67,33 @@ def reconcile(db: sqlite3.Connection, folder: Path, *, alive: bool) -> list[Run]
             continue
         run = _run(of, counted.get(of, {}), recorded.get(of, {}))
         if not run.final:
-            run.cut += requests[of[:2]]
-            run.at_most += tokens[of[:2]]
-        lives = alive and of.boot_ns == boots[-1]
-        _judge(run, lives=lives and last[of[:3]] == of.run, daemon_lived=lives or last[of[:3]] != of.run)
+            run.cut += lost[*of[:2], "cut"]
+            run.unknown += lost[*of[:2], "unknown"]
+            run.at_most += lost[*of[:2], "tokens"]
+        now = alive is not None and of.boot_ns == boots[-1]
+        _judge(run, lives=now and of[1:] in (alive or ()), daemon_lived=now or last[of[:3]] != of.run)
         runs.append(run)
     return runs
 
 
-def _lost(recorded: dict[_Id, dict[str, Any]], boots: list[int], folder: Path) -> tuple[Counter[_Of], Counter[_Of]]:
-    """Requests of which nobody knows the run, and their tokens: cut by a daemon's death, or open yet."""
-    requests, tokens = Counter[_Of](), Counter[_Of]()
+def _lost(recorded: dict[_Id, dict[str, Any]], boots: list[int], folder: Path) -> Counter[tuple[int, str, str]]:
+    """Of each daemon and endpoint: requests of which nobody knows the run. A daemon's death cut them, or they are open.
+
+    How many they are, how many of them without a bound, and their tokens.
+    """
+    lost = Counter[tuple[int, str, str]]()
     for of, row in recorded.items():
         if not of.run:
-            requests[of[:2]] += row["cut"]
-            tokens[of[:2]] += row["prompt_tokens"] + row["completion_tokens"] + row["held_tokens"]
+            lost[*of[:2], "cut"] += row["cut"]
+            lost[*of[:2], "unknown"] += row["unknown"]
+            lost[*of[:2], "tokens"] += row["prompt_tokens"] + row["completion_tokens"] + row["held_tokens"]
     for record in left_behind(folder)[1]:
         if at := bisect_right(boots, record.started_ns):
-            requests[of := (boots[at - 1], record.endpoint)] += 1
-            tokens[of] += record.prompt_tokens + record.completion_tokens + record.held_tokens
-    return requests, tokens
+            of = (boots[at - 1], record.endpoint)
+            lost[*of, "cut"] += 1
+            lost[*of, "unknown"] += not record.held_tokens
+            lost[*of, "tokens"] += record.prompt_tokens + record.completion_tokens + record.held_tokens
+    return lost
 
 
 def _run(of: _Id, counted: dict[str, Any], recorded: dict[str, Any]) -> Run:
@@ -98,18 +107,17 @@ def _run(of: _Id, counted: dict[str, Any], recorded: dict[str, Any]) -> Run:
         run.cut, run.unknown = recorded["cut"], recorded["unknown"]
         run.at_most = recorded["held_tokens"] + recorded["under_way_tokens"]
     if counted:
-        prompt, completion = run.counted_prompt - run.recorded_prompt, run.counted_completion - run.recorded_completion
-        mixed = prompt * completion < 0
-        run.difference = abs(prompt) + abs(completion) if mixed else prompt + completion
+        off = run.counted_prompt - run.recorded_prompt, run.counted_completion - run.recorded_completion
+        run.difference = sum(map(abs, off))  # or one too few would hide one too many
     return run
 
 
 def _judge(run: Run, *, lives: bool, daemon_lived: bool) -> None:
     """The verdict in words. Wrong is a drained run whose difference no cut request can explain."""
-    off = abs(run.difference)
+    off = run.difference
     bound = f"at most {run.at_most:,}"
     if run.unknown:
-        bound += f", and what was still produced for {run.unknown:,} whose callers left"
+        bound += f", and what was still produced for {run.unknown:,} that nobody saw the end of"
     if run.read_ns is None:
         run.verdict = "its counters were never read"
     elif not run.final and not lives:

@@ -14,6 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from freehold.errors import FreeholdError
@@ -30,10 +31,10 @@ Write = Callable[[sqlite3.Connection], Any]
 
 class _Job(NamedTuple):
     write: Write
-    tell: Callable[[Any, Exception | None], None] | None
+    done: Future[Any] | None = None  # who waits for it
 
 
-_Answer = tuple[Callable[[Any, Exception | None], None] | None, Any, Exception | None]
+_Answer = tuple[Future[Any] | None, Any, FreeholdError | None]
 
 
 class Writer:
@@ -66,22 +67,13 @@ class Writer:
             self._rows = []
 
     def put(self, write: Write) -> None:
-        self._put(_Job(write, None))
+        self._put(_Job(write))
 
     async def do(self, write: Write) -> Any:
         """Run one write (or a read that must see all writes before it); returns its answer once it is committed."""
-        done: asyncio.Future[Any] = self._loop.create_future()
-
-        def settle(answer: Any, error: Exception | None) -> None:
-            if done.cancelled():
-                return
-            done.set_result(answer) if error is None else done.set_exception(error)
-
-        def tell(answer: Any, error: Exception | None) -> None:
-            self._loop.call_soon_threadsafe(settle, answer, error)
-
-        self._put(_Job(write, tell))
-        return await done
+        done = Future[Any]()
+        self._put(_Job(write, done))
+        return await asyncio.wrap_future(done)
 
     async def close(self) -> None:
         """Everything is written when this returns, and sealed."""
@@ -101,9 +93,9 @@ class Writer:
                 answers = self._commit(batch, ending=not going_on)
             except Exception as failure:  # noqa: BLE001  the door of this thread: nothing may end it unheard
                 answers = self._lost(batch, failure)
-            for tell, answer, error in answers:
-                if tell:
-                    tell(answer, error)
+            for done, answer, error in answers:
+                if done and done.set_running_or_notify_cancel():
+                    done.set_exception(error) if error else done.set_result(answer)
         with contextlib.suppress(OSError):
             self._journal.sync()
 
@@ -141,14 +133,14 @@ class Writer:
         try:
             answer, error = job.write(self._db), None
         except (sqlite3.Error, OverflowError) as failure:
-            if job.tell is None and not isinstance(failure, (sqlite3.IntegrityError, OverflowError)):
+            if job.done is None and not isinstance(failure, (sqlite3.IntegrityError, OverflowError)):
                 raise  # no fault of this row: the disk is full, the file is damaged, or worse
             self._db.execute("rollback to job")
             self._trail.reload()
             answer, error = None, FreeholdError(f"the book refused a write: {failure}")
             _log.error("the book refused a write: %s", failure)
         self._db.execute("release job")
-        return job.tell, answer, error
+        return job.done, answer, error
 
     def _begin(self) -> None:
         """Begin, however long somebody else holds the book: a backup, or a person with a shell."""
@@ -172,4 +164,4 @@ class Writer:
         self.broken = True
         self._loop.call_soon_threadsafe(self._on_failure)
         error = FreeholdError(f"the book cannot be written: {failure}", hint="is the disk full? freehold doctor")
-        return [(job.tell, None, error) for job in batch if isinstance(job, _Job)]
+        return [(job.done, None, error) for job in batch if isinstance(job, _Job)]

@@ -34,19 +34,15 @@ class Circuit:
     FAILURES = 3
 
     def __init__(self) -> None:
-        self._failures = 0
-
-    @property
-    def open(self) -> bool:
-        return self._failures >= self.FAILURES
+        self.failures, self.open = 0, False
 
     def failed(self) -> bool:
         """Whether this opened it."""
-        self._failures += 1
-        return self._failures == self.FAILURES
+        self.failures += 1
+        self.open = self.failures >= self.FAILURES
+        return self.failures == self.FAILURES
 
     def answered(self) -> bool:
         """Whether this closed it."""
-        was_open = self.open
-        self._failures = 0
+        was_open, self.failures, self.open = self.open, 0, False
         return was_open

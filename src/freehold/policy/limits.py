@@ -74,15 +74,16 @@ class Window:
     """One day or month after the other: what was spent in it, and what requests on their way may spend yet.
 
     A request belongs to the window in which it was let in, whenever it ends. As long as none costs more than it
-    reserved, spent + reserved never pass the limit.
+    reserved, spent + reserved never pass the limit. One that was on its way before there was this limit reserved
+    nothing of it.
     """
 
-    __slots__ = ("began_ns", "ends_ns", "limit", "money", "reserved", "span", "spent")
+    __slots__ = ("began_ns", "ends_ns", "limit", "made_ns", "money", "reserved", "span", "spent")
 
     def __init__(self, span: Span, limit: int, *, money: bool, spent: int, now_ns: int) -> None:
         self.span: Span = span
         self.money = money  # in pico; else tokens
-        self.limit = limit
+        self.limit, self.made_ns = limit, now_ns
         self.turn(now_ns)
         self.spent = spent
 
@@ -101,11 +102,12 @@ class Window:
         if now_ns >= self.ends_ns:
             self.turn(now_ns)
         if at_ns >= self.began_ns:
-            self.reserved -= reserved
             self.spent += spent
+            if at_ns >= self.made_ns:
+                self.reserved -= reserved
 
 
-class Level(Struct, frozen=True, kw_only=True):
+class Level(Struct, frozen=True):
     """How one limit stands."""
 
     of: Kind
@@ -218,23 +220,21 @@ class Account:
         """How each of its limits stands."""
         if (most := self._parallel) is not None:
             yield self._level("parallel", "requests", most, self._running)
-        if bucket := self.requests:
-            yield self._of("requests_per_minute", "requests", bucket, now_ns)
-        if bucket := self.tokens:
-            yield self._of("tokens_per_minute", "tokens", bucket, now_ns)
+        buckets: tuple[tuple[Unit, Bucket | None], ...] = ("requests", self.requests), ("tokens", self.tokens)
+        for unit, bucket in buckets:
+            if bucket:
+                left, whole_in_ns = bucket.left(now_ns)
+                yield self._level(f"{unit}_per_minute", unit, bucket.limit, bucket.limit - left, 0, whole_in_ns)
         for window in self._windows:
             window.fits(0, now_ns)  # so that it is today's
-            whole_in_s = seconds(window.ends_ns - now_ns)
-            unit, used, reserved = "pico" if window.money else "tokens", window.spent, window.reserved
-            yield self._level(_budget(window), unit, window.limit, used, reserved=reserved, whole_in_s=whole_in_s)
+            unit, whole_in_ns = "pico" if window.money else "tokens", window.ends_ns - now_ns
+            yield self._level(_budget(window), unit, window.limit, window.spent, window.reserved, whole_in_ns)
 
-    def _of(self, limit: str, unit: Unit, bucket: Bucket, now_ns: int) -> Level:
-        left, whole_in_ns = bucket.left(now_ns)
-        return self._level(limit, unit, bucket.limit, bucket.limit - left, whole_in_s=seconds(whole_in_ns))
-
-    def _level(self, limit: str, unit: Unit, most: int, used: int, **more: int) -> Level:
-        left = most - used - more.get("reserved", 0)
-        return Level(of=self.kind, limit=limit, unit=unit, most=most, used=used, left=left, **more)
+    def _level(  # noqa: PLR0917  as the table that it is a row of
+        self, limit: str, unit: Unit, most: int, used: int, reserved: int = 0, whole_in_ns: int = 0
+    ) -> Level:
+        left, whole_in_s = most - used - reserved, seconds(whole_in_ns)
+        return Level(self.kind, limit, unit, most, used, left, reserved, whole_in_s)
 
     def _hit(self, limit: str, what: str, retry_after_s: int | None) -> LimitHit:
         hint = "ask for fewer tokens" if retry_after_s is None else f"try again in {retry_after_s} s"
