@@ -106,6 +106,7 @@ class Route:
         self._permission = permission
         self._queue: FairQueue[Asker] = FairQueue()
         self._allowed_by: dict[PlaceRules, Sequence[Member]] = {}
+        self._admitting = self._again = False
 
     @property
     def context(self) -> int | None:
@@ -200,8 +201,20 @@ class Route:
         return allowed
 
     def admit(self) -> None:
-        """Somebody may be served now: a replica came up, or one let go of it."""
-        self._queue.take(self._serve)
+        """Somebody may be served now: a replica came up, or one let go of it.
+
+        Who is let in may fail at once, and let go again: then it goes on here, and not one call deeper each time.
+        """
+        self._again = True
+        if self._admitting:
+            return
+        self._admitting = True
+        try:
+            while self._again:
+                self._again = False
+                self._queue.take(self._serve)
+        finally:
+            self._admitting = False
 
     def lost(self, error: FreeholdError) -> None:
         """A replica is gone. Whoever has no other that answers, or is on its way, waits no longer."""

@@ -34,6 +34,7 @@ TICK_S = 0.25
 # there is room in the JSON around them.
 TEMPLATE_TOKENS = 1024
 _AFFINITY_BYTES = 4096
+_LONG_BYTES = 1024  # of a first message, the system's: whoever shares that, shares enough
 _log = logging.getLogger("freehold.gateway")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACE_PARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -172,7 +173,8 @@ class Desk:
         raw = ask.fields.get("prompt", b"")
         if "messages" in ask.fields:
             with suppress(msgspec.DecodeError, RecursionError):
-                raw = b"".join(map(bytes, msgspec.structs.astuple(_decode_beginning(ask.fields["messages"]))))
+                first, second = map(bytes, msgspec.structs.astuple(_decode_beginning(ask.fields["messages"])))
+                raw = first if len(first) >= _LONG_BYTES else first + second
         return group.encode() + bytes(memoryview(raw)[:_AFFINITY_BYTES])
 
     def enter(self, passage: Passage, body_bytes: int) -> None:

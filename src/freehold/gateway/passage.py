@@ -36,7 +36,7 @@ class Passage:
     connection: Connection | None = None
     tried: AbstractSet[str] = frozenset()
     _hold: Hold | None = None
-    _begun = _settled = _left = _paused = _moved = _waited = False
+    _begun = _asked = _settled = _left = _paused = _moved = _waited = False
     _attempts = _noted = 0
     _status = 0  # of the engine's answer
     _refusal = b""
@@ -118,6 +118,8 @@ class Passage:
                 self.placed(hold)
             else:
                 self._waited = True
+                if self._head.wait_s == 0:
+                    self._tick_waiting(0.0)
 
     def placed(self, hold: Hold) -> None:
         """The route calls this, at once or later."""
@@ -151,9 +153,17 @@ class Passage:
         body = ask.for_engine(model, stream=streamed, more=more, cap=self._cap)
         headers = b"x-request-id: %b\r\n%b" % (self._id, self._head.trace)
         self._attempts += 1
+        self._asked = True
         hold.upstream.send(self, hold.upstream.request("POST", _PATHS[self._kind], body, headers))
 
     def refused(self, error: FreeholdError) -> None:
+        """The route calls this, too: nobody there will answer."""
+        try:
+            self._turn_elsewhere(error)
+        except Exception:  # noqa: BLE001  the door of a request: it ends, and whoever called goes on
+            self._fail_unforeseen()
+
+    def _turn_elsewhere(self, error: FreeholdError) -> None:
         """This endpoint cannot answer: another one, where its configuration and the key allow that."""
         now_ns = self._desk.ground.clock_ns()
         while self._fallbacks:
@@ -164,6 +174,7 @@ class Passage:
                 continue
             self.record.asked = self.record.asked or self._ask.model
             self.record.endpoint = name
+            self._cap = min((cap for cap in (self._cap, route.cap(route.context)) if cap), default=None)
             self._route, self._since_ns, self._attempts = route, now_ns, 0
             self._place()
             return
@@ -313,6 +324,7 @@ class Passage:
             if waited_s > endpoint.stall_seconds:
                 self._caller.drop()  # which hangs up
         elif not self._status and waited_s > endpoint.first_byte_seconds:
+            self._hold.replica.unanswered(self._hold.run)
             self._fail(TimedOut(f"the engine gave no answer within {endpoint.first_byte_seconds:g} s"))
         elif self._status and waited_s > endpoint.stall_seconds:
             self._fail(TimedOut(f"the engine said nothing for {endpoint.stall_seconds:g} s"))
@@ -320,7 +332,7 @@ class Passage:
     def _tick_waiting(self, waited_s: float) -> None:
         route = self._route
         limit_s = route.endpoint.wait_seconds if self._head.wait_s is None else self._head.wait_s
-        if waited_s > limit_s:
+        if waited_s >= limit_s:
             route.leave(self)
             self.refused(route.not_ready(f"`{route.name}` was not ready within {limit_s:g} s"))
         elif self._head.progress and self.stream and (said := route.progress()):
@@ -382,7 +394,7 @@ class Passage:
         record.outcome = outcome
         record.prompt_tokens, record.completion_tokens = tokens.prompt, tokens.completion
         record.cached_tokens, record.reasoning_tokens = tokens.cached, tokens.reasoning
-        record.lower_bound = not self.meter.exact and self._attempts > 0 and self._status in (0, 200)
+        record.lower_bound = not self.meter.exact and self._asked and self._status in (0, 200)
         record.charge_pico = self._route.price.charge_pico(tokens)
         record.held_tokens = record.held_pico = 0
         now_ns = self._now_ns = desk.ground.clock_ns()
