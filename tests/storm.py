@@ -23,6 +23,7 @@ from wild_caller import PATHS, Heard, Line, external, question
 
 CALLERS = 6
 MOMENT_S = 0.15
+PATIENCE_S = 15.0
 # What they ask, and the tokens of a whole answer.
 QUESTIONS = {
     "far": (("@@well", True), ("@@well", False), ("@@paced=2", True), ("@@paced=2", False)),
@@ -42,6 +43,7 @@ class Storm:
     hits: Counter[str] = field(default_factory=Counter)
     heard: list[Heard] = field(default_factory=list)
     lost: int = 0  # callers who were told nothing
+    stuck: int = 0  # callers who were still waiting after PATIENCE_S
     rows: list[dict] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class Storm:
         """What is not as it must be."""
         rows = {row["request"]: row for row in self.rows}
         found = [] if len(rows) == len(self.rows) else ["a request has two records"]
+        found += [f"{self.stuck} callers waited for {PATIENCE_S:g} s"] if self.stuck else []
         found += [f"{request} was seen, and has no record" for request in self.seen.keys() - rows.keys()]
         for each in self.heard:
             row = rows.get(each.request)
@@ -155,9 +158,12 @@ class Storm:
             content, stream = ways.choice(QUESTIONS[model])
             try:
                 with Line(self.team) as line:
-                    line.socket.settimeout(30)
+                    line.socket.settimeout(PATIENCE_S)
                     line.send(question(self.team, model, content, stream=stream, key=self._key))
                     heard = line.answer()
+            except TimeoutError:
+                self.stuck += 1
+                continue
             except (OSError, HTTPException):
                 self.lost += 1
                 continue

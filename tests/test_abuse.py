@@ -250,7 +250,7 @@ async def test_what_an_engine_says_behind_its_answer_is_nobodys(behind):
 
 
 async def test_a_host_that_can_be_none_is_said():
-    with pytest.raises(EngineFailed, match="cannot reach"):
+    with pytest.raises(EngineFailed, match="cannot be reached"):
         await Upstream("http://a..b:1").fetch("GET", "/")
 
 

@@ -8,9 +8,9 @@ from wild_ways import PROMPT, WORDS
 
 LIMITS = {
     "calm": "",
-    "first": "first_byte_seconds = 0.4",
-    "stall": "stall_seconds = 0.4",
-    "total": "request_seconds = 0.8",
+    "first": "first_byte_seconds = 0.3",
+    "stall": "stall_seconds = 0.3",
+    "total": "request_seconds = 0.4",
 }
 
 

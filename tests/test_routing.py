@@ -15,6 +15,7 @@ from freehold.fleet.route import Route
 from freehold.fleet.slots import Slots
 from freehold.policy.balance import LOAD_FACTOR, Circuit, choose
 from freehold.policy.fairness import FairQueue
+from freehold.types import Objection
 
 
 def served(queue, count=10**9):
@@ -242,8 +243,8 @@ def test_who_asks_for_more_choices_is_not_overtaken_for_ever():
 class Only:
     """A permission for some of the replicas, by who asks."""
 
-    def allows(self, replica, rules):
-        return not rules or replica == 0
+    def objections(self, replica, rules):
+        return [] if not rules or replica == 0 else [Objection(rule="residency", reason="it is elsewhere")]
 
 
 def test_rules_on_place_hold_for_every_pick():
@@ -263,10 +264,10 @@ def test_rules_on_place_hold_for_every_pick():
 
 def test_no_replica_where_the_rules_allow():
     class Nobody:
-        def allows(self, replica, rules):
-            return False
+        def objections(self, replica, rules):
+            return [Objection(rule="residency", reason="it is elsewhere")]
 
-    with pytest.raises(Refused, match="rules on place"):
+    with pytest.raises(Refused, match="rules on place allow: it is elsewhere"):
         route_of(2, permission=Nobody()).place(Asking())
 
 

@@ -19,7 +19,7 @@ PROGRESS = {"x-wake-progress": "1"}
 def team(tmp_path_factory):
     """Each test has an endpoint of its own, that is cold."""
     with team_in(tmp_path_factory.mktemp("waking")) as team:
-        soon = ("hasty", "patient", "garbled", "told", "told_whole", "measured")
+        soon = ("forgotten", "hasty", "patient", "garbled", "told", "told_whole", "measured")
         team.write(
             **{name: team.fake("idle_seconds = 0.2", delay_s=START_S) for name in soon},
             **{name: team.fake("wait_seconds = 0.6", delay_s=60) for name in ("never", "never_told")},
@@ -171,3 +171,10 @@ def test_no_group_reads_what_another_left_in_the_cache_of_the_real_engine(tmp_pa
         assert [bool(cached(name)) for name in ("a1", "a2", "b1", "b1", "a1", "a1")] == [
             False, True, False, True, False, True
         ]  # fmt: skip
+
+
+def test_an_engine_that_nobody_waited_for_goes_to_sleep_again(team):
+    """They were told to come back, and did not."""
+    assert ask(team, "forgotten", "0").status == 503
+    team.until(lambda: team.status("forgotten")["state"] == "ready")
+    team.until(lambda: team.status("forgotten")["state"] == "cold")

@@ -18,7 +18,7 @@ from freehold.fleet.checks import LOOPBACK
 from freehold.fleet.config import Config, Endpoint
 from freehold.fleet.ground import Ground
 from freehold.policy import law
-from freehold.types import Ruling
+from freehold.types import Objection, Ruling
 
 _NEVER_NS = 1 << 63
 _LAST_DAY = date.max - timedelta(days=1)  # the day after must be one
@@ -71,10 +71,11 @@ class Permission:
             self._ground.tell("policy.refused", self._name, rules=rules, reason=str(error), model=self._endpoint.model)
         return error
 
-    def allows(self, replica: int, asked: PlaceRules) -> bool:
-        """Whether this replica is where policy, and whoever asks, allow."""
+    def objections(self, replica: int, asked: PlaceRules) -> list[Objection]:
+        """Why this replica is not where policy, and whoever asks, allow; none where it is."""
         each = (replace(self._rules, residency=countries, jurisdiction_not=laws) for countries, laws in asked)
-        return all(law.judge_place(*self._sites[replica], rules).allowed for rules in (self._rules, *each))
+        rulings = [law.judge_place(*self._sites[replica], rules) for rules in (self._rules, *each)]
+        return [objection for ruling in rulings for objection in ruling.objections]
 
     def require(self) -> None:
         """At each start: raises Refused, or says in the book what allows it and what it obliges to."""

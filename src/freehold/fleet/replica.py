@@ -247,6 +247,8 @@ class Replica:
             self.slots.renew()
             self._starts_s.append((now_ns - self._began_ns) / 1e9)
             self.reason = None
+            self._last_use_ns = now_ns
+            self._watch_idle()  # whoever woke it may have left by now
         detail = {"run": self._life.run, "because": note.happening}
         if state == "ready":
             detail["seconds"] = round(self._starts_s[-1], 3)

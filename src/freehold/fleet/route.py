@@ -6,6 +6,7 @@ Who asks is an `Asker`, told by a callback as soon as a replica is held for it: 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple, Protocol
@@ -18,7 +19,9 @@ from freehold.fleet.slots import Slots
 from freehold.fleet.upstream import Upstream
 from freehold.policy.balance import choose
 from freehold.policy.fairness import FairQueue
+from freehold.policy.law import in_words
 from freehold.policy.lifecycle import Happening
+from freehold.types import Objection
 
 
 class Hold(NamedTuple):
@@ -189,16 +192,27 @@ class Route:
         """The replicas that may answer whoever these rules are for. Raises Refused when there is none."""
         allowed = self._allowed_by.get(rules)
         if allowed is None:
-            at = range(len(self.replicas))
-            permitted = at if self._permission is None else [i for i in at if self._permission.allows(i, rules)]
-            allowed = self._allowed_by[rules] = [self.replicas[i] for i in permitted]
+            objections = [self._objections(at, rules) for at in range(len(self.replicas))]
+            allowed = [replica for replica, against in zip(self.replicas, objections, strict=True) if not against]
+            self._allowed_by[rules] = allowed
         if not allowed:
+            every = (each for at in range(len(self.replicas)) for each in self._objections(at, rules))
+            against = dict.fromkeys(map(in_words, every))
             raise Refused(
-                f"no replica of `{self.name}` is where this key's rules on place allow",
-                hint="its residency and jurisdiction_not: freehold keys show NAME",
+                f"no replica of `{self.name}` is where this key's rules on place allow: {'; '.join(against)}",
+                hint="its operator sees them with: freehold keys show NAME",
                 param="model",
             )
         return allowed
+
+    def answers(self, rules: PlaceRules) -> bool:
+        """Whether a replica may answer whoever these rules are for."""
+        with contextlib.suppress(Refused):
+            return bool(self.allowed(rules))
+        return False
+
+    def _objections(self, replica: int, rules: PlaceRules) -> list[Objection]:
+        return self._permission.objections(replica, rules) if self._permission else []
 
     def admit(self) -> None:
         """Somebody may be served now: a replica came up, or one let go of it.

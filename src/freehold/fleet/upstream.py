@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from typing import NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import httptools
 from freehold.errors import EngineFailed
 
 CONNECT_S = 10.0
+_log = logging.getLogger("freehold.engines")
 _DOOR_S = 0.005
 # What an engine may still say behind the end of a stream, which its caller does not wait for.
 FINISH_S = 1.0
@@ -36,8 +38,8 @@ class Sink(Protocol):
     def on_head(self, status: int) -> None: ...
     def on_piece(self, piece: bytes) -> None: ...
     def on_end(self) -> None: ...
-    def on_failure(self, reason: str, *, answered: bool) -> None:
-        """`answered`: a byte of its answer had come. Else the engine may never have seen the request."""
+    def on_failure(self, reason: str, *, answered: bool, sent: bool = True) -> None:
+        """`answered`: a byte of its answer had come. `sent`: the engine may have seen the request."""
         ...
 
 
@@ -79,6 +81,12 @@ class Upstream:
             if not connection.transport.is_closing():
                 connection.send(sink, request)
                 return
+        self.send_anew(sink, request)
+
+    def send_anew(self, sink: Sink, request: bytes) -> None:
+        """Over a new connection. Those that wait are closed: whoever asks for one has just found one of them dead."""
+        while self.idle:
+            self.idle.pop().transport.abort()
         task = asyncio.get_running_loop().create_task(self._dial(sink, request))
         self._dialling.add(task)
         task.add_done_callback(self._dialling.discard)
@@ -104,11 +112,12 @@ class Upstream:
             async with asyncio.timeout(CONNECT_S):
                 connection = await self._connect()
         except (OSError, ValueError) as error:  # TimeoutError among them, and a name that can be none of a host
-            sink.on_failure(f"cannot reach the engine at {self.url}: {error}", answered=False)
+            _log.warning("cannot reach the engine at %s: %s", self.url, error)  # its address is not for callers
+            sink.on_failure("it cannot be reached", answered=False, sent=False)
             return
         if self._closed or not sink.wanted:
             connection.transport.abort()
-            sink.on_failure("its run is over", answered=False)
+            sink.on_failure("its run is over", answered=False, sent=False)
         else:
             connection.send(sink, request)
 
@@ -191,7 +200,7 @@ class Connection(asyncio.Protocol):
         with contextlib.suppress(ValueError):
             self._upstream.idle.remove(self)
         if self._reused and not self._answered and (sink := self._leave()):
-            self._upstream.send(sink, self._request)  # the engine had closed it while it waited in the pool
+            self._upstream.send_anew(sink, self._request)  # the engine had closed it while it waited in the pool
         else:
             self._fail(f"it closed the connection{f' ({exc})' if exc else ''}")
 
@@ -265,7 +274,7 @@ class _Whole:
         if not self.answer.done():
             self.answer.set_result(Answer(self._status, bytes(self._body)))
 
-    def on_failure(self, reason: str, *, answered: bool) -> None:
+    def on_failure(self, reason: str, *, answered: bool, sent: bool = True) -> None:  # noqa: ARG002
         if not self.answer.done():
             what = "the engine went away" if answered else "the engine did not answer"
             self.answer.set_exception(EngineFailed(f"{what}: {reason}"))
@@ -291,7 +300,7 @@ class _Finishing:
     def on_end(self) -> None:
         self._late.cancel()
 
-    def on_failure(self, reason: str, *, answered: bool) -> None:  # noqa: ARG002  nobody asks
+    def on_failure(self, reason: str, *, answered: bool, sent: bool = True) -> None:  # noqa: ARG002  nobody asks
         self._late.cancel()
 
     def _end(self) -> None:

@@ -22,7 +22,7 @@ from freehold.gateway.keyring import Keyring
 from freehold.gateway.logs import RequestLog
 from freehold.gateway.metrics import Metrics
 from freehold.gateway.openai import Ask, Kind
-from freehold.types import Key, UsageRecord
+from freehold.types import Key, Tokens, UsageRecord
 
 if TYPE_CHECKING:
     from freehold.gateway.passage import Passage
@@ -33,6 +33,7 @@ TICK_S = 0.25
 # What a chat template may add to what callers send: its own system prompt, and the marks around each message, for which
 # there is room in the JSON around them.
 TEMPLATE_TOKENS = 1024
+UNSEEN_TOKENS = 32  # a choice: what an engine may produce until it notices that it should stop
 _AFFINITY_BYTES = 4096
 _LONG_BYTES = 1024  # of a first message, the system's: whoever shares that, shares enough
 _log = logging.getLogger("freehold.gateway")
@@ -64,10 +65,25 @@ _decode_beginning = msgspec.json.Decoder(_Beginning).decode
 class Bound(NamedTuple):
     """The most that a request may use."""
 
-    tokens: int  # prompt and completion
+    prompt: int  # tokens
+    completion: int  # of all choices
     rate_tokens: int  # a likely number, for limits by the minute
     pico: int
     cap: int | None  # completion tokens of a choice; sent to the engine
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.completion
+
+    def unseen(self, seen: Tokens, streamed: int | None) -> Tokens:
+        """What an engine may have used beyond what was seen of it: it stays reserved, or who hangs up pays nothing.
+
+        `streamed`: choices that came as they were produced; None: the answer comes whole or not at all.
+        """
+        completion = max(0, self.completion - seen.completion)
+        if streamed is not None:
+            completion = min(completion, UNSEEN_TOKENS * streamed)
+        return Tokens(prompt=0 if seen.prompt else self.prompt, completion=completion)
 
 
 class Desk:
@@ -118,7 +134,8 @@ class Desk:
     def usable(self, key: Key) -> list[str]:
         """The endpoints this key may ask now."""
         now_ns, terms = self.ground.clock_ns(), self.accounts.terms(key)
-        return [n for n in self.fleet.endpoints if terms.may_use(n) and self.fleet.find(n).refusal(now_ns) is None]
+        routes = [self.fleet.find(name) for name in self.fleet.endpoints if terms.may_use(name)]
+        return [each.name for each in routes if not each.refusal(now_ns) and each.answers(terms.rules)]
 
     def route(self, terms: Terms, ask: Ask, name: str, now_ns: int) -> Route:
         """The way to this endpoint, if the key, policy and its engine let the request through. Raises FreeholdError."""
@@ -138,7 +155,7 @@ class Desk:
         cap = route.cap(context)
         longest = asked if cap is None or (asked is not None and asked < cap) else cap
         if not terms.accounts:
-            return Bound(0, 0, 0, longest)
+            return Bound(0, 0, 0, 0, longest)
         if longest is None:
             if terms.budgeted:
                 raise BadRequest(
@@ -146,7 +163,7 @@ class Desk:
                     hint="send max_tokens; or set max_completion_tokens of the endpoint",
                     param="max_tokens",
                 )
-            return Bound(0, body_bytes // 4, 0, None)
+            return Bound(0, 0, body_bytes // 4, 0, None)
         prompt = body_bytes + TEMPLATE_TOKENS
         if "tools" in ask.fields:  # templates may write them out at more length
             prompt += len(bytes(ask.fields["tools"]))
@@ -159,7 +176,7 @@ class Desk:
             other_pico = price.prompt_pico_per_token * prompt + price.completion_pico_per_token * completion
             pico = max(pico, other_pico)
         rate = body_bytes // 4 + (0 if asked is None else asked * ask.n)
-        return Bound(prompt + completion, rate, pico, longest)
+        return Bound(prompt, completion, rate, pico, longest)
 
     def salt(self, group: str) -> str:
         """What keeps a group's prompts apart in an engine's cache; nobody can guess another's."""

@@ -20,7 +20,7 @@ from freehold.gateway.caller import JSON, STREAM, Caller, Pairs, told, unforesee
 from freehold.gateway.desk import KINDS, Desk, Head
 from freehold.gateway.meter import LARGEST_ANSWER_BYTES, WholeMeter
 from freehold.gateway.openai import Kind, error_body, new_request_id, read_ask
-from freehold.types import Content, Key, Outcome, UsageRecord
+from freehold.types import Content, Key, Outcome, Tokens, UsageRecord
 
 _DAY_NS = 86_400 * 10**9
 _PATHS = {kind: path for path, kind in KINDS.items()}
@@ -36,8 +36,9 @@ class Passage:
     connection: Connection | None = None
     tried: AbstractSet[str] = frozenset()
     _hold: Hold | None = None
-    _begun = _asked = _settled = _left = _paused = _moved = _waited = False
+    _begun = _settled = _left = _paused = _moved = _waited = False
     _attempts = _noted = 0
+    _asked = 0  # how often an engine may have seen it
     _status = 0  # of the engine's answer
     _refusal = b""
     _parting: tuple[int, Pairs, bytes] | None = None  # what the caller gets once the record is safe
@@ -54,7 +55,7 @@ class Passage:
         self._terms = terms = desk.accounts.terms(key)
         self._route = route = desk.route(terms, ask, ask.model, now_ns)
         bound = desk.bound(route, terms, ask, len(body))
-        self._cap = bound.cap
+        self._bound, self._cap = bound, bound.cap
         self._desk, self._key, self._head, self._kind, self._body_bytes = desk, key, head, kind, len(body)
         self._fallbacks = route.endpoint.fallback
         self.account, self.group = key.id, key.group or key.id
@@ -153,7 +154,7 @@ class Passage:
         body = ask.for_engine(model, stream=streamed, more=more, cap=self._cap)
         headers = b"x-request-id: %b\r\n%b" % (self._id, self._head.trace)
         self._attempts += 1
-        self._asked = True
+        self._asked += 1
         hold.upstream.send(self, hold.upstream.request("POST", _PATHS[self._kind], body, headers))
 
     def refused(self, error: FreeholdError) -> None:
@@ -248,10 +249,11 @@ class Passage:
             self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
         self._settle(self._outcome(), (200, (JSON,), passed))
 
-    def on_failure(self, reason: str, *, answered: bool) -> None:
+    def on_failure(self, reason: str, *, answered: bool, sent: bool = True) -> None:
         if self._settled:
             return
-        hold, error = self._hold, EngineFailed(f"the engine did not answer: {reason}")
+        hold, error = self._hold, EngineFailed(f"the engine did not answer: {reason}", retry_after_s=2)
+        self._asked -= not sent
         if answered or hold is None:
             self._fail(EngineFailed(f"the engine went away: {reason}"))
             return
@@ -394,13 +396,17 @@ class Passage:
         record.outcome = outcome
         record.prompt_tokens, record.completion_tokens = tokens.prompt, tokens.completion
         record.cached_tokens, record.reasoning_tokens = tokens.cached, tokens.reasoning
-        record.lower_bound = not self.meter.exact and self._asked and self._status in (0, 200)
+        record.lower_bound = not self.meter.exact and self._asked > 0 and self._status in (0, 200)
         record.charge_pico = self._route.price.charge_pico(tokens)
-        record.held_tokens = record.held_pico = 0
         now_ns = self._now_ns = desk.ground.clock_ns()
         record.total_ms = _ms(now_ns - self._began_ns)
         if self._reservation:
-            self._reservation.settle(tokens.prompt + tokens.completion, record.charge_pico, now_ns)
+            seen = None if isinstance(self.meter, WholeMeter) else self.choices
+            unseen = self._bound.unseen(tokens, seen) if record.lower_bound else Tokens()
+            record.held_tokens = unseen.prompt + unseen.completion
+            record.held_pico = self._route.price.charge_pico(unseen)
+            used, cost_pico = tokens.prompt + tokens.completion, record.charge_pico
+            self._reservation.settle(used + record.held_tokens, cost_pico + record.held_pico, now_ns)
         record.machine_pico = self._release(served=outcome == "ok")
         content = None
         if self._kept is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import socket
 import struct
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from freehold.gateway.openai import error_body
 from freehold.gateway.rundir import user
 
 SWEEP_S = 1.0
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE).sub
 MOST_PIPELINED = 64  # on one connection; each takes memory before anybody looks at its key
 _HEAD, _BODY = "the head of a request", "the body of a request"
 # What this rests on: methods and what they take, and names that they use.
@@ -53,6 +55,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         before = self._heads if self._reading == _HEAD else 0
+        if before and b"pgrade:" in data:  # curl and Java offer h2c; a parser that hears of it would read no body
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = _UPGRADE(b"", head) + end + rest
         super().data_received(data)
         if self._heads == before and self._reading == _HEAD:  # headers from its first byte to its last
             self._header_bytes += len(data)
