@@ -122,7 +122,7 @@ def test_a_stopped_external_endpoint_refuses(team):
     assert team.status("far")["state"] == "stopped"
     late = team.post("far")
     assert (late.status, json.loads(late.read())["error"]["code"]) == (503, "engine_unavailable")
-    assert "cannot reach the engine" in team.up("far")["error"]  # it is open again, and still nobody is there
+    assert "it cannot be reached" in team.up("far")["error"]  # it is open again, and still nobody is there
     assert team.post("far").status == 502
     assert [(record["outcome"], record["status"]) for record in team.records()] == [
         ("error", 502),
