@@ -42,6 +42,16 @@ def measure(kill, rounds: int, streams: int) -> dict:
     }
 
 
+def show(name: str, row: dict) -> dict:
+    each = "all" if not row["not_exactly_one_record"] else f"not in {row['not_exactly_one_record']}"
+    next_s = f"{row['next_answer_s']['median']:.2f} s, {row['next_answer_s']['max']:.2f} s"
+    told = ", ".join(f"{count} x {what}" for what, count in row["callers_saw"].items())
+    held = ", ".join(f"{count} x {what}" for what, count in row["ledger_holds"].items())
+    counts = f"{row['rounds']:<8}{row['streams_cut']:<9}{each:17}{row['processes_left']:<6}"
+    print(f"{name:9}{counts}{next_s:27}{told} -> {held}")
+    return row
+
+
 def storm(path: str, rounds: int, seed: int) -> dict:
     """One team, hit so many times."""
     with tempfile.TemporaryDirectory() as folder, team_in(Path(folder)) as team:
@@ -58,10 +68,11 @@ def storm(path: str, rounds: int, seed: int) -> dict:
         }
 
 
-def show_storm(path: str, found: dict) -> None:
+def show_storm(path: str, found: dict) -> dict:
     hits, held = (", ".join(f"{n} x {what}" for what, n in found[of].items()) for of in ("hits", "ledger_holds"))
     print(f"\n{path}: {found['rounds']} at random ({hits}) among {found['requests']} requests -> {held};")
     print(f"  {found['callers_lost']} callers were told nothing; not as it must be: {found['faults'] or 'nothing'}")
+    return found
 
 
 def main() -> None:
@@ -78,20 +89,11 @@ def main() -> None:
     }
     about = machine()
     print(f"{about['cpu']}, {about['cores']} cores; {args.streams} streams at each kill\n")
-    print("KILLED   ROUNDS  STREAMS  ONE RECORD EACH  LEFT  NEXT ANSWER (MEDIAN, MAX)  CALLERS SAW -> LEDGER HOLDS")
-    found = {}
-    for name, kill in kills.items() if args.rounds else ():
-        found[name] = row = measure(kill, args.rounds, args.streams)
-        each = "all" if not row["not_exactly_one_record"] else f"not in {row['not_exactly_one_record']}"
-        next_s = f"{row['next_answer_s']['median']:.2f} s, {row['next_answer_s']['max']:.2f} s"
-        told = ", ".join(f"{count} x {what}" for what, count in row["callers_saw"].items())
-        held = ", ".join(f"{count} x {what}" for what, count in row["ledger_holds"].items())
-        counts = f"{row['rounds']:<8}{row['streams_cut']:<9}{each:17}{row['processes_left']:<6}"
-        print(f"{name:9}{counts}{next_s:27}{told} -> {held}")
-    for path in PATHS if args.storm else ():
-        found[f"storm, {path}"] = row = storm(path, args.storm, args.seed)
-        show_storm(path, row)
-    keep("faults", found)
+    if args.rounds:
+        print("KILLED   ROUNDS  STREAMS  ONE RECORD EACH  LEFT  NEXT ANSWER (MEDIAN, MAX)  CALLERS SAW -> LEDGER HOLDS")
+        keep("faults", {name: show(name, measure(kill, args.rounds, args.streams)) for name, kill in kills.items()})
+    if args.storm:
+        keep("storm", {path: show_storm(path, storm(path, args.storm, args.seed)) for path in PATHS})
 
 
 if __name__ == "__main__":
