@@ -234,7 +234,7 @@ def test_a_fresh_replica_is_not_given_everything_at_once(tmp_path):
         team.serve()
         two = Two(team, one, one)
         answers = [pool.submit(two.ask, content="@@holds") for _ in range(8)]
-        team.until(lambda: team.status("far")["waiting"] == 6)
+        team.until(lambda: team.status("far")["waiting"] == 6 and len(one.seen) >= 2)
         assert len(one.seen) == 2  # a quarter of its slots, until it has begun to answer
         OPEN.set()
         assert {answer.result()[0] for answer in answers} == {200}
