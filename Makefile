@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := .venv-lock/bin/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header --quiet $(LOCK_FLAGS) pyproject.toml --group build
 
-.PHONY: up down hub test check bench lock
+.PHONY: up down hub test check bench soak lock
 
 up: .venv/.base
 	@$(BIN)/freehold up
@@ -30,6 +30,11 @@ check: .venv/.test
 
 bench: .venv/.test
 	for script in bench/*.py; do $(BIN)/python $$script || exit; done
+
+# The gateway under mixed load, each request held against its record, memory watched. Needs gcc.
+MINUTES ?= 1
+soak: .venv/.base
+	$(BIN)/python bench/gateway/soak.py --minutes $(MINUTES)
 
 # The newest versions that pyproject.toml allows: make lock LOCK_FLAGS=--upgrade
 lock: .venv-lock/bin/uv

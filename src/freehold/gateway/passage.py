@@ -8,6 +8,7 @@ comes, of the caller who leaves. No task and no await a request. Two faces share
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
 import msgspec
@@ -206,16 +207,10 @@ class Passage:
         if self.record.first_byte_ms is None:
             self._now_ns = self._desk.ground.clock_ns()
             self.record.first_byte_ms = _ms(self._now_ns - self._began_ns)
-        try:
-            passed = self.meter.feed(piece)
-        except EngineFailed as error:
-            self._fail(error)
+        passed = self._metered(self.meter.feed, piece)
+        if passed is None:
             return
-        except Exception:  # noqa: BLE001  the door of an engine's answer
-            self._fail_unforeseen()
-            return
-        if self._kept is not None:
-            self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
+        self._keep(passed)
         if self.meter.done:  # what the engine says after this, nobody waits for
             connection = self.connection
             self._settle(self._outcome(), (200, (), passed))
@@ -224,19 +219,28 @@ class Passage:
         elif passed:
             self._caller.write(passed)
 
+    def _metered(self, step: Callable[..., bytes], *piece: bytes) -> bytes | None:
+        """What the caller is to see; None when it was no answer, and the request has failed."""
+        try:
+            return step(*piece)
+        except EngineFailed as error:
+            self._fail(error)
+        except Exception:  # noqa: BLE001  the door of an engine's answer
+            self._fail_unforeseen()
+        return None
+
+    def _keep(self, passed: bytes) -> None:
+        if self._kept is not None:
+            self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
+
     def on_end(self) -> None:
         if self._settled:
             return
         if self._status != 200:
             self._fail(self._translated())
             return
-        try:
-            passed = self.meter.close()
-        except EngineFailed as error:
-            self._fail(error)
-            return
-        except Exception:  # noqa: BLE001  the door of an engine's answer
-            self._fail_unforeseen()
+        passed = self._metered(self.meter.close)
+        if passed is None:
             return
         if self.meter.failed and not self.stream:  # an error, whatever its status says
             self._status, self._refusal = 500, passed
@@ -245,8 +249,7 @@ class Passage:
         if self._outcome() == "error" and not self.meter.failed:  # else it would look like a whole answer
             self._fail(EngineFailed("the engine ended its answer in the middle"))
             return
-        if self._kept is not None:
-            self._kept += passed[: LARGEST_ANSWER_BYTES - len(self._kept)]
+        self._keep(passed)
         self._settle(self._outcome(), (200, (JSON,), passed))
 
     def on_failure(self, reason: str, *, answered: bool, sent: bool = True) -> None:
