@@ -36,6 +36,12 @@ class BadRequest(FreeholdError):
     status, exit_code, type, code = 400, 2, "invalid_request_error", None
 
 
+class NotSupported(FreeholdError):
+    """The engine behind the endpoint cannot do that."""
+
+    status, exit_code, type, code = 400, 2, "invalid_request_error", "not_supported"
+
+
 class BadKey(FreeholdError):
     """No key, or one that is unknown, expired or revoked."""
 
@@ -85,8 +91,9 @@ class Refused(FreeholdError):
 
 
 class DoesNotFit(FreeholdError):
-    """The model does not fit this machine as asked."""
+    """The model does not fit this machine as asked; a context of `longest` tokens would, where that is known."""
 
+    longest = 0
     status, exit_code, type, code = 422, 4, "invalid_request_error", "does_not_fit"
 
 

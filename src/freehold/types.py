@@ -22,6 +22,7 @@ class Gpu(Struct, frozen=True, kw_only=True):
     memory_bytes: int
     free_bytes: int
     driver: str = ""
+    node: str = ""  # /dev/nvidia0
 
 
 class Host(Struct, frozen=True, kw_only=True):
@@ -68,6 +69,17 @@ class Plan(Struct, frozen=True, kw_only=True):
     available_bytes: int
     requests_that_fit: int  # at this context, if memory were the only bound
     steps: tuple[str, ...]  # every number above, expanded
+    card: str = ""  # as the catalogue calls it; "": the CPU alone
+    tp: int = 1  # cards that share each layer
+    pp: int = 1  # groups of cards with a part of the layers each
+    ep: int = 1  # ranks that share the experts
+    card_share: float = 0.0  # of each card's memory that the engine may take
+    batched_tokens: int = 0  # computed in one step; 0: the engine's default
+    kv_dtype: str = ""  # "": the engine's default
+
+    @property
+    def cards(self) -> int:
+        return self.tp * self.pp if self.card else 0
 
     @property
     def total_bytes(self) -> int:
@@ -154,15 +166,91 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     evidence: dict[str, str] = {}  # what others say of it, such as the hub's scan; never decides
 
 
+class Adapter(Struct, frozen=True, kw_only=True):
+    """One version of a LoRA adapter, as engines get it."""
+
+    name: str  # what the engine calls it: of each version another, so that no cache mistakes one for the other
+    path: str  # a folder as PEFT writes it, or a GGUF file
+    rank: int = 0
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What an endpoint asks of its engine beside what the plan says."""
+
+    prefix_caching: bool = True
+    speculative: Literal["", "ngram", "draft", "mtp"] = ""
+    draft_tokens: int = 3  # guessed a step
+    tool_parser: str = ""  # as the engine calls it; "": by the model's family
+    reasoning_parser: str = ""
+    chat_template: str = ""  # a file; "": the model's own
+    embeddings: bool = False
+    max_loras: int = 0  # adapters at the same time; 0: none
+    max_lora_rank: int = 16
+    arguments: tuple[str, ...] = ()  # the engine's own, after all others
+
+
+class Service(Struct, frozen=True, kw_only=True):
+    """What one engine process is to serve: all that a launch is described from."""
+
+    name: str  # what the engine is to call the model
+    weights: str  # a GGUF file (of a split model the first part), or a folder
+    files: tuple[str, ...] = ()  # of these weights, as verified
+    socket: str
+    plan: Plan
+    family: str = ""  # the architecture: "llama", "qwen3"
+    draft: str = ""  # weights of a draft model
+    program: str = ""  # the engine's own binary, or the Python of its environment; "": what Freehold brings
+    version: tuple[int, ...] = ()  # of the engine
+    options: Options = Options()
+    adapters: tuple[Adapter, ...] = ()  # that are there from the start
+    adapter_folder: str = ""  # where more may come while it serves
+    cache_folder: str = ""  # what it compiles is kept there for its next start
+    devices: tuple[str, ...] = ()  # nodes of the cards that are its own
+    drain_s: int = 0  # it lets requests finish for so long when it is asked to end
+
+
 class Launch(Struct, frozen=True, kw_only=True):
     """An engine process to start: described, not started. Nothing is inherited: this is all it gets."""
 
     argv: tuple[str, ...]
-    socket: str  # Unix socket it will listen on; its folder is the only place it may write to
+    socket: str  # Unix socket it will listen on; it may write to its folder
     env: dict[str, str] = {}
     weights: tuple[str, ...] = ()  # files that were verified; it may read them
     readable: tuple[str, ...] = ()  # other files and folders beside the system's libraries
+    writable: tuple[str, ...] = ()  # folders of its own that outlive it
     devices: tuple[str, ...] = ()  # device nodes it may open
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """An HTTP request to an engine: described, not made."""
+
+    method: str
+    path: str
+    body: bytes = b""
+
+
+class Stated(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an engine says of its memory after a start; None: it does not say."""
+
+    weight_bytes: int | None = None
+    kv_bytes: int | None = None
+    kv_tokens: int | None = None
+    compute_bytes: int | None = None  # activations and scratch memory
+    graph_bytes: int | None = None  # captured CUDA graphs
+    concurrency: float | None = None  # requests of the whole context that its KV cache holds
+    process_bytes: int | None = None  # of all its processes, as the kernel counts: shared memory by its share
+
+
+class Signals(Struct, frozen=True, kw_only=True):
+    """What an engine's metrics say beside tokens. Counts are since it started."""
+
+    running: int | None = None
+    waiting: int | None = None
+    kv_usage: float | None = None  # 0 to 1
+    prefix_asked: int = 0  # tokens looked for in the prefix cache
+    prefix_hit: int = 0
+    drafted: int = 0  # tokens guessed by speculative decoding
+    accepted: int = 0
 
 
 class Tokens(Struct, frozen=True, kw_only=True):
@@ -266,7 +354,7 @@ class UsageRecord(Struct, kw_only=True, omit_defaults=True, gc=False):
     request: str
     key: str
     endpoint: str
-    kind: Literal["chat", "completion", "probe"]
+    kind: Literal["chat", "completion", "embedding", "probe"]
     stream: bool
     started_ns: int
     status: int = 0  # HTTP status the caller saw; 0: none before they left

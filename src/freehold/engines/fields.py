@@ -36,7 +36,7 @@ LLAMACPP = {
     "verbose": "it puts the engine's settings and the rendered prompt into the answer",
 }
 
-_VLLM = {
+VLLM = {
     "cache_salt": _CACHE,
     "chat_template": _CODE,
     "ec_transfer_params": _PEER,
@@ -51,7 +51,7 @@ _VLLM = {
     "vllm_xargs": "it sets the engine's own extensions, the transfer of caches among them",
 }
 
-_SGLANG = {
+SGLANG = {
     "bootstrap_host": _PEER,
     "bootstrap_port": _PEER,
     "bootstrap_room": _PEER,
@@ -74,5 +74,15 @@ _SGLANG = {
     "stop_regex": "a slow pattern stops the engine for everybody",
 }
 
+# Fields that it may answer 200 to and not hold to, but for these values: with `required`, or a function's name, it keeps
+# a model from ending without a call and lets it talk on instead, or does nothing, by the template (llama.cpp #27217).
+LLAMACPP_HOLDS_ONLY = {
+    "functions": ((b"null",), "say it in `tools`"),
+    "tool_choice": (
+        (b'"auto"', b'"none"', b"null"),
+        "leave the choice to the model with `auto`, or ask for the arguments as `response_format` with a json_schema",
+    ),
+}
+
 # Nobody says which engine is behind a URL. The first two only show hits where the cache cannot be kept apart.
-EXTERNAL = {"return_progress": _HITS, "timings_per_token": _HITS, **LLAMACPP, **_VLLM, **_SGLANG}
+EXTERNAL = {"return_progress": _HITS, "timings_per_token": _HITS, **LLAMACPP, **VLLM, **SGLANG}

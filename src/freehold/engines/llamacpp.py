@@ -12,6 +12,9 @@ What it does, as seen on build 11549 over its Unix socket:
   replaced by a request that was refused, or whose client left before its turn.
 - Of `max_completion_tokens` and `max_tokens` the first counts, -1 is no limit, 0 gives one token, `n_predict` beats
   both. A list of prompts with a number in it is one prompt.
+- Adapters are those of its launch. Which one a request wants is said by its number; none is the base. A prompt that was
+  cached with another adapter gives wrong answers without a word (llama.cpp #26207): so a slot's cache is read only by
+  requests for the adapter that filled it. Adapters that are switched for all (POST /lora-adapters) are never used.
 - The header X-Conversation-Id keeps a stream running without its client, and anyone who knows the id may read it:
   callers' headers must not reach the engine.
 """
@@ -20,16 +23,31 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
 from freehold.engines import fields, prometheus
-from freehold.engines.external import External
+from freehold.engines.base import Launchable, Stage, Wanted
 from freehold.errors import Unknown
-from freehold.types import Launch, Plan, Tokens, WireError
+from freehold.facts import Model
+from freehold.plan.llamacpp import fit
+from freehold.types import (
+    Adapter,
+    Build,
+    Host,
+    Launch,
+    Options,
+    Plan,
+    Refusal,
+    Service,
+    Signals,
+    Stated,
+    Tokens,
+    WireError,
+)  # fmt: skip
 
 _SERVER = Path(__file__).with_name("llamacpp_server.py")
 _ENV = {
@@ -57,17 +75,40 @@ _KNOWN = {
     "server_error": (502, "engine_failed"),
     "unavailable_error": (503, "engine_unavailable"),
 }
+_MEANT = {
+    "input is not supported": "not_supported_error",  # an image for a text model
+    "too large to process": "exceed_context_size_error",  # a text to embed, which is computed in one step
+}
 _decode = msgspec.json.Decoder(_Envelope).decode
 
 
-class LlamaCpp:
+_SPECULATION = {"ngram": "ngram-simple", "draft": "draft-simple", "mtp": "draft-mtp"}
+_STAGES = (
+    (re.compile(r"load_tensors: loading model tensors"), "loading the weights"),
+    (re.compile(r"llama_context: constructing"), "making room for the KV cache"),
+    (re.compile(r"warming up the model"), "warming up"),
+)
+_BUFFER = re.compile(r"(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
+_BUFFERS = {
+    "model": "weight_bytes",
+    "KV": "kv_bytes",
+    "RS": "kv_bytes",
+    "compute": "compute_bytes",
+    "output": "compute_bytes",
+}
+_CONTEXT = re.compile(r"n_slots = (\d+), n_ctx_slot = (\d+)")
+
+
+class LlamaCpp(Launchable):
     """One process serves one GGUF file, at whole context for each of `plan.parallel` requests."""
 
-    ready_path = "/health"
-    metrics_path = "/metrics"
+    formats = ("gguf",)
+    handed_slots = True
+    adapters = "launch"
     stream_fields: Mapping[str, object] = {"timings_per_token": True}  # a running count, for streams that are cut
     answers_by_stream = True  # else it computes on when the caller has left, and counts one choice of several
     refused_fields: Mapping[str, str] = fields.LLAMACPP
+    holds_only = fields.LLAMACPP_HOLDS_ONLY
     hides_cache_hits = False  # each slot has a cache of its own
 
     def isolate(self, salt: str, slot: int | None, *, same: bool, salted: bool) -> Mapping[str, object]:  # noqa: ARG002
@@ -78,18 +119,25 @@ class LlamaCpp:
         """
         return {"cache_prompt": False} if slot is None else {"id_slot": slot, "cache_prompt": same}
 
-    def launch(self, plan: Plan, weights: str, name: str, socket: str, binary: str | None = None) -> Launch:
-        """Describe the process that serves `weights` (a GGUF file, or the first of its shards) as `name`.
+    def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
+        return fit(
+            build, host, context=wanted.context or build.context, parallel=wanted.parallel, threads=wanted.threads,
+            model=model, longest=wanted.longest,
+        )  # fmt: skip
 
-        `socket` must end in .sock, or llama.cpp takes it for a host name. With `binary` it is that llama-server, with
-        its libraries beside it or among the system's; without, it is the llama.cpp inside xllamacpp.
+    def launch(self, service: Service) -> Launch:
+        """The socket must end in .sock, or llama.cpp takes it for a host name.
+
+        With a `program` it is that llama-server, with its libraries beside it or among the system's; without, it is the
+        llama.cpp inside xllamacpp.
         """
-        if not socket.endswith(".sock"):
-            raise ValueError(f"{socket}: llama.cpp listens on a Unix socket only if its name ends in .sock")
+        plan, options, binary = service.plan, service.options, service.program
+        if not service.socket.endswith(".sock"):
+            raise ValueError(f"{service.socket}: llama.cpp listens on a Unix socket only if its name ends in .sock")
         command = (binary,) if binary else (sys.executable, "-I", str(_SERVER))
         program = _with_libraries(binary) if binary else _interpreter()
         flags = (
-            *("--model", weights, "--alias", name, "--host", socket),
+            *("--model", service.weights, "--alias", service.name, "--host", service.socket),
             *("--ctx-size", str(plan.context * plan.parallel), "--parallel", str(plan.parallel)),
             *("--threads", str(plan.threads), "--threads-batch", str(plan.threads)),
             # One thread a connection, kept ones too: enough for the gateway's and for probes beside them.
@@ -99,9 +147,36 @@ class LlamaCpp:
             *("--fit", "off"),  # the plan is what runs, or it fails; the engine does not shrink it unasked
             *("--log-verbosity", "2"),  # warnings; otherwise five lines a request, for months
             *("--metrics", "--slots", "--jinja", "--no-webui"),
+            *(("--embeddings", "--pooling", "mean") if options.embeddings else ()),
+            *_loras(service.adapters),
+            *_speculation(options, service.draft),
+            *options.arguments,
         )
-        argv = (*command, *flags)
-        return Launch(argv=argv, socket=socket, env=dict(_ENV), weights=_shards(weights), readable=program)
+        return Launch(
+            argv=(*command, *flags),
+            socket=service.socket,
+            env=dict(_ENV),
+            weights=service.files or _shards(service.weights),
+            readable=(*program, *(adapter.path for adapter in service.adapters), *filter(None, (service.draft,))),
+        )
+
+    def ask(self, adapter: Adapter, launched: Sequence[Adapter]) -> Mapping[str, object]:
+        return {"lora": [{"id": launched.index(adapter), "scale": 1.0}]}
+
+    def stage(self, line: str) -> Stage | None:
+        return next((Stage(name) for pattern, name in _STAGES if pattern.search(line)), None)
+
+    def stated(self, log: str, metrics: bytes) -> Stated:  # noqa: ARG002
+        """Its buffers, of all devices. A llama-server of the team's own keeps silent: it is told to."""
+        sizes: dict[str, int] = {}
+        for kind, mib in _BUFFER.findall(log):
+            sizes[_BUFFERS[kind]] = sizes.get(_BUFFERS[kind], 0) + round(float(mib) * (1 << 20))
+        slots = _CONTEXT.search(log)
+        return Stated(
+            **sizes,
+            kv_tokens=int(slots[1]) * int(slots[2]) if slots else None,
+            concurrency=float(slots[1]) if slots else None,
+        )
 
     def counters(self, metrics: bytes) -> Tokens:
         """Read the tokens counted since the process started.
@@ -118,20 +193,46 @@ class LlamaCpp:
             cached=cached,
         )
 
+    def signals(self, metrics: bytes) -> Signals:
+        counted = prometheus.totals(metrics)
+        cached = counted.get("llamacpp:prompt_tokens_cached_total", 0)
+        return Signals(
+            running=counted.get("llamacpp:requests_processing"),
+            waiting=counted.get("llamacpp:requests_deferred"),
+            prefix_asked=counted.get("llamacpp:prompt_tokens_total", 0) + cached,
+            prefix_hit=cached,
+            drafted=counted.get("llamacpp:spec_decode_num_draft_tokens_total", 0),
+            accepted=counted.get("llamacpp:spec_decode_num_accepted_tokens_total", 0),
+        )
+
     def error(self, status: int, body: bytes) -> tuple[int, WireError]:
         """Put llama.cpp's error into OpenAI's words. A server's error stays one, with a status a gateway may give."""
         try:
             said = _decode(body).error
         except msgspec.DecodeError:
-            return External().error(status, body)
-        if said.type == "server_error" and "input is not supported" in said.message:
-            kind = "not_supported_error"  # an image for a text model: the caller's mistake, though it says 500
-        else:
-            kind = said.type
+            return super().error(status, body)
+        kind = said.type
+        if kind == "server_error":  # the caller's mistakes, though it says 500
+            for words, meant in _MEANT.items():
+                kind = meant if words in said.message else kind
         status, code = _KNOWN.get(kind, (status, None))
         if status < 500:
             return status, WireError(message=said.message, type="invalid_request_error", code=code)
         return status, WireError(message=said.message, type="server_error", code=code or "engine_failed")
+
+
+def _loras(adapters: Sequence[Adapter]) -> tuple[str, ...]:
+    """Loaded, and in use for nobody who does not ask."""
+    named = (part for adapter in adapters for part in ("--lora", adapter.path))
+    return (*named, "--lora-init-without-apply") if adapters else ()
+
+
+def _speculation(options: Options, draft: str) -> tuple[str, ...]:
+    if not options.speculative:
+        return ()
+    model = ("--spec-draft-model", draft) if draft else ()
+    kind = _SPECULATION[options.speculative]
+    return ("--spec-type", kind, "--spec-draft-n-max", str(options.draft_tokens), *model)
 
 
 def _shards(weights: str) -> tuple[str, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from math import isfinite
+
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def totals(metrics: bytes) -> dict[str, int]:
@@ -19,3 +22,18 @@ def totals(metrics: bytes) -> dict[str, int]:
             if isfinite(value):
                 sums[name] = sums.get(name, 0.0) + value
     return {name: int(total) for name, total in sums.items()}
+
+
+def first(metrics: bytes, name: str) -> float | None:
+    """The value of the first line of this metric."""
+    for line in metrics.decode("utf-8", "replace").splitlines():
+        if line.startswith(name) and line[len(name) : len(name) + 1] in "{ ":
+            with suppress(ValueError, IndexError):
+                return float(line.rpartition(" ")[2])
+    return None
+
+
+def labels(metrics: bytes, name: str) -> dict[str, str]:
+    """The labels of the first line of this metric."""
+    found = re.search(rf"^{re.escape(name)}\{{(.*)\}}", metrics.decode("utf-8", "replace"), re.MULTILINE)
+    return dict(_LABEL.findall(found[1])) if found else {}

@@ -42,7 +42,7 @@ def probed(launch: Launch, report: int, private: Sequence[Path], gateway: tuple[
         *(f"gateway={host}:{port}" for host, port in ([gateway] if gateway else ())),
         *(f"weights={path}" for path in launch.weights),
         *(f"readable={path}" for path in launch.readable),
-        f"folder={Path(launch.socket).parent}",
+        *(f"folder={path}" for path in (Path(launch.socket).parent, *launch.writable)),
         *(f"private={path}" for folder in private for path in (folder, *_inside(folder))),
         *(f"device={path}" for path in launch.devices),
         *(f"variable={name}" for name in launch.env),

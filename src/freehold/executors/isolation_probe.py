@@ -101,13 +101,13 @@ def private(given: Given) -> str:
 
 
 def writable(given: Given) -> str:
-    """Every mount is read-only but the socket's folder, what is the sandbox's own, and device nodes."""
+    """Every mount is read-only but the folders it was given, what is the sandbox's own, and device nodes."""
     allowed = {*given["folder"], *given["device"], *NODES, "/tmp", "/dev/shm", "/dev/pts"}
     written = {path.translate({ord(each): f"\\{ord(each):03o}" for each in "\\ \t\n"}) for path in allowed}
     for mount in map(str.split, lines("/proc/self/mountinfo")):
         if mount[4] not in written and "rw" in mount[5].split(",") and "rw" in mount[-1].split(","):
             raise Hole(f"{mount[4]} can be written to")
-    return "/tmp and its socket's folder"
+    return "/tmp and its own folders"
 
 
 def devices(given: Given) -> str:

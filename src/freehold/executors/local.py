@@ -153,7 +153,7 @@ class Local:
 
     def _check(self, launch: Launch) -> None:
         if self.why_not_isolated is None:
-            seen = (*SYSTEM, *launch.weights, *launch.readable, *parts())
+            seen = (*SYSTEM, *launch.weights, *launch.readable, *launch.writable, *parts())
             for own in self._private:
                 if shown := next((path for path in seen if own.is_relative_to(path)), None):
                     raise Refused(

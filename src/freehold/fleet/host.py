@@ -58,9 +58,10 @@ def _gpu(index: int, driver: str) -> Gpu | None:
         card = pynvml.nvmlDeviceGetHandleByIndex(index)
         memory = pynvml.nvmlDeviceGetMemoryInfo(card)
         name = pynvml.nvmlDeviceGetName(card)
+        node = f"/dev/nvidia{pynvml.nvmlDeviceGetMinorNumber(card)}"
     except pynvml.NVMLError:  # a card that fell off the bus does not hide the others
         return None
-    return Gpu(name=name, memory_bytes=int(memory.total), free_bytes=int(memory.free), driver=driver)
+    return Gpu(name=name, memory_bytes=int(memory.total), free_bytes=int(memory.free), driver=driver, node=node)
 
 
 def _cores(root: Path) -> int:

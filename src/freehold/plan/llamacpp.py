@@ -119,10 +119,12 @@ def fit(
     parallel: int,
     threads: int,
     model: Model | None = None,
+    longest: bool = False,
 ) -> Plan | Refusal:
     """A plan to serve `parallel` requests of up to `context` tokens each from `host`'s memory, or why not.
 
     With the `model`'s dimensions the KV cache is exact; without, every layer counts as one that keeps all tokens.
+    `longest`: if they do not fit, those with the longest context that does.
     """
     subject = f"{build.name} on {host.name}"
     if build.format != "gguf":
@@ -153,8 +155,11 @@ def fit(
     )
     steps = _steps(plan, build, model, host)
     if requests < parallel:
+        shorter = _longest(plan, build, model)
+        if longest and shorter >= CELLS:
+            return fit(build, host, context=shorter, parallel=parallel, threads=threads, model=model)
         reason = f"needs {size(plan.total_bytes)}, but {size(available)} may be used"
-        return Refusal(subject=subject, reason=reason, hint=_smaller(plan, build, model), steps=steps)
+        return Refusal(subject=subject, reason=reason, hint=_smaller(plan, build, model, shorter), steps=steps)
     return replace(plan, steps=steps)
 
 
@@ -163,17 +168,20 @@ def _request_bytes(build: Build, model: Model | None, context: int) -> int:
     return kv_buffers(model.attention, context) if model else kv_bytes_per_token(build) * cells(context)
 
 
-def _smaller(plan: Plan, build: Build, model: Model | None) -> str:
-    """What would fit: fewer requests at this context, or a shorter context for as many."""
+def _longest(plan: Plan, build: Build, model: Model | None) -> int:
+    """The context that fits for as many requests as the plan has; less than CELLS: none."""
     room = plan.available_bytes - build.weight_bytes
 
     def fits(steps: int) -> bool:
         kept = _request_bytes(build, model, steps * CELLS) * plan.parallel
         return kept + compute_bytes(build.vocabulary, build.hidden_size, steps * CELLS) <= room
 
-    shorter = min(
-        bisect_left(range(1, build.context // CELLS + 2), x=True, key=lambda n: not fits(n)) * CELLS, build.context
-    )
+    steps = bisect_left(range(1, build.context // CELLS + 2), x=True, key=lambda n: not fits(n))
+    return min(steps * CELLS, build.context)
+
+
+def _smaller(plan: Plan, build: Build, model: Model | None, shorter: int) -> str:
+    """What would fit: fewer requests at this context, or a shorter context for as many."""
     ways = [f"parallel {plan.requests_that_fit} at this context"] if plan.requests_that_fit else []
     ways += [f"a context of {shorter:,} for {plan.parallel} at once"] if shorter >= CELLS else []
     if ways:

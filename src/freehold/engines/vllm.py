@@ -1,0 +1,284 @@
+"""vLLM, in an environment of its own: how to start it, what it says while it starts, how to talk to it.
+
+What it does, as seen of 0.32.0 on its Unix socket, in the sandbox:
+
+- HTTP answers only once everything is loaded: before, there is no socket, so no 503. A start is seen in its log.
+- It runs lscpu, which reads /sys/devices/system, and asks for its own address, which is VLLM_HOST_IP.
+- kill -9 of the API server leaves EngineCore and its workers: only the sandbox ends them with it.
+- An adapter that is loaded again under its name may answer from cached prompts of the old one (vLLM #42125): so each
+  version has a name of its own. It takes a rank up to --max-lora-rank, of a list of its own.
+- POST /sleep is answered with 200 where sleep mode is off, and nothing is freed: memory says, not the status.
+- `usage` counts the prompt with what the cache gave; prompt_tokens_total does too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from freehold.engines import families, fields, prometheus
+from freehold.engines.base import Launchable, Stage, Wanted
+from freehold.errors import BadConfig, DoesNotFit, FreeholdError, NotReady
+from freehold.facts import Model
+from freehold.plan.units import GIB
+from freehold.plan.vllm import Settings
+from freehold.plan.vllm_fit import CPU_BLOCK_TOKENS, Asked, fit
+from freehold.plan.weights import Split
+from freehold.types import Adapter, Build, Call, Host, Launch, Plan, Refusal, Service, Signals, Stated, Tokens
+
+VERSION = (0, 32, 0)  # that was run
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
+_CPU_FOLDERS = ("/sys/devices/system",)
+_GPU_FOLDERS = ("/sys/devices/system", "/sys/bus/pci", "/sys/devices", "/sys/class/infiniband")
+# The launch says them, or they run code that nobody has gated, or reach out of the sandbox.
+_OURS = {
+    *("--model", "--served-model-name", "--uds", "--host", "--port", "--api-key", "--ssl-keyfile", "--ssl-certfile"),
+    *("--root-path", "--middleware", "--trust-remote-code", "--tool-parser-plugin", "--reasoning-parser-plugin"),
+    *("--io-processor-plugin", "--logits-processors", "--worker-cls", "--worker-extension-cls", "--scheduler-cls"),
+    *("--lora-modules", "--allowed-local-media-path", "--hf-token", "--download-dir", "--config"),
+}
+_STAGES = (
+    (re.compile(r"Initializing a V1 LLM engine"), "starting the engine core"),
+    (re.compile(r"Starting to load model"), "loading the weights"),
+    (re.compile(r"Loading safetensors checkpoint shards: +(\d+)% Completed"), "loading the weights"),
+    (re.compile(r"Dynamo bytecode transform|Compiling a graph|Warming up model for the compilation"), "compiling"),
+    (re.compile(r"Capturing CUDA graphs.*?: +(\d+)%"), "capturing graphs"),
+    (re.compile(r"init engine \(profile"), "opening its socket"),
+)
+_TOO_LONG = re.compile(
+    r"max seq len \((\d+)\), \(([\d.]+) GiB KV cache is needed, which is larger than the available KV cache memory "
+    r"\(([\d.]+) GiB\)\.(?: Based on the available memory, the estimated maximum model length is (\d+))?"
+)
+_COMPLAINTS = (
+    (
+        re.compile(r"CUDA out of memory|No available memory for the cache blocks"),
+        "the card's memory was full before the KV cache",
+        "a smaller build, less context, more cards, or a larger card_share",
+    ),
+    (
+        re.compile(r"Free memory on device .* is less than desired GPU memory utilization"),
+        "other processes hold the card's memory",
+        "nvidia-smi shows whose they are; or a smaller card_share",
+    ),
+    (
+        re.compile(r"Model architectures (\[.*?\]) are not supported"),
+        "this version of vLLM does not know the model's architecture",
+        "a newer one: freehold engine install vllm --version X",
+    ),
+)
+_GIB_SAID = {
+    "weight_bytes": re.compile(r"Model loading took ([\d.]+) GiB"),
+    "kv_bytes": re.compile(r"Available KV cache memory: ([\d.]+) GiB"),
+    "graph_bytes": re.compile(r"Graph capturing finished in \d+ secs?, took ([\d.]+) GiB"),
+}
+
+
+class Vllm(Launchable):
+    """One process group serves one folder of safetensors, its KV cache shared by all requests."""
+
+    stream_fields: Mapping[str, object] = {}
+    refused_fields: Mapping[str, str] = fields.VLLM
+    environment = "vllm"
+    salts = True
+    adapters = "hot"
+    # The first of either kind compiles for seconds, 15.6 for log probabilities on a CPU.
+    warming = (
+        {"logprobs": True, "top_logprobs": 1},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "boolean"}}}},
+    )
+
+    def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
+        settings = Settings(
+            version=(*wanted.version, 0, 0, 0)[:3] if wanted.version else VERSION,  # pyright: ignore[reportArgumentType]
+            utilisation=wanted.card_share,
+            sequences=wanted.parallel,
+            batched_tokens=wanted.batched_tokens,
+            kv_dtype=wanted.kv_dtype or "bf16",
+            speculative=wanted.draft_tokens,
+            draft_layers=wanted.draft_layers,
+            block_tokens=16 if wanted.card else CPU_BLOCK_TOKENS,
+        )
+        asked = Asked(
+            context=wanted.context or build.context,
+            longest=wanted.longest,
+            parallel=wanted.parallel,
+            settings=settings,
+            split=Split(wanted.tp, wanted.pp),
+            card=wanted.card,
+            free_bytes=wanted.free_bytes,
+            draft_bytes=wanted.draft_bytes,
+        )
+        plan = fit(build, model, host, asked)
+        return plan if isinstance(plan, Refusal) else msgspec.structs.replace(plan, ep=wanted.ep)
+
+    def launch(self, service: Service) -> Launch:
+        """`service.program` is the Python of its environment. Raises BadConfig for arguments that are ours to give."""
+        options, plan = service.options, service.plan
+        if taken := next((each for each in options.arguments if each.partition("=")[0] in _OURS), None):
+            raise BadConfig(f"{taken} cannot be among the arguments of vLLM", hint="Freehold says it, or forbids it")
+        argv = (
+            *(service.program, "-I", "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", service.weights, "--served-model-name", service.name, "--uds", service.socket),
+            *("--max-model-len", str(plan.context), "--max-num-seqs", str(plan.parallel)),
+            *(("--max-num-batched-tokens", str(plan.batched_tokens)) if plan.batched_tokens else ()),
+            *_memory(plan),
+            "--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching",
+            *("--shutdown-timeout", str(service.drain_s)),
+            # Otherwise a model may fill its answer with line breaks until it is cut.
+            *("--structured-outputs-config", '{"backend":"guidance","disable_any_whitespace":true}'),
+            *("--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
+            *_speculation(service),
+            *_parsers(service),
+            *(("--chat-template", options.chat_template) if options.chat_template else ()),
+            *_loras(service),
+            *options.arguments,
+        )
+        return Launch(
+            argv=argv,
+            socket=service.socket,
+            env=_environment(service),
+            weights=service.files,
+            readable=(
+                *_interpreter(service.program),
+                *(_GPU_FOLDERS if plan.card else _CPU_FOLDERS),
+                *((options.chat_template,) if options.chat_template else ()),
+                *((service.adapter_folder,) if service.adapter_folder else ()),
+            ),
+            writable=(service.cache_folder,) if service.cache_folder else (),
+            devices=service.devices,
+        )
+
+    def counters(self, metrics: bytes) -> Tokens:
+        counted = prometheus.totals(metrics)
+        return Tokens(
+            prompt=counted.get("vllm:prompt_tokens_total", 0),
+            completion=counted.get("vllm:generation_tokens_total", 0),
+            cached=counted.get("vllm:prompt_tokens_cached_total", 0),
+        )
+
+    def signals(self, metrics: bytes) -> Signals:
+        counted = prometheus.totals(metrics)
+        usage = prometheus.first(metrics, "vllm:kv_cache_usage_perc")
+        return Signals(
+            running=counted.get("vllm:num_requests_running"),
+            waiting=counted.get("vllm:num_requests_waiting"),
+            kv_usage=usage,
+            prefix_asked=counted.get("vllm:prefix_cache_queries_total", 0),
+            prefix_hit=counted.get("vllm:prefix_cache_hits_total", 0),
+            drafted=counted.get("vllm:spec_decode_num_draft_tokens_total", 0),
+            accepted=counted.get("vllm:spec_decode_num_accepted_tokens_total", 0),
+        )
+
+    def stage(self, line: str) -> Stage | None:
+        for pattern, name in _STAGES:
+            if found := pattern.search(line):
+                return Stage(name, int(found[1]) / 100 if pattern.groups else None)
+        return None
+
+    def stated(self, log: str, metrics: bytes) -> Stated:
+        said = {name: round(float(f[1]) * GIB) for name, pattern in _GIB_SAID.items() if (f := pattern.search(log))}
+        cache = prometheus.labels(metrics, "vllm:cache_config_info")
+        if cache.get("kv_cache_memory_bytes", "None").isdigit():
+            said["kv_bytes"] = int(cache["kv_cache_memory_bytes"])
+        tokens, concurrency = cache.get("kv_cache_size_tokens", ""), cache.get("kv_cache_max_concurrency", "")
+        return Stated(
+            **said,
+            kv_tokens=int(tokens) if tokens.isdigit() else None,
+            concurrency=float(concurrency) if re.fullmatch(r"\d+(\.\d+)?", concurrency) else None,
+        )
+
+    def complaint(self, log: str, plan: Plan) -> FreeholdError | None:
+        if found := _TOO_LONG.search(log):
+            longest = int(found[4] or 0)
+            hint = f'this fits: a context of {longest:,}; or context = "auto"' if longest else "a smaller build"
+            why = f"one request of {plan.context:,} tokens needs {found[2]} GiB of KV cache, and there are {found[3]}"
+            error = DoesNotFit(why, hint=hint)
+            error.longest = longest
+            return error
+        for pattern, why, hint in _COMPLAINTS:
+            if found := pattern.search(log):
+                named = f": {found[1]}" if pattern.groups else ""
+                kind = NotReady if "architecture" in why else DoesNotFit
+                return kind(f"{why}{named}", hint=hint)
+        return None
+
+    def load(self, adapter: Adapter) -> Call:
+        body = msgspec.json.encode({"lora_name": adapter.name, "lora_path": adapter.path})
+        return Call(method="POST", path="/v1/load_lora_adapter", body=body)
+
+    def unload(self, adapter: Adapter) -> Call:
+        body = msgspec.json.encode({"lora_name": adapter.name})
+        return Call(method="POST", path="/v1/unload_lora_adapter", body=body)
+
+
+def _memory(plan: Plan) -> tuple[str, ...]:
+    kv = ("--kv-cache-dtype", plan.kv_dtype) if plan.kv_dtype not in ("", "bf16") else ()
+    if not plan.card:
+        return (*kv, "--kv-cache-memory-bytes", str(plan.kv_bytes))
+    return (
+        *kv,
+        *("--gpu-memory-utilization", f"{plan.card_share:g}"),
+        *("--tensor-parallel-size", str(plan.tp), "--pipeline-parallel-size", str(plan.pp)),
+        *(("--enable-expert-parallel",) if plan.ep > 1 else ()),
+    )
+
+
+def _speculation(service: Service) -> tuple[str, ...]:
+    options = service.options
+    if not options.speculative:
+        return ()
+    how: dict[str, object] = {"num_speculative_tokens": options.draft_tokens}
+    match options.speculative:
+        case "ngram":
+            how |= {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+        case "draft":
+            how |= {"method": "draft_model", "model": service.draft}
+        case "mtp":
+            how |= {"method": "mtp"}
+    return ("--speculative-config", msgspec.json.encode(how).decode())
+
+
+def _parsers(service: Service) -> tuple[str, ...]:
+    tools = service.options.tool_parser or families.TOOLS.get(service.family, "")
+    reasoning = service.options.reasoning_parser or families.REASONING.get(service.family, "")
+    return (
+        *(("--enable-auto-tool-choice", "--tool-call-parser", tools) if tools else ()),
+        *(("--reasoning-parser", reasoning) if reasoning else ()),
+    )
+
+
+def _loras(service: Service) -> tuple[str, ...]:
+    """Twice as many stay in memory beside the card: those used longest ago are loaded again from their folders."""
+    options = service.options
+    if not options.max_loras:
+        return ()
+    rank = next((each for each in _RANKS if each >= options.max_lora_rank), _RANKS[-1])
+    many = str(options.max_loras)
+    return ("--enable-lora", "--max-loras", many, "--max-cpu-loras", str(2 * options.max_loras),
+            "--max-lora-rank", str(rank))  # fmt: skip
+
+
+def _environment(service: Service) -> dict[str, str]:
+    kept = service.cache_folder
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "HOME": "/tmp",  # noqa: S108 - inside the sandbox, a folder of its own
+        "LANG": "C.UTF-8",
+        "NO_COLOR": "1",
+        "PATH": f"{Path(service.program).parent}:/usr/bin:/bin",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if service.options.max_loras else "0",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_PLUGINS": "",
+        **({"VLLM_CACHE_ROOT": kept, "TRITON_CACHE_DIR": f"{kept}/triton"} if kept else {}),
+    }
+
+
+def _interpreter(program: str) -> tuple[str, ...]:
+    """An environment, and the Python that it was made from."""
+    folder, home = Path(program).parent.parent, Path(program).resolve().parent.parent
+    parts = (home / part for part in ("bin", "lib", "lib64"))
+    return (str(folder), *(str(part) for part in parts if part.exists() and not str(part).startswith("/usr/")))
