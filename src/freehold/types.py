@@ -85,6 +85,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     def total_bytes(self) -> int:
         return self.weight_bytes + self.kv_bytes + self.compute_bytes
 
+    @property
+    def predicted(self) -> Stated:
+        """The same as what an engine states: of the fullest card, where there are cards."""
+        total = {"card_bytes" if self.card else "process_bytes": self.total_bytes}
+        return Stated(weight_bytes=self.weight_bytes, kv_bytes=self.kv_bytes, compute_bytes=self.compute_bytes, **total)
+
 
 class Refusal(Struct, frozen=True, kw_only=True):
     """Why a candidate was turned down and what would change it: a value, never a missing row."""
@@ -198,7 +204,9 @@ class Service(Struct, frozen=True, kw_only=True):
     socket: str
     plan: Plan
     family: str = ""  # the architecture: "llama", "qwen3"
+    marks: frozenset[str] = frozenset()  # words that were added to its vocabulary, such as <tool_call>
     draft: str = ""  # weights of a draft model
+    draft_files: tuple[str, ...] = ()  # of these, as verified
     program: str = ""  # the engine's own binary, or the Python of its environment; "": what Freehold brings
     version: tuple[int, ...] = ()  # of the engine
     options: Options = Options()
@@ -239,6 +247,12 @@ class Stated(Struct, frozen=True, kw_only=True, omit_defaults=True):
     graph_bytes: int | None = None  # captured CUDA graphs
     concurrency: float | None = None  # requests of the whole context that its KV cache holds
     process_bytes: int | None = None  # of all its processes, as the kernel counts: shared memory by its share
+    card_bytes: int | None = None  # of its processes on the card where they have most, as the driver counts
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Where it computes: on its card, or in the machine's own memory."""
+        return self.process_bytes if self.card_bytes is None else self.card_bytes
 
 
 class Signals(Struct, frozen=True, kw_only=True):
@@ -298,6 +312,12 @@ class ReplicaStatus(Struct, frozen=True, kw_only=True):
     answers: bool = True  # False: nobody is sent there until a probe is answered
     last_start_s: float | None = None
     reason: str | None = None  # why it did not start
+    stage: str = ""  # of a start that is under way, and how far it is: "loading the weights 40 %"
+    context: int | None = None  # tokens that a request may use
+    predicted: Stated | None = None  # by the plan of the last start
+    measured: Stated | None = None  # of the last start: what the engine said, the kernel and the driver
+    signals: Signals | None = None  # of the last reading of its metrics
+    adapters: tuple[str, ...] = ()
 
 
 class Grant(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -403,3 +423,44 @@ class Event(Struct, frozen=True, kw_only=True):
     kind: str  # dotted, for example replica.ready
     subject: str
     detail: Detail = {}
+
+
+class Measurement(Struct, frozen=True, kw_only=True):
+    """What one start of an engine took, beside what its plan said. Of several cards: the fullest."""
+
+    at_ns: int
+    endpoint: str
+    replica: str
+    run: int
+    engine: str
+    engine_version: str = ""
+    model: str  # the digest of its weights
+    catalogue: str = ""  # what the catalogue calls the model
+    build: str
+    scheme: str = ""  # its precision, as the catalogue calls it
+    host: str
+    card: str = ""  # "": the CPU alone
+    tp: int = 1
+    pp: int = 1
+    context: int
+    parallel: int
+    kv_dtype: str = ""
+    options: str = ""  # JSON of those that change memory, where they are not the default
+    predicted: Stated
+    stated: Stated
+    start_s: dict[str, float] = {}  # seconds by stage
+
+
+class Recipe(Struct, frozen=True, kw_only=True):
+    """An environment for an engine: described, not made."""
+
+    engine: str
+    version: str
+    requirements: tuple[str, ...]  # for pip
+    packages: tuple[str, ...]  # that may hold the engine: the first one there says its version
+    remove: tuple[str, ...] = ()  # packages that its requirements bring, and that break it
+    programs: tuple[str, ...] = ()  # modules, with a command of theirs, whose options are read
+    reader: str = ""  # the script that reads them, in the new environment
+    python: tuple[str, str] = ("3.11", "")  # from, and below; "": any
+    hint: str = ""  # where pip finds no such version
+    run: str = ""  # what of it was run here, and what was not

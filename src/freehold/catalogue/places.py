@@ -18,7 +18,7 @@ from freehold.plan.llamacpp import RESERVE_BYTES
 from freehold.plan.need import Need
 from freehold.policy.countries import expand
 from freehold.policy.law import Rules, in_words, judge_place
-from freehold.types import Host, Refusal
+from freehold.types import Gpu, Host, Refusal
 
 IN_ONE_MACHINE = 8  # cards, where an offer is by the card and does not say
 Found = tuple[Place, tuple[str, ...], Provider | None]  # countries where it may stand, and who runs it
@@ -67,16 +67,20 @@ def here(catalogue: Catalogue, host: Host, hourly_price: float, need: Need, curr
     ram = max(0, host.available_bytes - RESERVE_BYTES)
     found = [Place(name="this machine", card=None, cards=1, machines=1, offer=offer, rate=rate, ram_bytes=ram)]
     if alike:
-        gpu = min(alike, key=lambda each: each.memory_bytes)
-        known = by_words(catalogue.cards, gpu.name)
-        base = known[0] if known else Card(
-            id=gpu.name, vendor="NVIDIA", memory_gb=gpu.memory_bytes // 10**9, memory_bytes=0, memory_source=""
-        )  # fmt: skip
-        card = replace(base, memory_bytes=gpu.memory_bytes, memory_source="the driver")
+        card = card_of(catalogue, alike)
         ram = 0 if card.unified else ram  # then it is the same memory
         name = "this machine's cards"
         found.append(Place(name=name, card=card, ram_bytes=ram, cards=count, machines=1, offer=offer, rate=rate))
     return found
+
+
+def card_of(catalogue: Catalogue, gpus: Sequence[Gpu]) -> Card:
+    """Their data sheet, with the memory that the driver says; of a card that the catalogue does not know, only that."""
+    smallest = min(gpus, key=lambda gpu: gpu.memory_bytes)
+    known = by_words(catalogue.cards, smallest.name)
+    memory_gb = smallest.memory_bytes // 10**9
+    card = Card(id=smallest.name, vendor="NVIDIA", memory_gb=memory_gb, memory_bytes=0, memory_source="")
+    return replace(known[0] if known else card, memory_bytes=smallest.memory_bytes, memory_source="the driver")
 
 
 def read_cards(cards: Sequence[Card], text: str) -> tuple[int, list[Card]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from shlex import quote
 from textwrap import wrap
@@ -15,7 +15,7 @@ import msgspec
 
 from freehold.catalogue import Catalogue
 from freehold.catalogue.decide import Decision
-from freehold.cli.tables import markdown, printable, table
+from freehold.cli.tables import beside, markdown, moment, printable, table
 from freehold.errors import BadConfig
 from freehold.facts import Model
 from freehold.plan.choose import ORDER
@@ -23,7 +23,7 @@ from freehold.plan.deployment import Deployment
 from freehold.plan.explain import assumptions, explain
 from freehold.plan.units import size
 from freehold.plan.weights import SCHEMES
-from freehold.types import Refusal
+from freehold.types import Measurement, Refusal
 
 _HEADS = (
     *("MODEL", "PRECISION", "CARDS", "WHERE", "COUNTRY"),
@@ -34,10 +34,16 @@ _CUT = 170  # characters of a reason in a table; --json has all of it
 
 
 class Page:
-    """One decision with what is needed to show it."""
+    """One decision with what is needed to show it. `start`: the newest one of a deployment, where the book has one."""
 
-    def __init__(self, decision: Decision, catalogue: Catalogue, read: Model | None) -> None:
-        self.decision, self.need = decision, decision.need
+    def __init__(
+        self,
+        decision: Decision,
+        catalogue: Catalogue,
+        read: Model | None,
+        start: Callable[[Deployment], Measurement | None] = lambda _: None,
+    ) -> None:
+        self.decision, self.need, self.start = decision, decision.need, start
         known = (*catalogue.known, *catalogue.models, *((read,) if read else ()))
         self.models = {each.id: each for each in known}
         self.places = {place.name: place for place in decision.places}
@@ -69,6 +75,7 @@ class Page:
             model, place = self.models[plan.model], self.places[plan.place]
             row |= {"cards": plan.cards, "country": place.country, "start": flags(plan, model, self.need.kv_dtype)}
             row["assumptions"] = assumptions(plan, place, self.need)
+            row["measured"] = self.start(plan)
             if full:
                 row["steps"] = explain(plan, model, place, self.need)
         return msgspec.json.format(msgspec.json.encode(built)).decode()
@@ -87,6 +94,7 @@ class Page:
         cards = f"{plan.cards} x {plan.card}" + (f" ({split})" if split else "") if plan.card else "CPU"
         if plan.gpu_layers:
             cards += f", {plan.gpu_layers} of {self.models[plan.model].layers} layers"
+        cards += " #" if self.start(plan) else ""
         money = f"{plan.month:,.0f} {plan.currency}" if plan.month is not None else "unknown"
         return (
             plan.model,
@@ -106,6 +114,8 @@ class Page:
         yield from (f"Note: {note}." for note in self.decision.notes)
         if any(not plan.native for plan in plans):
             yield "+ not what the publisher ships, but quantized from it: what that loses is not part of this table."
+        if any(map(self.start, plans)):
+            yield "# started here before: --explain says what it took then, beside what was predicted."
         if any(plan.undated for plan in plans):
             yield "* the price has no date: treat it as old."
         if not self.need.rate:
@@ -127,9 +137,22 @@ class Page:
         yield f"  start    {flags(plan, model, self.need.kv_dtype)}"
         yield from (f"  assumed  {each}" for each in assumptions(plan, place, self.need))
         if full:
+            yield from (f"  {line}" for line in _measured(self.start(plan)))
             yield from (f"  {line}" for line in explain(plan, model, place, self.need))
             for field in ("dims", "licence"):
                 yield f"  source   {field}: {'; '.join(model.sources.get(field, ('its files',)))}"
+
+
+def _measured(start: Measurement | None) -> Iterator[str]:
+    """What a start took, each beside what was predicted of it then: no figure above is changed by it."""
+    if start is None:
+        return
+    now, then = start.stated, start.predicted
+    how = f"{start.engine} {start.engine_version}".strip() + (f" with {start.options}" if start.options else "")
+    yield f"measured here: {moment(start.at_ns)} on {start.host}, {how}; predicted / real:"
+    yield f"  weights {beside(then.weight_bytes, now.weight_bytes)}"
+    yield f"  KV cache {beside(then.kv_bytes, now.kv_bytes)}, {start.context:,} tokens for {start.parallel} at once"
+    yield f"  total {beside(then.total_bytes, now.total_bytes)}"
 
 
 def flags(plan: Deployment, model: Model, kv_dtype: str) -> str:

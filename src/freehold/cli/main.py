@@ -14,6 +14,7 @@ from freehold.errors import FreeholdError
 COMMANDS = (
     *("plan", "models", "show", "compare", "cost"),
     *("up", "down", "serve", "ps", "logs", "start", "stop"),
+    *("engine", "adapters"),
     *("pull", "verify", "pin", "keys", "usage", "audit", "doctor", "harden", "schema", "completion"),
 )
 

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from freehold.catalogue import Catalogue
     from freehold.catalogue.decide import Decision, Situation
     from freehold.errors import FreeholdError
     from freehold.facts import Model
     from freehold.fleet.config import Config
+    from freehold.plan.deployment import Deployment
     from freehold.plan.need import Need
+    from freehold.types import Measurement
 
 _SHOWN = 12  # deployments, unless more are asked for
 _FLAGS = {  # where they are not called as the field
@@ -79,6 +83,8 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
     models compete. What is not said comes from [need] in freehold.toml. Without any bound: what this machine can do.
     Exit status 3: policy refuses the model, 4: nothing meets the need.
     """
+    from msgspec.structs import replace
+
     from freehold.catalogue.decide import decide
     from freehold.cli.decision import Page, write
     from freehold.cli.known import known
@@ -92,7 +98,9 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
     need, read = _need(config.need if config else Need(), catalogue, model, flags)
     need, situation = _situation(config, catalogue, need, here=here)
     decision = decide(catalogue, need, situation, model=read, every=every)
-    page = Page(decision, catalogue, read)
+    start, why_not = _starts(config, Path(model) if read and model else None)
+    decision = replace(decision, notes=(*decision.notes, *why_not))
+    page = Page(decision, catalogue, read, start)
     click.echo(page.json(full=explain) if as_json else page.render(top, paper=as_markdown, full=explain))
     if not decision.choice.plans:
         raise _nothing(decision)
@@ -163,6 +171,28 @@ def _need(stated: Need, catalogue: Catalogue, model: str | None, flags: dict[str
         limit = one.context.extended or one.context.native
         need = replace(need, context=min(need.context, limit))
     return need, read
+
+
+def _starts(config: Config | None, path: Path | None) -> tuple[Callable[[Deployment], Measurement | None], list[str]]:
+    """What the book has of starts like a deployment; and why it does not say, where there is a book.
+
+    Files are known by the digest that they are pinned to: others would not be started from there.
+    """
+    from freehold.cli.verify import subject
+    from freehold.errors import FreeholdError, Unknown
+    from freehold.ledger import measured, report
+
+    digest, those, why_not = "", [], []
+    try:
+        if config:
+            with report.reading(Path(config.state_dir)) as db:
+                digest = (path and report.pin(db, subject(path))) or ""
+                those = measured.measurements(db) if digest or path is None else []
+    except (Unknown, UnicodeEncodeError):
+        pass  # nothing was started yet; or no book can have a path of such bytes
+    except FreeholdError as error:
+        why_not.append(f"what starts took here is not known: {error}")
+    return lambda plan: measured.find(those, plan, digest), why_not
 
 
 def _sizes(text: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 
+from freehold.plan.units import size
 from freehold.types import PICO_PER_UNIT
 
 
@@ -25,6 +26,13 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def money(pico: int, currency: str, digits: int = 6) -> str:
     """Rounded here, once: to the millionth of the unit, or finer for one request."""
     return f"{currency} {Decimal(pico) / PICO_PER_UNIT:.{digits}f}"
+
+
+def beside(predicted_bytes: int | None, real_bytes: int | None) -> str:
+    """What was planned / what was, and by how much that is more; `-` for what nobody says."""
+    said = " / ".join("-" if each is None else size(each) for each in (predicted_bytes, real_bytes))
+    more = f" ({real_bytes / predicted_bytes - 1:+.1%})" if predicted_bytes and real_bytes is not None else ""
+    return "-" if said == "- / -" else said + more
 
 
 def moment(at_ns: int) -> str:

@@ -5,15 +5,25 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from freehold.engines.base import Engine, Launchable, Stage, Wanted
+from freehold.engines.dynamo import Dynamo
 from freehold.engines.external import External
 from freehold.engines.llamacpp import LlamaCpp
+from freehold.engines.sglang import SGLang
+from freehold.engines.trtllm import TensorRTLLM
 from freehold.engines.vllm import Vllm
 from freehold.errors import Unknown
 
 __all__ = ["Engine", "Launchable", "Stage", "Wanted", "engine", "names"]
 
 _GROUP = "freehold.engines"
-_OURS: dict[str, type[Engine]] = {"external": External, "llamacpp": LlamaCpp, "vllm": Vllm}
+_OURS: dict[str, type[Engine]] = {
+    "dynamo": Dynamo,
+    "external": External,
+    "llamacpp": LlamaCpp,
+    "sglang": SGLang,
+    "tensorrt-llm": TensorRTLLM,
+    "vllm": Vllm,
+}
 
 
 def names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -68,6 +69,7 @@ class _Envelope(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Envelope).decode
+_TOO_LONG = re.compile(r"(?:maximum|model's) context length").search  # vLLM's words, and SGLang's
 
 
 class Engine:
@@ -115,6 +117,8 @@ class Engine:
             status = status if 400 <= status < 500 else 502
             return status, WireError(message=f"The engine answered: {text}", type=kind, code="engine_failed")
         code = said.code if isinstance(said.code, str) else None  # vLLM repeats the HTTP status here
+        if status == 400 and code is None and _TOO_LONG(said.message):
+            code = "context_length_exceeded"
         return status, WireError(message=said.message, type=said.type or kind, code=code, param=said.param)
 
 
@@ -122,9 +126,8 @@ class Launchable(Engine):
     """An engine that Freehold can also start, and what it says while it does."""
 
     formats: tuple[str, ...] = ("safetensors",)  # of weights that it reads
-    environment = ""  # the package that has its version, in an environment of its own; "": it needs none
-    takes_binary = True  # the endpoint's `binary` is what runs: its program, or the Python of its environment
-    handed_slots = False  # its cache has a slot for each request, and we say which
+    environment = False  # it lives in one of its own: `freehold engine install`
+    uses_cards = True  # where there are any; else it computes on the CPU
     salts = False  # it knows `cache_salt`
     adapters: Literal["", "launch", "hot"] = ""  # none; those of its launch; more while it serves
     warming: tuple[Mapping[str, object], ...] = ()  # fields of requests that are slow the first time

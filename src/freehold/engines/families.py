@@ -2,11 +2,17 @@
 
 Families are the `model_type` of config.json. From vLLM's own recipes and the docstrings of its parsers
 (vllm/tool_parsers, vllm/reasoning); where one family has models of several conventions, that of its newest. A tool
-parser looks at answers to requests with tools only.
+parser looks at answers to requests with tools only; vLLM does not start with one whose mark the tokenizer lacks.
 """
 
 from __future__ import annotations
 
+MARKS = {  # that a parser looks for, where it insists
+    "deepseek_v3": "<｜tool▁calls▁begin｜>",  # noqa: RUF001 - they are so written
+    "hermes": "<tool_call>",
+    "llama3_json": "<|python_tag|>",
+    "mistral": "[TOOL_CALLS]",
+}
 TOOLS = {
     "cohere2": "cohere_command3",
     "deepseek_v3": "deepseek_v3",
@@ -49,3 +55,9 @@ REASONING = {
     "minimax_m2": "minimax_m2",
     "seed_oss": "seed_oss",
 }
+
+
+def tool_parser(family: str, marks: frozenset[str]) -> str:
+    """The parser for a model of this family with these words added to its vocabulary; "": none that would work."""
+    parser = TOOLS.get(family, "")
+    return parser if MARKS.get(parser, "") in ("", *marks) else ""

@@ -1,8 +1,9 @@
 """Fields of a request that reach past it, an engine, each with why. Whatever else an engine knows may pass.
 
 Read in ggml-org/llama.cpp@0177c342 (tools/server/server-schema.cpp; the same in b11549), vllm-project/vllm@002032ee
-(vllm/entrypoints/openai/{chat_completion,completion}/protocol.py) and sgl-project/sglang@004c82e0
-(python/sglang/srt/entrypoints/openai/protocol.py).
+(vllm/entrypoints/openai/{chat_completion,completion}/protocol.py), sgl-project/sglang@004c82e0 and the wheel of 0.5.23
+(python/sglang/srt/entrypoints/openai/protocol.py), NVIDIA/TensorRT-LLM@54cf7be0 and later
+(tensorrt_llm/serve/openai_protocol.py) and the wheels of ai-dynamo 1.6.1.
 """
 
 from __future__ import annotations
@@ -62,11 +63,13 @@ SGLANG = {
     "disagg_prefill_dp_rank": _PEER,
     "extra_key": _CACHE,
     "lora_path": _ADAPTER,
+    "mm_processor_kwargs": _MEMORY,
     "ngram_corpus_id": _CACHE,
     "priority": _QUEUE,
     "return_cached_tokens_details": _HITS,
     "return_hidden_states": _MEMORY,
     "return_meta_info": _HITS,
+    "return_routed_experts": _MEMORY,
     "rid": _NAME,
     "routed_dp_rank": _QUEUE,
     "session_id": _NAME,
@@ -74,8 +77,26 @@ SGLANG = {
     "stop_regex": "a slow pattern stops the engine for everybody",
 }
 
-# Fields that it may answer 200 to and not hold to, but for these values: with `required`, or a function's name, it keeps
-# a model from ending without a call and lets it talk on instead, or does nothing, by the template (llama.cpp #27217).
+TENSORRT_LLM = {
+    "agent_hierarchy": _QUEUE,
+    "cache_salt": _CACHE,
+    "chat_template": _CODE,
+    "conversation_params": _CACHE,
+    "disaggregated_params": _PEER,
+    "lora_request": "it names a folder that the engine would load an adapter from",
+    "media_io_kwargs": _MEMORY,
+    "mm_processor_kwargs": _MEMORY,
+    "priority": _QUEUE,
+    "prompt_token_ids": _INNER,
+    "prompt_token_ids_b64": _INNER,
+    "return_context_logits": _MEMORY,
+}
+
+DYNAMO = {**VLLM, "nvext": "it chooses workers, priorities, and whose cached prompts are used"}
+
+# Fields that llama.cpp may answer 200 to and not hold to, but for these values: with `required`, or the name of a
+# function, it keeps a model from ending without a call and lets it talk on instead, or does nothing, by the template
+# (llama.cpp #27217).
 LLAMACPP_HOLDS_ONLY = {
     "functions": ((b"null",), "say it in `tools`"),
     "tool_choice": (
@@ -85,4 +106,4 @@ LLAMACPP_HOLDS_ONLY = {
 }
 
 # Nobody says which engine is behind a URL. The first two only show hits where the cache cannot be kept apart.
-EXTERNAL = {"return_progress": _HITS, "timings_per_token": _HITS, **LLAMACPP, **VLLM, **SGLANG}
+EXTERNAL = {"return_progress": _HITS, "timings_per_token": _HITS, **LLAMACPP, **SGLANG, **TENSORRT_LLM, **DYNAMO}

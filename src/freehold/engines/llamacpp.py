@@ -103,7 +103,7 @@ class LlamaCpp(Launchable):
     """One process serves one GGUF file, at whole context for each of `plan.parallel` requests."""
 
     formats = ("gguf",)
-    handed_slots = True
+    uses_cards = False  # as built into xllamacpp from PyPI
     adapters = "launch"
     stream_fields: Mapping[str, object] = {"timings_per_token": True}  # a running count, for streams that are cut
     answers_by_stream = True  # else it computes on when the caller has left, and counts one choice of several
@@ -216,6 +216,8 @@ class LlamaCpp(Launchable):
             for words, meant in _MEANT.items():
                 kind = meant if words in said.message else kind
         status, code = _KNOWN.get(kind, (status, None))
+        if code is None and (status < 400 or status in (401, 403)):
+            return super().error(status, body)
         if status < 500:
             return status, WireError(message=said.message, type="invalid_request_error", code=code)
         return status, WireError(message=said.message, type="server_error", code=code or "engine_failed")

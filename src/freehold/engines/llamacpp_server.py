@@ -68,7 +68,8 @@ def params(args: argparse.Namespace) -> Any:
     common.cache_ram_mib = args.cache_ram
     common.fit_params = args.fit == "on"
     common.verbosity = LOADING_VERBOSITY
-    common.lora_adapters = [llama.CommonAdapterLoraInfo(path, 1.0) for path in args.lora]
+    scale = 0.0 if args.lora_init_without_apply else 1.0  # of requests that do not name one: b11549 goes by this alone
+    common.lora_adapters = [llama.CommonAdapterLoraInfo(path, scale) for path in args.lora]
     common.lora_init_without_apply = args.lora_init_without_apply
     if args.spec_type:
         common.speculative.types = [SPECULATION[args.spec_type]]

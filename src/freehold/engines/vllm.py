@@ -32,7 +32,7 @@ from freehold.types import Adapter, Build, Call, Host, Launch, Plan, Refusal, Se
 VERSION = (0, 32, 0)  # that was run
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 _CPU_FOLDERS = ("/sys/devices/system",)
-_GPU_FOLDERS = ("/sys/devices/system", "/sys/bus/pci", "/sys/devices", "/sys/class/infiniband")
+_GPU_FOLDERS = ("/sys/devices", "/sys/bus/pci", "/sys/class/infiniband")
 # The launch says them, or they run code that nobody has gated, or reach out of the sandbox.
 _OURS = {
     *("--model", "--served-model-name", "--uds", "--host", "--port", "--api-key", "--ssl-keyfile", "--ssl-certfile"),
@@ -40,6 +40,8 @@ _OURS = {
     *("--io-processor-plugin", "--logits-processors", "--worker-cls", "--worker-extension-cls", "--scheduler-cls"),
     *("--lora-modules", "--allowed-local-media-path", "--hf-token", "--download-dir", "--config"),
 }
+_COMPILER = Path("/usr/bin/g++")
+_CACHES = {"VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 _STAGES = (
     (re.compile(r"Initializing a V1 LLM engine"), "starting the engine core"),
     (re.compile(r"Starting to load model"), "loading the weights"),
@@ -81,7 +83,7 @@ class Vllm(Launchable):
 
     stream_fields: Mapping[str, object] = {}
     refused_fields: Mapping[str, str] = fields.VLLM
-    environment = "vllm"
+    environment = True
     salts = True
     adapters = "hot"
     # The first of either kind compiles for seconds, 15.6 for log probabilities on a CPU.
@@ -124,13 +126,13 @@ class Vllm(Launchable):
             *("--model", service.weights, "--served-model-name", service.name, "--uds", service.socket),
             *("--max-model-len", str(plan.context), "--max-num-seqs", str(plan.parallel)),
             *(("--max-num-batched-tokens", str(plan.batched_tokens)) if plan.batched_tokens else ()),
-            *_memory(plan),
+            *memory(plan),
             "--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching",
             *("--shutdown-timeout", str(service.drain_s)),
             # Otherwise a model may fill its answer with line breaks until it is cut.
             *("--structured-outputs-config", '{"backend":"guidance","disable_any_whitespace":true}'),
             *("--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
-            *_speculation(service),
+            *speculation(service),
             *_parsers(service),
             *(("--chat-template", options.chat_template) if options.chat_template else ()),
             *_loras(service),
@@ -140,10 +142,10 @@ class Vllm(Launchable):
             argv=argv,
             socket=service.socket,
             env=_environment(service),
-            weights=service.files,
+            weights=(*service.files, *service.draft_files),
             readable=(
-                *_interpreter(service.program),
-                *(_GPU_FOLDERS if plan.card else _CPU_FOLDERS),
+                *interpreter(service.program),
+                *machine_folders(plan),
                 *((options.chat_template,) if options.chat_template else ()),
                 *((service.adapter_folder,) if service.adapter_folder else ()),
             ),
@@ -214,7 +216,7 @@ class Vllm(Launchable):
         return Call(method="POST", path="/v1/unload_lora_adapter", body=body)
 
 
-def _memory(plan: Plan) -> tuple[str, ...]:
+def memory(plan: Plan) -> tuple[str, ...]:
     kv = ("--kv-cache-dtype", plan.kv_dtype) if plan.kv_dtype not in ("", "bf16") else ()
     if not plan.card:
         return (*kv, "--kv-cache-memory-bytes", str(plan.kv_bytes))
@@ -226,7 +228,7 @@ def _memory(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _speculation(service: Service) -> tuple[str, ...]:
+def speculation(service: Service) -> tuple[str, ...]:
     options = service.options
     if not options.speculative:
         return ()
@@ -242,7 +244,7 @@ def _speculation(service: Service) -> tuple[str, ...]:
 
 
 def _parsers(service: Service) -> tuple[str, ...]:
-    tools = service.options.tool_parser or families.TOOLS.get(service.family, "")
+    tools = service.options.tool_parser or families.tool_parser(service.family, service.marks)
     reasoning = service.options.reasoning_parser or families.REASONING.get(service.family, "")
     return (
         *(("--enable-auto-tool-choice", "--tool-call-parser", tools) if tools else ()),
@@ -273,12 +275,19 @@ def _environment(service: Service) -> dict[str, str]:
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_PLUGINS": "",
-        **({"VLLM_CACHE_ROOT": kept, "TRITON_CACHE_DIR": f"{kept}/triton"} if kept else {}),
+        # Without a compiler the first request for log probabilities would end the engine.
+        **({} if service.plan.card or _COMPILER.exists() else {"TORCHDYNAMO_DISABLE": "1"}),
+        **{name: f"{kept}/{folder}" for name, folder in _CACHES.items() if kept},
     }
 
 
-def _interpreter(program: str) -> tuple[str, ...]:
+def machine_folders(plan: Plan) -> tuple[str, ...]:
+    """What it looks at to know the machine; not every machine has all of them."""
+    return tuple(folder for folder in (_GPU_FOLDERS if plan.card else _CPU_FOLDERS) if Path(folder).exists())
+
+
+def interpreter(program: str) -> tuple[str, ...]:
     """An environment, and the Python that it was made from."""
     folder, home = Path(program).parent.parent, Path(program).resolve().parent.parent
-    parts = (home / part for part in ("bin", "lib", "lib64"))
+    parts = (home / part for part in ("bin", "lib", "lib64", "include"))  # what it compiles includes Python.h
     return (str(folder), *(str(part) for part in parts if part.exists() and not str(part).startswith("/usr/")))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
@@ -53,6 +53,10 @@ class Process:
     async def tested(self) -> Report | None:
         """What the test inside its sandbox found; None without a sandbox. If one failed, there is no engine."""
         return None if self._report is None else await asyncio.shield(self._report)
+
+    def stop_listening(self) -> None:
+        self._log.copy()
+        self._log.heard = None
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """End it and everything it started. Its requests are lost: drain it before.
@@ -117,15 +121,19 @@ class Local:
             "isolation is switched off" if isolation == "off" else why_no_sandbox(self._bwrap, self._run_dir)
         )
 
-    async def start(self, launch: Launch, name: str, log_path: Path) -> Process:
+    async def start(
+        self, launch: Launch, name: str, log_path: Path, heard: Callable[[bytes], None] | None = None
+    ) -> Process:
         """Start `launch`; what it prints is appended to `log_path`. Call it from the main thread: see `_argv`.
+
+        `heard` gets that too, until the process is told that nobody listens.
 
         Raises errors.Refused if isolation is required and not to be had, or if the launch would show the engine this
         daemon's own state; errors.BadConfig for a socket path too long; errors.NotReady if it cannot be started.
         """
         self._check(launch)
         _clear_socket(Path(launch.socket))
-        log = Log(log_path)
+        log = Log(log_path, heard)
         with ExitStack() as ends:
             ends.callback(os.close, log.write_end)
             report = report_end = None

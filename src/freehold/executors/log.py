@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 LARGEST_LOG_BYTES = 32 << 20  # then it becomes NAME.log.1, in the place of the one before
@@ -15,8 +16,9 @@ _PIECES = 16  # at a time: an engine that prints without end must not hold up th
 class Log:
     """Copies while the event loop runs. `write_end` is for the process, and closed by whoever started that."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, heard: Callable[[bytes], None] | None = None) -> None:
+        """`heard` gets what is printed, until somebody takes it away."""
+        self._path, self.heard = path, heard
         self._file = self._open()
         self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._read_end, False)
@@ -30,6 +32,8 @@ class Log:
                 if not text:  # its last writer is gone
                     asyncio.get_running_loop().remove_reader(self._read_end)
                     return
+                if self.heard:
+                    self.heard(text)
                 with contextlib.suppress(OSError):  # a full disk costs the log, not the engine
                     self._write(text)
 

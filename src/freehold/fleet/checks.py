@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import Struct
+from msgspec.structs import fields
 
 from freehold.engines import engine
 from freehold.errors import BadConfig, BadRequest, Unknown
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_STARTED, _EXTERNAL = ("weights", "pin", "binary"), ("url", "served_model", "api_key_file", "country", "operator")
+_EXTERNAL = ("url", "served_model", "api_key_file", "country", "operator", "cache_salt")
+# Keys of engines that Freehold starts, which mean nothing elsewhere.
+_STARTED = (
+    *("weights", "pin", "binary", "version", "threads", "tensor_parallel", "pipeline_parallel", "expert_parallel"),
+    *("card_share", "batched_tokens", "kv_dtype", "prefix_caching", "speculative", "draft", "draft_tokens"),
+    *("tool_parser", "reasoning_parser", "chat_template", "embeddings", "max_loras", "max_lora_rank", "arguments"),
+)
 
 
 def check(config: Config, path: Path) -> None:
@@ -62,24 +69,41 @@ def _check_endpoint(where: str, name: str, endpoint: Endpoint, endpoints: dict[s
         raise BadConfig(f"{where}: engine = 'external' needs url", hint='url = "http://host:port" or "unix:/path"')
     if not external and not endpoint.weights:
         raise BadConfig(f"{where}: needs weights", hint='weights = "path/to/model.gguf"')
-    others = _STARTED if external else (*_EXTERNAL, "replicas")
-    if stray := [key for key in others if getattr(endpoint, key) not in (None, UNSET)]:
+    defaults = {field.name: field.default for field in fields(type(endpoint))}
+    others = _STARTED if external else _EXTERNAL
+    if stray := [key for key in others if getattr(endpoint, key) != defaults[key]]:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
-    alone = ("url", "api_key_file", "country", "operator")
-    if endpoint.replicas and (twice := [key for key in alone if getattr(endpoint, key) is not None]):
+    if external and endpoint.context == "auto":
+        raise BadConfig(f"{where}: context = 'auto' needs an engine that Freehold starts", hint="name the tokens")
+    if (endpoint.draft is not None) != (endpoint.speculative == "draft"):
         raise BadConfig(
-            f"{where}: {', '.join(twice)} beside replicas", hint="one server: here; several: in each table of replicas"
+            f"{where}: draft and speculative = 'draft' go together", hint="draft = the small model's weights"
         )
-    if len(endpoint.places) > 1 and (taken := set(endpoint.replica_names(name)) & endpoints.keys()):
-        raise BadConfig(
-            f"{where}: its replicas are called {name}-1, {name}-2 and so on, and `{min(taken)}` is an endpoint",
-            hint="give one of the two another name",
-        )
+    _check_replicas(where, name, endpoint, endpoints)
     for other in endpoint.fallback:
         if other not in endpoints or other == name:
             what = "is this endpoint itself" if other == name else "is no endpoint"
             there_are = ", ".join(sorted(endpoints.keys() - {name})) or "no others"
             raise BadConfig(f"{where} fallback: `{other}` {what}", hint=f"there are: {there_are}")
+
+
+def _check_replicas(where: str, name: str, endpoint: Endpoint, endpoints: dict[str, Endpoint]) -> None:
+    several = not isinstance(endpoint.replicas, int)
+    if several != (endpoint.engine == "external") and endpoint.replicas != 1:
+        how = "[[endpoints.NAME.replicas]] tables" if not several else "a number of replicas, as in replicas = 2"
+        raise BadConfig(f"{where}: engine = '{endpoint.engine}' takes {how}", hint="docs/freehold.toml shows both")
+    if several and not endpoint.places:
+        raise BadConfig(f"{where}: replicas is empty", hint="one server: url = ..., several: a table for each")
+    alone = ("url", "api_key_file", "country", "operator")
+    if several and (twice := [key for key in alone if getattr(endpoint, key) is not None]):
+        raise BadConfig(
+            f"{where}: {', '.join(twice)} beside replicas", hint="one server: here; several: in each table of replicas"
+        )
+    if len(names := endpoint.replica_names(name)) > 1 and (taken := set(names) & endpoints.keys()):
+        raise BadConfig(
+            f"{where}: its replicas are called {name}-1, {name}-2 and so on, and `{min(taken)}` is an endpoint",
+            hint="give one of the two another name",
+        )
 
 
 def _usable(url: str) -> bool:
@@ -128,7 +152,8 @@ def _check_rules(config: Config, path: Path) -> None:
     homes = {"[policy]": rules.country, "[machine]": config.machine.country}
     for name, endpoint in config.endpoints.items():
         homes |= {f"[endpoints.{name}]": endpoint.country}
-        homes |= {f"[endpoints.{name}] replicas {n}": each.country for n, each in enumerate(endpoint.replicas or (), 1)}
+        several = () if isinstance(endpoint.replicas, int) else endpoint.replicas
+        homes |= {f"[endpoints.{name}] replicas {n}": each.country for n, each in enumerate(several, 1)}
     named |= {f"{table} country": (country,) for table, country in homes.items() if country}
     named |= {
         f"[models.{name}] publisher_country": own.publisher_country.split("/")

@@ -22,14 +22,17 @@ from freehold.plan.need import Need
 from freehold.policy.access import network
 from freehold.policy.countries import code
 from freehold.policy.law import Rules
-from freehold.types import PICO_PER_UNIT, Grant, Price
+from freehold.types import PICO_PER_UNIT, Grant, Options, Price
 
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 Money = Annotated[float, Meta(ge=0, le=1e6)]
 Count = Annotated[int, Meta(ge=1)]
 
 _T = TypeVar("_T", bound=Struct)
-DEFAULT_PARALLEL = 4  # of an engine that Freehold starts
+DEFAULT_PARALLEL = 4  # of llama.cpp, where each request has a cache of its own
+PAGED_PARALLEL = 64  # of engines whose requests share one cache
+DEFAULT_CONTEXT = 8192
+ADAPTERS_AT_LAUNCH = 8  # of an engine that sets nothing aside for them
 
 
 class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -157,15 +160,32 @@ class Endpoint(_Table, frozen=True):
     weights: str | None = None
     pin: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     url: str | None = None
-    replicas: tuple[Place, ...] | UnsetType = UNSET
+    replicas: Annotated[int, Meta(ge=1, le=64)] | tuple[Place, ...] = 1
     served_model: str | None = None
     api_key_file: str | None = None
     country: str | None = None
     operator: str | None = None
     binary: str | None = None
-    context: Count | UnsetType = UNSET
+    version: str = ""
+    context: Count | Literal["auto"] | UnsetType = UNSET
     parallel: Count | UnsetType = UNSET
     threads: Count | UnsetType = UNSET
+    tensor_parallel: Count = 1
+    pipeline_parallel: Count = 1
+    expert_parallel: bool = False
+    card_share: Annotated[float, Meta(gt=0, le=1)] | UnsetType = UNSET
+    batched_tokens: Count | UnsetType = UNSET
+    kv_dtype: Literal["", "bf16", "fp16", "fp8", "nvfp4"] = ""
+    prefix_caching: bool = True
+    speculative: Literal["", "ngram", "draft", "mtp"] = ""
+    draft: str | None = None
+    draft_tokens: Annotated[int, Meta(ge=1, le=64)] = 3
+    tool_parser: str = ""
+    reasoning_parser: str = ""
+    chat_template: str | None = None
+    max_loras: Annotated[int, Meta(ge=0, le=1000)] | UnsetType = UNSET
+    max_lora_rank: Annotated[int, Meta(ge=1, le=512)] = 64
+    arguments: tuple[str, ...] = ()
     idle_seconds: Annotated[float, Meta(ge=0, le=1e7)] = 900.0
     start_seconds: Seconds = 600.0
     wait_seconds: Seconds = 120.0
@@ -176,6 +196,7 @@ class Endpoint(_Table, frozen=True):
     max_completion_tokens: Count | UnsetType = UNSET
     fallback: tuple[str, ...] = ()
     cache_salt: bool | UnsetType = UNSET
+    embeddings: bool = False
     prompt_price: Money = 0.0
     completion_price: Money = 0.0
     first_question: str = "Hello"
@@ -183,18 +204,40 @@ class Endpoint(_Table, frozen=True):
     @property
     def slots(self) -> int | None:
         """Requests that one replica answers at once; None: as many as come."""
-        return self.parallel or (None if self.engine == "external" else DEFAULT_PARALLEL)
+        if self.engine == "external":
+            return self.parallel or None
+        return self.parallel or (DEFAULT_PARALLEL if self.engine == "llamacpp" else PAGED_PARALLEL)
+
+    @property
+    def embeds(self) -> bool:
+        """It may: nobody says what somebody else's server does."""
+        return self.embeddings or self.engine == "external"
 
     @property
     def places(self) -> tuple[Place, ...]:
         """The servers of an external endpoint."""
         alone = Place(url=self.url or "", api_key_file=self.api_key_file, country=self.country, operator=self.operator)
-        return self.replicas or (alone,)
+        return (alone,) if isinstance(self.replicas, int) else self.replicas
 
     def replica_names(self, name: str) -> list[str]:
-        """Of the places; `name`: the endpoint's."""
-        count = len(self.places)
+        """`name`: the endpoint's."""
+        count = self.replicas if isinstance(self.replicas, int) else len(self.replicas)
         return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+
+    @property
+    def options(self) -> Options:
+        return Options(
+            prefix_caching=self.prefix_caching,
+            speculative=self.speculative,
+            draft_tokens=self.draft_tokens,
+            tool_parser=self.tool_parser,
+            reasoning_parser=self.reasoning_parser,
+            chat_template=self.chat_template or "",
+            embeddings=self.embeddings,
+            max_loras=self.max_loras or 0,
+            max_lora_rank=self.max_lora_rank,
+            arguments=self.arguments,
+        )
 
     @property
     def price(self) -> Price:
@@ -263,10 +306,10 @@ def schema() -> dict[str, Any]:
 
 
 def _placed_endpoint(endpoint: Endpoint, base: Path) -> Endpoint:
-    if endpoint.replicas:
+    if not isinstance(endpoint.replicas, int):
         replicas = tuple(_placed(place, base, "api_key_file") for place in endpoint.replicas)
         endpoint = msgspec.structs.replace(endpoint, replicas=replicas)
-    return _placed(endpoint, base, "weights", "api_key_file", "binary")
+    return _placed(endpoint, base, "weights", "api_key_file", "binary", "draft", "chat_template")
 
 
 def _placed(table: _T, base: Path, *keys: str) -> _T:

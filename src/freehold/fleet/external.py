@@ -6,6 +6,7 @@ Its machine is not ours, so it has no account of occupancy.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 from freehold.engines import Engine
@@ -13,9 +14,9 @@ from freehold.errors import BadConfig, NotReady
 from freehold.fleet.config import Place
 from freehold.fleet.ground import Ground
 from freehold.fleet.health import PROBE_S, Health
+from freehold.fleet.probing import Asked, probe_completion
 from freehold.fleet.route import Asker, Hold, Route
 from freehold.fleet.slots import Slots
-from freehold.fleet.starting import probe_completion
 from freehold.fleet.upstream import Upstream
 from freehold.policy.lifecycle import Happening
 from freehold.types import ReplicaStatus
@@ -30,11 +31,14 @@ class ExternalReplica:
         self.name, self.endpoint, self.engine, self.route = name, route.endpoint, engine, route
         self.slots = Slots(route.endpoint.slots)
         self.ready_ns = ground.clock_ns()
-        self.context = route.endpoint.context or None
+        self.site = len(route.replicas)
+        self.adapters: Mapping[str, Mapping[str, object]] = {}
+        configured = route.endpoint.context
+        self.context = configured if isinstance(configured, int) else None
         self._ground = ground
         self._health = Health(name, route, self.slots, ground)
         self._upstream = Upstream(place.url, _api_key(name, place))
-        route.replicas.append(self)
+        route.join(self)
 
     @property
     def usable(self) -> bool:
@@ -83,7 +87,8 @@ class ExternalReplica:
         served_model = self.endpoint.served_model or self.route.name
         try:
             async with asyncio.timeout(self.endpoint.request_seconds):
-                used = await probe_completion(self._upstream, self.route.name, self.name, served_model, self._ground)
+                asked = Asked(self._upstream, self.route.name, self.name)
+                used = (await probe_completion(asked, {"model": served_model}, self._ground)).tokens
         except TimeoutError:
             raise NotReady(f"`{self.name}` did not answer in {self.endpoint.request_seconds:g} s") from None
         self._ground.tell(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from freehold.executors.local import Local
+from freehold.fleet.cards import Cards
 from freehold.fleet.occupancy import Occupancy
 from freehold.ledger.book import Book
 from freehold.types import Event
@@ -27,6 +28,10 @@ class Ground:
     state: Path  # the book, the signing key, manifests
     run_dir: Path  # sockets
     log_dir: Path
+    engines_dir: Path = Path()  # environments of engines
+    cards: Cards = field(default_factory=Cards)
+    # Memory of this machine that starts under way will take, by replica: what is available does not show it yet.
+    promised_bytes: dict[str, int] = field(default_factory=dict)
     listeners: set[asyncio.Queue[Event]] = field(default_factory=set)
 
     def tell(self, kind: str, subject: str, *, actor: str = "freehold", **detail: str | float | bool | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -38,10 +38,19 @@ class _Note(NamedTuple):
 class Replica:
     """One engine process at a time, started when wanted, stopped when idle."""
 
+    site = 0  # of its endpoint's places: this machine
+
     def __init__(
-        self, route: Route, start: Start, ground: Ground, drain_seconds: float, *, starts_s: Sequence[float] = ()
+        self,
+        name: str,
+        route: Route,
+        start: Start,
+        ground: Ground,
+        drain_seconds: float,
+        *,
+        starts_s: Sequence[float] = (),
     ) -> None:
-        self.name, self.endpoint, self.route = route.name, route.endpoint, route
+        self.name, self.endpoint, self.route = name, route.endpoint, route
         self.engine = start.engine
         self.slots = Slots(route.endpoint.slots)
         self._start, self._ground, self._drain_seconds = start, ground, drain_seconds
@@ -57,9 +66,15 @@ class Replica:
         self._living: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
-        route.replicas.append(self)
+        self.retiring = False
+        self.gone = asyncio.Event()  # after it was retired
+        self._turn = asyncio.Event()  # its state changes; then there is another
 
     # for its route
+
+    @property
+    def adapters(self) -> Mapping[str, Mapping[str, object]]:
+        return self._start.adapters
 
     @property
     def usable(self) -> bool:
@@ -132,7 +147,7 @@ class Replica:
             return None
         left_s = median(self._starts_s) - self._since_start_s() if self._starts_s else None
         estimated_s = None if left_s is None else round(max(0.0, left_s), 1)
-        return {"waking": self.name, "stage": self._start.stage, "estimated_seconds": estimated_s}
+        return {"waking": self.route.name, "stage": self._start.stage, "estimated_seconds": estimated_s}
 
     @property
     def context(self) -> int:
@@ -151,6 +166,26 @@ class Replica:
             self._ground.tell("endpoint.stop", self.name, run=run, reason=str(reason), hint=reason.hint)
             self._inbox.put_nowait(_Note("stop", run, reason))
 
+    async def come_up(self) -> None:
+        """Wake it, and wait until it answers. Raises what kept it from that."""
+        self.wake()
+        while self._life.state != "ready":
+            await self._turn.wait()
+            if self._life.state in ("backoff", "cold"):
+                raise self.reason or self._refusal()
+
+    def retire(self) -> None:
+        """Another one has taken its place: whoever it answers is answered to the end, and then it is gone."""
+        self.retiring = True
+        if self in self.route.replicas:
+            self.route.part(self)
+        self._drain_seconds = self.endpoint.request_seconds
+        self.post("stop")
+
+    @property
+    def start(self) -> Start:
+        return self._start
+
     @property
     def serving(self) -> int | None:
         """The run that is ready; None when there is none."""
@@ -159,7 +194,7 @@ class Replica:
     def status(self) -> ReplicaStatus:
         process = self._start.process
         return ReplicaStatus(
-            endpoint=self.name,
+            endpoint=self.route.name,
             replica=self.name,
             engine=self.endpoint.engine,
             state="stopped" if self._life.closed and self._life.state == "cold" else self._life.state,
@@ -167,7 +202,7 @@ class Replica:
             pid=process.pid if process else None,
             run=self._life.run,
             in_flight=self.slots.held,
-            waiting=self.route.waiting,
+            waiting=self.route.waiting if self.route.replicas[:1] == [self] else 0,
             slots=self.slots.count,
             answers=self._life.state != "ready" or not self._health.open,
             last_start_s=round(self._starts_s[-1], 3) if self._starts_s else None,
@@ -194,7 +229,8 @@ class Replica:
             while True:
                 self._take(await self._inbox.get())
         finally:
-            self.route.refuse(NotReady(f"`{self.name}` is shutting down", retry_after_s=5))
+            if not self.retiring:
+                self.route.refuse(NotReady(f"`{self.route.name}` is shutting down", retry_after_s=5))
             for task in (self._stopping, self._living):
                 if task:
                     task.cancel()
@@ -214,9 +250,11 @@ class Replica:
         came_late = self.route.waiting and before == "ready" and note.happening in ("exited", "failed")
         if came_late:  # after the end, and before the news of it
             self._life, _ = step(self._life, "wanted")
+        self.reason = note.reason or self.reason
         if self._life.state != before:
             self._changed(note)
-        self.reason = note.reason or self.reason
+        if self.retiring and self._life.state == "cold":
+            self.gone.set()
         for effect in effects:
             self._carry_out(effect)
 
@@ -238,6 +276,8 @@ class Replica:
 
     def _changed(self, note: _Note) -> None:
         state, now_ns = self._life.state, self._ground.clock_ns()
+        self._turn.set()
+        self._turn = asyncio.Event()
         self._ground.occupancy.enter(self.name, _PHASES.get(state), now_ns)  # type: ignore[arg-type]
         if state == "starting":
             self._began_ns = now_ns
@@ -251,7 +291,7 @@ class Replica:
             self._watch_idle()  # whoever woke it may have left by now
         detail = {"run": self._life.run, "because": note.happening}
         if state == "ready":
-            detail["seconds"] = round(self._starts_s[-1], 3)
+            detail |= {"seconds": round(self._starts_s[-1], 3), "endpoint": self.route.name}
         self._ground.tell(f"replica.{state}", self.name, **detail)
 
     def _believe(self, run: int) -> None:
@@ -265,7 +305,7 @@ class Replica:
         """What callers are told. Why it does not start is the operator's to know: see `reason`."""
         if self._life.closed:
             return self.route.stopped()
-        return self.route.not_ready(f"`{self.name}` cannot be started now; its operator can see why")
+        return self.route.not_ready(f"`{self.route.name}` cannot be started now; its operator can see why")
 
     def _watch_idle(self, delay_s: float | None = None) -> None:
         if self.endpoint.idle_seconds and self._idle_timer is None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple, Protocol
 
-from freehold.engines import Engine
+from freehold.engines import Engine, Launchable
 from freehold.errors import FreeholdError, NotReady, QueueFull, Refused
 from freehold.fleet.config import Endpoint
 from freehold.fleet.permission import Permission, PlaceRules
+from freehold.fleet.roster import Roster
 from freehold.fleet.slots import Slots
 from freehold.fleet.upstream import Upstream
 from freehold.policy.balance import choose
@@ -46,6 +47,7 @@ class Asker(Protocol):
     rules: PlaceRules
     affinity: bytes
     choices: int
+    adapter: str  # by its version, as replicas know it; "": the base
     tried: AbstractSet[str]  # replicas that did not answer
 
     def placed(self, hold: Hold) -> None:
@@ -61,6 +63,12 @@ class Member(Protocol):
     name: str
     slots: Slots
     ready_ns: int  # since when it answers
+    site: int  # where it stands: of the endpoint's places
+
+    @property
+    def adapters(self) -> Mapping[str, Mapping[str, object]]:
+        """Those it has, and the fields of a request for each."""
+        ...
 
     @property
     def context(self) -> int | None:
@@ -104,6 +112,8 @@ class Route:
     def __init__(self, name: str, endpoint: Endpoint, permission: Permission | None, engine: Engine) -> None:
         self.name, self.endpoint, self.engine = name, endpoint, engine
         self.price = endpoint.price
+        self.roster = Roster(name)
+        self.salted = bool(endpoint.cache_salt) or (isinstance(engine, Launchable) and engine.salts)
         self.refused_fields = frozenset(engine.refused_fields)
         self.replicas: list[Member] = []
         self._permission = permission
@@ -146,7 +156,7 @@ class Route:
         if limited and len(self._queue) >= self.endpoint.max_waiting:
             late = self.not_ready(f"{len(self._queue)} requests already wait for `{self.name}`")
             raise QueueFull(str(late), retry_after_s=late.retry_after_s)
-        self._queue.push((asker.rules, frozenset(asker.tried)), asker.account, asker.priority, asker)
+        self._queue.push((asker.rules, asker.adapter, frozenset(asker.tried)), asker.account, asker.priority, asker)
         self.admit()
         return None
 
@@ -192,11 +202,10 @@ class Route:
         """The replicas that may answer whoever these rules are for. Raises Refused when there is none."""
         allowed = self._allowed_by.get(rules)
         if allowed is None:
-            objections = [self._objections(at, rules) for at in range(len(self.replicas))]
-            allowed = [replica for replica, against in zip(self.replicas, objections, strict=True) if not against]
+            allowed = [replica for replica in self.replicas if not self._objections(replica, rules)]
             self._allowed_by[rules] = allowed
         if not allowed:
-            every = (each for at in range(len(self.replicas)) for each in self._objections(at, rules))
+            every = (each for replica in self.replicas for each in self._objections(replica, rules))
             against = dict.fromkeys(map(in_words, every))
             raise Refused(
                 f"no replica of `{self.name}` is where this key's rules on place allow: {'; '.join(against)}",
@@ -211,8 +220,17 @@ class Route:
             return bool(self.allowed(rules))
         return False
 
-    def _objections(self, replica: int, rules: PlaceRules) -> list[Objection]:
-        return self._permission.objections(replica, rules) if self._permission else []
+    def _objections(self, replica: Member, rules: PlaceRules) -> list[Objection]:
+        return self._permission.objections(replica.site, rules) if self._permission else []
+
+    def join(self, replica: Member) -> None:
+        self.replicas.append(replica)
+        self._allowed_by.clear()
+
+    def part(self, replica: Member) -> None:
+        """It serves nobody any more."""
+        self.replicas.remove(replica)
+        self._allowed_by.clear()
 
     def admit(self) -> None:
         """Somebody may be served now: a replica came up, or one let go of it.
@@ -264,24 +282,30 @@ class Route:
     def _pick(self, allowed: Sequence[Member], asker: Asker) -> Hold | None:
         if len(allowed) == 1:
             (only,) = allowed
-            free = only.usable and only.slots.fits(asker.choices) and only.name not in asker.tried
-            return only.hold(asker) if free else None
-        fit = [m for m in allowed if m.usable and m.slots.fits(asker.choices) and m.name not in asker.tried]
+            return only.hold(asker) if _fits(only, asker) else None
+        fit = [member for member in allowed if _fits(member, asker)]
         if not fit:
             return None
         best = choose([m.slots.held for m in fit], [m.name for m in fit], asker.affinity)
         return fit[best].hold(asker)
 
     def _wake(self, members: Sequence[Member]) -> None:
-        if not any(member.usable for member in members):
-            for member in members:
+        """Somebody waits: those that answer are full, or there are none."""
+        for member in members:
+            if not member.usable and not member.coming:
                 member.wake()
+
+
+def _fits(member: Member, asker: Asker) -> bool:
+    if not member.usable or not member.slots.fits(asker.choices) or member.name in asker.tried:
+        return False
+    return not asker.adapter or asker.adapter in member.adapters
 
 
 class _Waiter:
     """An operator who waits."""
 
-    account = group = ""
+    account = group = adapter = ""
     priority = 1 << 30
     rules: PlaceRules = ()
     affinity = b""

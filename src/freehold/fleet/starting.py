@@ -1,86 +1,198 @@
-"""Bringing one engine up: trust, fit, launch, readiness, smoke probe. Each stage is an event."""
+"""Bringing one engine up: trust, fit, launch, readiness, adapters, smoke probe. Each stage is an event."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
+import secrets
 import shlex
 import shutil
 import tempfile
 import time
-import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from freehold.engines import Launchable
+from freehold import catalogue
+from freehold.catalogue.places import card_of
+from freehold.engines import Launchable, Wanted
 from freehold.errors import DoesNotFit, EngineFailed, NotReady, Refused
 from freehold.executors.local import Process
 from freehold.executors.sockets import open_socket
-from freehold.fleet.config import Endpoint
+from freehold.fleet.config import ADAPTERS_AT_LAUNCH, DEFAULT_CONTEXT
 from freehold.fleet.ground import Ground
+from freehold.fleet.hearing import Hearing
 from freehold.fleet.host import probe
+from freehold.fleet.probing import Asked, Said, probe_completion
+from freehold.fleet.program import Program, check_flags, find_program
+from freehold.fleet.route import Route
 from freehold.fleet.trust import Trust
-from freehold.fleet.upstream import Answer, Upstream
-from freehold.fleet.wire import read_usage
-from freehold.plan.llamacpp import fit
-from freehold.types import Plan, Refusal, Tokens, UsageRecord
-from freehold.weights import Checkpoint
+from freehold.fleet.upstream import Upstream
+from freehold.types import Adapter, Options, Plan, Refusal, Service, Stated, Tokens
+from freehold.weights import Checkpoint, tokens
 
-PROBE_KEY = "freehold"  # the key that smoke probes are recorded under
-_DEFAULT_CONTEXT = 8192
 _POLL_SHARE = 0.02  # of the time waited so far: what not asking at the right moment may cost
 _POLL_S = (0.001, 0.25)
+_ADAPTER_PROBE_TOKENS = 8
+_NO_FIELDS: Mapping[str, object] = {}
+
+
+class Names(NamedTuple):
+    """Of a replica, and of the endpoint it belongs to; `log` is shared by a replica and its successors."""
+
+    endpoint: str
+    replica: str
+    log: str
 
 
 class Start:
     """One for each replica: it holds what there is of the running engine. Only the replica's owner calls it."""
 
-    def __init__(self, name: str, endpoint: Endpoint, engine: Launchable, trust: Trust, ground: Ground) -> None:
+    def __init__(
+        self, names: Names, engine: Launchable, route: Route, trusts: tuple[Trust, Trust | None], ground: Ground
+    ) -> None:
+        """`trusts`: in the weights, and in those of a draft model."""
         self.engine = engine
         self.process: Process | None = None
         self.upstream: Upstream | None = None
         self.plan: Plan | None = None
-        self.stage = ""  # of a start that is under way
-        self._name, self._endpoint, self._trust, self._ground = name, endpoint, trust, ground
+        self.stated: Stated | None = None  # by the engine, of its memory
+        self.adapters: dict[str, Mapping[str, object]] = {}  # that it has, and the fields of a request for each
+        self.texts: dict[str, str] = {}  # what each of them answers to the same question
+        self._names, self._endpoint, self._ground, self._roster = names, route.endpoint, ground, route.roster
+        self._trust, self._draft_trust = trusts
+        self._name = names.replica
+        self._log = ground.log_dir / f"{names.log}.log"
+        self._hearing: Hearing | None = None
         self._socket_fd: int | None = None
         self._folder: Path | None = None
+        self._cards: list[str] = []
+        self._run = 0
+
+    @property
+    def stage(self) -> str:
+        """Of a start that is under way, and how far it is."""
+        return self._hearing.now if self._hearing else ""
 
     async def bring_up(self, run: int) -> None:
         """From cold to answering. Raises FreeholdError with what to do; `tear_down` must follow in every case."""
-        self.stage = "verifying the weights"
+        self._run = run
+        hearing = self._hearing = Hearing(self.engine, self._name, self._ground)
+        hearing.enter("verifying the weights")
         build = await self._trust.ensure()
-        self.plan = plan = await self._fit(build)
+        draft = await self._draft_trust.ensure() if self._draft_trust else None
+        program = await find_program(self._names.endpoint, self._endpoint, self.engine, self._ground)
+        try:
+            await self._start(build, draft, program, hearing)
+        except DoesNotFit as error:
+            if self._endpoint.context != "auto" or not error.longest:
+                raise
+            # Its own count is the last word: once more, with what it says that fits.
+            await self.tear_down()
+            self._ground.tell("plan.shortened", self._name, context=error.longest, reason=str(error))
+            await self._start(build, draft, program, hearing, error.longest)
+        hearing.close()
+        self._hearing = None
+
+    async def _start(
+        self, build: Checkpoint, draft: Checkpoint | None, program: Program, hearing: Hearing, limit: int | None = None
+    ) -> None:
+        self.plan = plan = await self._fit(build, draft, program, limit)
         self._ground.tell("plan.made", self._name, steps="\n".join(plan.steps))
-        self.stage = "launching the engine"
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=self._ground.run_dir))
-        socket = str(self._folder / "engine.sock")
-        launch = self.engine.launch(plan, build.entry, self._name, socket, self._endpoint.binary)
+        hearing.weigh(plan.weight_bytes)
+        hearing.enter("launching the engine")
+        marks = await asyncio.to_thread(tokens.marks, self._trust.path) if self.engine.environment else frozenset[str]()
+        service = msgspec.structs.replace(self._service(plan, build, draft, program), marks=marks)
+        launch = self.engine.launch(service)
+        check_flags(self._names.endpoint, launch, program)
         argv = shlex.join(launch.argv)
-        self._ground.tell("engine.launching", self._name, run=run, engine=self._endpoint.engine, argv=argv)
+        self._ground.tell("engine.launching", self._name, run=self._run, engine=self._endpoint.engine, argv=argv)
         executor = self._ground.executor
-        self.process = process = await executor.start(launch, self._name, self._ground.log_dir / f"{self._name}.log")
+        self.process = process = await executor.start(launch, self._name, self._log, hearing.hear)
         isolation = {"isolated": process.isolated, "why_not": executor.why_not_isolated}
-        self._ground.tell("engine.started", self._name, run=run, pid=process.pid, **isolation)
-        await self._test_isolation(process, run)
-        self.stage = "loading the weights"
-        await self._until_ready(process, socket)
-        self.stage = "probing"
+        self._ground.tell("engine.started", self._name, run=self._run, pid=process.pid, **isolation)
+        await self._test_isolation(process)
+        hearing.enter("loading the engine")
+        await self._until_ready(process, service.socket, hearing)
+        hearing.enter("probing")
         await self._trust.recheck()
-        await self._smoke_probe(run)
+        await self._smoke_probe()
+        await self._warm()
+        await self._until_ready(process, service.socket, hearing)  # still
+        self._ground.promised_bytes.pop(self._name, None)
+        process.stop_listening()
+        await self._note_memory(hearing)
+        launched = service.adapters
+        for adapter in launched:
+            await self._take(adapter, self.engine.ask(adapter, launched))
+        while missing := self.missing:
+            for adapter in missing:
+                await self.load(adapter)
 
     @property
     def context(self) -> int:
         """Tokens that a request may use, by the plan of the last start, or as configured until there is one."""
-        return self.plan.context if self.plan else self._endpoint.context or _DEFAULT_CONTEXT
+        configured = self._endpoint.context
+        return self.plan.context if self.plan else configured if isinstance(configured, int) else DEFAULT_CONTEXT
+
+    @property
+    def missing(self) -> list[Adapter]:
+        """What it should have, and could be given while it serves."""
+        if self.engine.adapters != "hot":
+            return []
+        return [adapter for adapter in self._roster.wanted if adapter.name not in self.adapters]
+
+    async def load(self, adapter: Adapter) -> None:
+        """Give the running engine an adapter. Raises EngineFailed with its words."""
+        call = self.engine.load(adapter)
+        if call is None or self.upstream is None:
+            raise EngineFailed(f"the engine of `{self._name}` is not up")
+        answer = await self.upstream.fetch(call.method, call.path, call.body)
+        if answer.status != 200:
+            _, said = self.engine.error(answer.status, answer.body)
+            raise EngineFailed(f"`{self._name}` could not load {adapter.name}: {said.message}")
+        await self._take(adapter, self.engine.ask(adapter, ()))
+
+    async def _take(self, adapter: Adapter, fields: Mapping[str, object]) -> None:
+        """It has the adapter; what that answers is compared with what it answers elsewhere."""
+        self.texts[adapter.name] = (await self.probe(fields, max_tokens=_ADAPTER_PROBE_TOKENS)).text
+        self.adapters[adapter.name] = fields
+
+    async def answer_of(self, adapter: Adapter) -> str:
+        """What it says with an adapter: asked anew, where that leaves nothing in a cache that callers read."""
+        if self.engine.adapters == "hot":
+            await self._take(adapter, self.adapters[adapter.name])
+        return self.texts[adapter.name]
+
+    async def unload(self, adapter: Adapter) -> None:
+        """Nobody asks for it any more; an engine that fails to drop it keeps some memory, no more."""
+        call = self.engine.unload(adapter)
+        if self.adapters.pop(adapter.name, None) is not None and call and self.upstream:
+            await self.upstream.fetch(call.method, call.path, call.body)
+
+    async def probe(self, fields: Mapping[str, object] = _NO_FIELDS, *, max_tokens: int = 4) -> Said:
+        """A real completion, from no cache that callers read. Raises EngineFailed."""
+        if self.upstream is None:
+            raise EngineFailed(f"the engine of `{self._name}` is not up")
+        asked = Asked(self.upstream, self._names.endpoint, self._name, self._run)
+        apart = self.engine.isolate(secrets.token_hex(8), None, same=False, salted=self.engine.salts)
+        named = {"model": self._names.endpoint, **apart, **fields}
+        return await probe_completion(asked, named, self._ground, max_tokens=max_tokens)
 
     async def counted(self) -> Tokens:
         """What the engine's own counters say. Raises EngineFailed."""
+        return self.engine.counters(await self.metrics())
+
+    async def metrics(self) -> bytes:
+        """Raises EngineFailed."""
         if self.upstream is None:
             raise EngineFailed(f"the engine of `{self._name}` is not up")
-        metrics = await self.upstream.fetch("GET", self.engine.metrics_path)
-        return self.engine.counters(metrics.body if metrics.status == 200 else b"")
+        answer = await self.upstream.fetch("GET", self.engine.metrics_path)
+        return answer.body if answer.status == 200 else b""
 
     async def ended(self) -> int:
         """The exit code of the engine, once it has one."""
@@ -90,6 +202,9 @@ class Start:
 
     async def tear_down(self) -> None:
         """Leave nothing of this run behind."""
+        self.adapters, self.texts = {}, {}
+        self.stated = None
+        self._ground.promised_bytes.pop(self._name, None)
         if self.upstream:
             self.upstream.close()
             self.upstream = None
@@ -99,33 +214,94 @@ class Start:
         if self.process:
             await self.process.stop()
             self.process = None
+        self._ground.cards.give(self._name)
         if self._folder:
             await asyncio.to_thread(remove_folder, self._folder)
             self._folder = None
 
-    async def _fit(self, build: Checkpoint) -> Plan:
+    async def _fit(self, build: Checkpoint, draft: Checkpoint | None, program: Program, limit: int | None) -> Plan:
+        """What is planned is promised: another start that begins meanwhile does not count on it. Raises DoesNotFit."""
+        ground, endpoint = self._ground, self._endpoint
         host = await asyncio.to_thread(probe)
-        context = self._endpoint.context or min(build.context, _DEFAULT_CONTEXT)
-        threads = self._endpoint.threads or max(1, host.cores - 1)
-        parallel = self._endpoint.slots or 1
-        answer = fit(build, host, context=context, parallel=parallel, threads=threads, model=build.model)
+        promised = sum(ground.promised_bytes.values())
+        host = msgspec.structs.replace(host, available_bytes=max(0, host.available_bytes - promised))
+        gpus = []
+        if host.gpus and self.engine.uses_cards:
+            gpus = ground.cards.take(self._name, endpoint.tensor_parallel * endpoint.pipeline_parallel, host.gpus)
+        self._cards = [gpu.node for gpu in gpus]
+        auto = endpoint.context == "auto"
+        context = build.context if auto else endpoint.context or min(build.context, DEFAULT_CONTEXT)
+        wanted = Wanted(
+            context=limit or context,  # pyright: ignore[reportArgumentType]  auto is no number, and was taken out
+            longest=auto,
+            parallel=endpoint.slots or 1,
+            threads=endpoint.threads or max(1, host.cores - 1),
+            card=card_of(catalogue.load(), gpus) if gpus else None,
+            free_bytes=min((gpu.free_bytes for gpu in gpus), default=0),
+            tp=endpoint.tensor_parallel,
+            pp=endpoint.pipeline_parallel,
+            ep=endpoint.tensor_parallel if endpoint.expert_parallel else 1,
+            card_share=endpoint.card_share or None,
+            batched_tokens=endpoint.batched_tokens or None,
+            kv_dtype=endpoint.kv_dtype,
+            draft_bytes=draft.weight_bytes if draft else 0,
+            draft_tokens=endpoint.draft_tokens if endpoint.speculative else 0,
+            draft_layers=draft.layers if draft else 0,
+            version=program.version,
+        )
+        answer = self.engine.fit(build, build.model, host, wanted)
         if isinstance(answer, Refusal):
             raise DoesNotFit(f"`{self._name}` does not fit: {answer.reason}", hint=answer.hint)
+        if not answer.card:
+            ground.promised_bytes[self._name] = answer.total_bytes
         return answer
 
-    async def _test_isolation(self, process: Process, run: int) -> None:
+    def _service(self, plan: Plan, build: Checkpoint, draft: Checkpoint | None, program: Program) -> Service:
+        ground, endpoint = self._ground, self._endpoint
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=ground.run_dir))
+        hot, options = self.engine.adapters == "hot", endpoint.options
+        most = endpoint.max_loras if isinstance(endpoint.max_loras, int) else 0 if hot else ADAPTERS_AT_LAUNCH
+        folder = build.format == "safetensors"
+        return Service(
+            name=self._names.endpoint,
+            weights=str(self._trust.path) if folder else build.entry,
+            files=self._trust.files if folder else (),
+            socket=str(self._folder / "engine.sock"),
+            plan=plan,
+            family=build.architecture,
+            draft=(endpoint.draft if folder else draft.entry) or "" if draft else "",
+            draft_files=self._draft_trust.files if self._draft_trust else (),
+            program=program.path,
+            version=program.version,
+            options=msgspec.structs.replace(options, max_loras=most),
+            adapters=self._roster.wanted if self.engine.adapters == "launch" else (),
+            adapter_folder=str(adapter_folder(ground, self._names.endpoint)) if hot and most else "",
+            cache_folder=self._cache_folder(plan, program, options) if self.engine.environment else "",
+            devices=_nodes(self._cards),
+            drain_s=30,
+        )
+
+    def _cache_folder(self, plan: Plan, program: Program, options: Options) -> str:
+        """What it compiled for the same engine, weights, card and settings: of nobody else, as it will run it again."""
+        about = [program.about, self._trust.digest, plan.card, plan.cards, msgspec.json.encode(options).decode()]
+        key = hashlib.sha256(msgspec.json.encode(about)).hexdigest()[:16]
+        folder = self._ground.state / "compiled" / f"{self._names.endpoint[:32]}-{key}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return str(folder)
+
+    async def _test_isolation(self, process: Process) -> None:
         """The engine's own sandbox was tried from inside, before the engine was in it: what came of that."""
-        report = await process.tested()
+        report, run = await process.tested(), self._run
         if report is None:
             why_not = self._ground.executor.why_not_isolated
             self._ground.tell("isolation.absent", self._name, run=run, why_not=why_not)
         elif report.failed:
             await process.stop()  # it never became the engine, or is late: what it printed is in the log after this
-            said = await asyncio.to_thread(last_words, self._ground.log_dir / f"{self._name}.log")
+            said = await asyncio.to_thread(last_words, self._log)
             failed = "; ".join(f"{name}: {found}" for name, found in report.failed.items())
             self._ground.tell("isolation.failed", self._name, run=run, **report.failed, said=said)
             if "report" in report.failed:
-                hint = f"freehold logs {self._name}"
+                hint = f"freehold logs {self._names.endpoint}"
                 raise NotReady(f"the sandbox of `{self._name}` gave no report ({failed}): {said}", hint=hint)
             raise Refused(
                 f"the sandbox of `{self._name}` has a hole: {failed}",
@@ -139,17 +315,19 @@ class Start:
         else:
             self._ground.tell("isolation.tested", self._name, run=run, tests=len(report.passed), **report.passed)
 
-    async def _until_ready(self, process: Process, socket: str) -> None:
+    async def _until_ready(self, process: Process, socket: str, hearing: Hearing) -> None:
         died = asyncio.create_task(process.wait())
         ready = asyncio.create_task(self._poll(socket))
         try:
             await asyncio.wait((died, ready), return_when=asyncio.FIRST_COMPLETED)
             if died.done():
-                said = await asyncio.to_thread(last_words, self._ground.log_dir / f"{self._name}.log")
-                raise NotReady(
-                    f"the engine of `{self._name}` ended with code {died.result()} while starting: {said}",
-                    hint=f"freehold logs {self._name}",
-                )
+                assert self.plan is not None  # noqa: S101  _start has just made it
+                hint = f"freehold logs {self._names.endpoint}"
+                if why := self.engine.complaint(hearing.said, self.plan):
+                    raise why
+                said = await asyncio.to_thread(last_words, self._log)
+                code = died.result()
+                raise NotReady(f"the engine of `{self._name}` ended with code {code} while starting: {said}", hint=hint)
             ready.result()
         finally:
             died.cancel()
@@ -174,9 +352,8 @@ class Start:
             waited_s = time.monotonic() - began_s
             await asyncio.sleep(min(max(_POLL_S[0], waited_s * _POLL_SHARE), _POLL_S[1]))
 
-    async def _smoke_probe(self, run: int) -> None:
-        assert self.upstream is not None  # noqa: S101  bring_up has just waited for it
-        used = await probe_completion(self.upstream, self._name, self._name, self._name, self._ground, run=run)
+    async def _smoke_probe(self) -> None:
+        used = (await self.probe()).tokens
         counted = await self.counted()
         same = (counted.prompt, counted.completion) == (used.prompt, used.completion)
         self._ground.tell(
@@ -188,49 +365,31 @@ class Start:
             engine_completion_tokens=counted.completion,
         )
 
+    async def _warm(self) -> None:
+        """What is slow the first time is asked before anybody waits for it. What the engine cannot do, it says then."""
+        for fields in self.engine.warming:
+            try:
+                await self.probe(fields, max_tokens=2)
+            except EngineFailed as error:
+                self._ground.tell("engine.warming_failed", self._name, why=str(error))
 
-async def probe_completion(
-    upstream: Upstream, name: str, replica: str, served_model: str, ground: Ground, *, run: int = 0
-) -> Tokens:
-    """One real completion, recorded like any other. Raises EngineFailed when it is not one."""
-    began_ns = ground.clock_ns()
-    record = UsageRecord(
-        request=f"probe-{uuid.uuid4().hex}",
-        key=PROBE_KEY,
-        endpoint=name,
-        kind="probe",
-        stream=False,
-        started_ns=began_ns,
-        replica=replica,
-        run=run,
-    )
-    ground.book.open_request(record)
-    message = {"role": "user", "content": "Hello"}
-    ask = msgspec.json.encode({"model": served_model, "messages": [message], "max_tokens": 4, "temperature": 0})
-    answer = Answer(0, b"")
-    used = None
-    try:
-        answer = await upstream.fetch("POST", "/v1/chat/completions", ask)
-        used = read_usage(answer.body) if answer.status == 200 else None
-    finally:
-        tokens = used or Tokens()
-        ground.book.settle_request(
-            msgspec.structs.replace(
-                record,
-                status=answer.status,
-                outcome="ok" if used else "error",
-                prompt_tokens=tokens.prompt,
-                completion_tokens=tokens.completion,
-                cached_tokens=tokens.cached,
-                total_ms=(ground.clock_ns() - began_ns) / 1e6,
-            )
-        )
-    if used is None:
-        raise EngineFailed(
-            f"the smoke probe of `{name}` got {answer.status}: {answer.body[:200].decode(errors='replace')}",
-            hint=f"freehold logs {name}",
-        )
-    return used
+    async def _note_memory(self, hearing: Hearing) -> None:
+        """What it says that it took, beside what was planned."""
+        assert self.plan is not None  # noqa: S101  _start has just made it
+        self.stated = self.engine.stated(hearing.said, await self.metrics())
+
+
+def adapter_folder(ground: Ground, endpoint: str) -> Path:
+    """Where adapters lie that were accepted: engines of this endpoint may read it."""
+    folder = ground.state / "adapters" / endpoint
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _nodes(cards: list[str]) -> tuple[str, ...]:
+    """Of NVIDIA's cards: their own, and those that all of them share."""
+    shared = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+    return (*cards, *(node for node in shared if cards and Path(node).exists()))
 
 
 def last_words(log: Path) -> str:

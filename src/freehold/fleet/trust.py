@@ -36,9 +36,16 @@ class Trust:
     """One for each endpoint: remembers what was verified, when, and how the files looked then."""
 
     def __init__(
-        self, name: str, endpoint: Endpoint, ground: Ground, permission: Permission, *, rules: Rules, lasts_ns: int
+        self,
+        name: str,
+        endpoint: Endpoint,
+        ground: Ground,
+        permission: Permission | None,
+        *,
+        rules: Rules,
+        lasts_ns: int,
     ) -> None:
-        """`lasts_ns`: for how long files that look untouched need not be read again."""
+        """`permission`: of a model that answers callers. `lasts_ns`: so long need untouched files not be read again."""
         self._name, self._endpoint, self._ground = name, endpoint, ground
         self._permission, self._rules, self._lasts_ns = permission, rules, lasts_ns
         self._weights = Path(endpoint.weights or "")
@@ -57,13 +64,28 @@ class Trust:
         """How the files looked when they were verified: see weights.files.File.stamp."""
         return {each.stamp for each in self._reading.looks} if self._reading else set()
 
+    @property
+    def digest(self) -> str:
+        """Of what was verified; "" when nothing is."""
+        return self._reading.digest if self._reading else ""
+
+    @property
+    def path(self) -> Path:
+        return self._weights
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that was verified, of a folder."""
+        return tuple(str(self._weights / each.name) for each in self._reading.looks) if self._reading else ()
+
     def expire(self) -> None:
         """From here on they are due, whatever was verified so far."""
         self._since_ns = self._ground.clock_ns()
 
     async def ensure(self) -> Checkpoint:
         """What the weights are, once they may be started. Raises Refused with the clause, or with the findings."""
-        self._permission.require()
+        if self._permission:
+            self._permission.require()
         async with self._lock:
             looks = await self._look()
             if self._build is None or self.due or looks != (self._reading and self._reading.looks):
@@ -122,7 +144,7 @@ class Trust:
 
     def _permits(self, digest: str) -> bool:
         """Whether the catalogue, if it has digests of this model, has this one."""
-        return digest in (self._permission.digests or (digest,))
+        return self._permission is None or digest in (self._permission.digests or (digest,))
 
     async def _read_gently(self, pin: str | None, manifest: Manifest | None) -> Verdict:
         """Verify them in a process of the lowest priority: an engine and its callers need the cores.

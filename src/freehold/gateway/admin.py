@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -18,6 +19,8 @@ from starlette.routing import Route
 from freehold.errors import BadRequest, FreeholdError
 from freehold.fleet.config import Allowance
 from freehold.fleet.fleet import Fleet
+from freehold.fleet.roster import Alias
+from freehold.fleet.route import Route as FleetRoute
 from freehold.gateway.alone import Report, record
 from freehold.gateway.custody import checkpoint
 from freehold.gateway.exposition import Exposition
@@ -65,6 +68,20 @@ class DeletionAsk(msgspec.Struct):
     key: str | None = None
 
 
+class AdapterAsk(msgspec.Struct):
+    """What `freehold adapters add` sends."""
+
+    name: str
+    path: str
+    percent: Annotated[int, msgspec.Meta(ge=1, le=100)] = 100
+
+
+class ShareAsk(msgspec.Struct):
+    """What `freehold adapters share` sends."""
+
+    percent: Annotated[int, msgspec.Meta(ge=0, le=100)]
+
+
 class Admin:
     """What the command line asks of the daemon. Answers are JSON; that of `up` JSON lines."""
 
@@ -85,6 +102,11 @@ class Admin:
             ("GET", "/metrics", self.metrics),
             ("POST", "/up", self.up),
             ("POST", "/endpoints/{name}/stop", self.stop),
+            ("GET", "/adapters", self.adapters),
+            ("POST", "/endpoints/{name}/adapters", self.add_adapter),
+            ("POST", "/endpoints/{name}/adapters/{adapter}/share", self.share_adapter),
+            ("POST", "/endpoints/{name}/adapters/{adapter}/rollback", self.roll_back_adapter),
+            ("DELETE", "/endpoints/{name}/adapters/{adapter}", self.remove_adapter),
             ("GET", "/keys", self.keys),
             ("POST", "/keys", self.create_key),
             ("POST", "/keys/{name}/rotate", self.rotate_key),
@@ -101,7 +123,9 @@ class Admin:
             exception_handlers={FreeholdError: _refuse},
         )
 
-    async def status(self, _: Request) -> Response:
+    async def status(self, request: Request) -> Response:
+        if "wide" in request.query_params:
+            await self._fleet.save_counts()  # reads the engines' metrics, which are up to 5 s old otherwise
         return _json({**self._about, "endpoints": self._fleet.status()})
 
     async def metrics(self, request: Request) -> Response:
@@ -119,6 +143,34 @@ class Admin:
         self._fleet.ground.tell("endpoint.stop", member.name, actor=_actor(request))
         member.post("stop")
         return _json({"stopping": member.name})
+
+    async def adapters(self, _: Request) -> Response:
+        routes = [self._fleet.find(name) for name in self._fleet.endpoints]
+        return _json(
+            [
+                {"endpoint": route.name, "name": name, "alias": alias, "replicas": _having(route, alias)}
+                for route in routes
+                for name, alias in route.roster.aliases.items()
+            ]
+        )
+
+    async def add_adapter(self, request: Request) -> Response:
+        ask = await _body(request, AdapterAsk)
+        changer = self._fleet.adapters(request.path_params["name"])
+        return _json(await changer.add(ask.name, Path(ask.path), ask.percent, _actor(request)))
+
+    async def share_adapter(self, request: Request) -> Response:
+        ask, at = await _body(request, ShareAsk), request.path_params
+        return _json(await self._fleet.adapters(at["name"]).share(at["adapter"], ask.percent, _actor(request)))
+
+    async def roll_back_adapter(self, request: Request) -> Response:
+        at = request.path_params
+        return _json(await self._fleet.adapters(at["name"]).roll_back(at["adapter"], _actor(request)))
+
+    async def remove_adapter(self, request: Request) -> Response:
+        at = request.path_params
+        await self._fleet.adapters(at["name"]).remove(at["adapter"], _actor(request))
+        return _json({})
 
     async def keys(self, _: Request) -> Response:
         now_ns, accounts = self._fleet.ground.clock_ns(), self._keyring.accounts
@@ -177,6 +229,11 @@ class Admin:
         self._fleet.ground.tell("daemon.shutdown", "freehold", actor=_actor(request))
         self._shut_down()
         return _json({"in_flight": self._fleet.ground.book.journal.in_flight})
+
+
+def _having(route: FleetRoute, alias: Alias) -> int:
+    """How many replicas have its current version now; none of those that do not run."""
+    return sum(alias.current.adapter.name in replica.adapters for replica in route.replicas)
 
 
 async def _body(request: Request, kind: type[_T]) -> _T:

@@ -16,7 +16,10 @@ from freehold.ledger.book import Book
 from freehold.types import Detail, Event
 
 # What only a person does. What the daemon sees and does itself, nobody can put into its mouth.
-KINDS = ("decision.made", "content.read", "weights.pulled", "weights.pull_refused", "weights.pinned")
+KINDS = (
+    *("decision.made", "content.read", "weights.pulled", "weights.pull_refused", "weights.pinned"),
+    *("engine.installed", "engine.removed"),
+)
 _PINNING = ("weights.pulled", "weights.pinned")
 
 

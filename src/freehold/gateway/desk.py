@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from freehold.errors import BadRequest, FreeholdError, QueueFull
-from freehold.fleet.fleet import Fleet
+from freehold.errors import BadRequest, FreeholdError, NotSupported, QueueFull
+from freehold.fleet.fleet import Fleet, unknown_model
 from freehold.fleet.route import Route
 from freehold.gateway.accounts import Terms
 from freehold.gateway.forwarded import caller_address
@@ -27,7 +27,11 @@ from freehold.types import Key, Tokens, UsageRecord
 if TYPE_CHECKING:
     from freehold.gateway.passage import Passage
 
-KINDS: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+KINDS: dict[str, Kind] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completion",
+    "/v1/embeddings": "embedding",
+}
 BODIES_BYTES = 512 << 20  # of all requests on their way: who waits for a cold engine waits in our memory
 TICK_S = 0.25
 # What a chat template may add to what callers send: its own system prompt, and the marks around each message, for which
@@ -134,12 +138,20 @@ class Desk:
     def usable(self, key: Key) -> list[str]:
         """The endpoints this key may ask now."""
         now_ns, terms = self.ground.clock_ns(), self.accounts.terms(key)
-        routes = [self.fleet.find(name) for name in self.fleet.endpoints if terms.may_use(name)]
-        return [each.name for each in routes if not each.refusal(now_ns) and each.answers(terms.rules)]
+        routes = [self.fleet.find(name) for name in self.fleet.endpoints]
+        usable = [each for each in routes if not each.refusal(now_ns) and each.answers(terms.rules)]
+        named = (name for each in usable for name in (each.name, *(f"{each.name}:{a}" for a in each.roster.aliases)))
+        return [name for name in named if terms.may_use(name)]
 
-    def route(self, terms: Terms, ask: Ask, name: str, now_ns: int) -> Route:
-        """The way to this endpoint, if the key, policy and its engine let the request through. Raises FreeholdError."""
-        route = self.fleet.find(name)
+    def route(self, terms: Terms, ask: Ask, name: str, now_ns: int) -> tuple[Route, str]:
+        """The way to this endpoint, if the key, policy and its engine let the request through. Raises FreeholdError.
+
+        With it the version of the adapter that `endpoint:adapter` means; "" where the base is asked for.
+        """
+        endpoint, colon, alias = name.partition(":")
+        route = self.fleet.find(endpoint if colon else name)
+        if colon and alias not in route.roster.aliases:
+            raise unknown_model(name)
         terms.require_endpoint(name)
         if error := route.refusal(now_ns):
             raise error
@@ -147,12 +159,18 @@ class Desk:
             field = min(route.refused_fields & ask.fields.keys())
             why = route.engine.refused_fields[field]
             raise BadRequest(f"Unrecognized request argument supplied: {field}", hint=why, param=field)
-        return route
+        for field, (values, hint) in route.engine.holds_only.items():
+            if field in ask.fields and bytes(ask.fields[field]) not in values:
+                raise NotSupported(f"the engine behind `{name}` does not hold to this `{field}`", hint=hint, param=field)
+        if ask.kind == "embedding" and (colon or not route.endpoint.embeds):  # llama.cpp would leave the adapter out
+            hint = "ask its base" if colon else "its operator may set: embeddings = true"
+            raise NotSupported(f"`{name}` makes no embeddings", hint=hint, param="model")
+        return route, route.roster.pick(alias).name if colon else ""
 
     def bound(self, route: Route, terms: Terms, ask: Ask, body_bytes: int) -> Bound:
         """The most that this request may use, by its endpoint or those that stand in for it. Raises BadRequest."""
         context, asked = route.context, ask.max_tokens
-        cap = route.cap(context)
+        cap = 0 if ask.kind == "embedding" else route.cap(context)
         longest = asked if cap is None or (asked is not None and asked < cap) else cap
         if not terms.accounts:
             return Bound(0, 0, 0, 0, longest)

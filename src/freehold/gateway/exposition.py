@@ -32,10 +32,10 @@ from freehold.gateway.limits import Limits
 from freehold.gateway.metrics import DURATION_S, FIRST_TOKEN_S, PER_TOKEN_S, TOKENS, WAIT_S, Labels, Metrics, Tally
 from freehold.policy.lifecycle import State
 from freehold.policy.price import machine_pico
-from freehold.types import PICO_PER_UNIT, ReplicaStatus
+from freehold.types import PICO_PER_UNIT, ReplicaStatus, Signals
 
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_response_model")
-_OPERATIONS = {"completion": "text_completion"}  # the others are called as we call them
+_OPERATIONS = {"completion": "text_completion", "embedding": "embeddings"}  # the others are called as we call them
 _STATES = (*get_args(State), "stopped", "external")
 _PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 _HEAD = re.compile(rb"^# .*\n", re.MULTILINE)
@@ -46,6 +46,18 @@ _OF_REPLICAS: tuple[tuple[str, str, Callable[[ReplicaStatus], float | None]], ..
     ("replica_circuit_open", "1: it does not answer.", lambda each: not each.answers),
     ("replica_last_start_seconds", "Until it was ready.", lambda each: each.last_start_s),
 )
+_OF_ENGINES: tuple[tuple[str, str, Callable[[Signals], float | None]], ...] = (
+    ("requests_running", "That it computes, as it says itself.", lambda said: said.running),
+    ("requests_waiting", "In its own queue.", lambda said: said.waiting),
+    ("kv_cache_ratio", "Of its KV cache that is in use.", lambda said: said.kv_usage),
+)
+_COUNTED_BY_ENGINES = (
+    ("prefix_asked_tokens", "That it looked for in its prefix cache.", "prefix_asked"),
+    ("prefix_hit_tokens", "That it found there.", "prefix_hit"),
+    ("drafted_tokens", "Guessed by speculative decoding.", "drafted"),
+    ("accepted_tokens", "Guessed right.", "accepted"),
+)
+_PARTS = ("weight", "kv", "compute", "graph", "total")
 _Row = tuple[tuple[str, ...], list[int], float]  # label values, counts by bucket, sum
 
 
@@ -86,7 +98,9 @@ class Exposition:
             "refused_requests", "Turned away before they had a record.", "error_type", self._metrics.refusals
         )
         yield _counter("limits_hit", "Requests that ran into a limit.", "limit", self._limits.times)
-        yield from _replicas(self._fleet.status())
+        replicas = self._fleet.status()
+        yield from _replicas(replicas)
+        yield from _engines(replicas)
         yield from self._ledger()
         yield InfoMetricFamily("freehold_build", "What runs here.", {"version": __version__})
         yield from self._process.collect()
@@ -180,6 +194,27 @@ def _replicas(replicas: Sequence[ReplicaStatus]) -> Iterator[Metric]:
     yield _sums(
         "replica_starts", "Processes started.", names, {(each.endpoint, each.replica): each.run for each in replicas}
     )
+
+
+def _engines(replicas: Sequence[ReplicaStatus]) -> Iterator[Metric]:
+    """What engines say of themselves, as of the last reading, and what their last start took."""
+    names = ("endpoint", "replica")
+    said = {(each.endpoint, each.replica): each.signals for each in replicas if each.signals}
+    for name, text, value in _OF_ENGINES:
+        family = GaugeMetricFamily(f"freehold_engine_{name}", text, labels=names)
+        for replica, signals in said.items():
+            if (now := value(signals)) is not None:
+                family.add_metric(replica, now)
+        yield family
+    for name, text, field in _COUNTED_BY_ENGINES:
+        yield _sums(f"engine_{name}", text, names, {of: getattr(signals, field) for of, signals in said.items()})
+    for figure, text in (("predicted", "By the plan of its last start."), ("measured", "At its last start.")):
+        family = GaugeMetricFamily(f"freehold_replica_{figure}_bytes", text, labels=(*names, "part"))
+        for each in replicas:
+            for part in _PARTS:
+                if (size := getattr(getattr(each, figure), f"{part}_bytes", None)) is not None:
+                    family.add_metric((each.endpoint, each.replica, part), size)
+        yield family
 
 
 def _gen_ai(labels: Labels) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,11 +13,12 @@ from msgspec import Meta, Raw, Struct
 from freehold.errors import BadRequest, FreeholdError
 from freehold.types import WireError
 
-Kind = Literal["chat", "completion"]
+Kind = Literal["chat", "completion", "embedding"]
 
 MOST_FIELDS = 200
 MOST_CHOICES = 128  # a prompt; OpenAI's own limit
 MOST_PROMPTS = 256
+MOST_INPUTS = 2048  # to embed; OpenAI's own limit
 LONGEST_MODEL = 256
 # Fields take so much beside those that are large by nature. More are as many as take the loop tens of ms to hash.
 _SMALL_BYTES = 256 << 10
@@ -28,6 +29,7 @@ _UNLIMITED = -1  # llama.cpp's word for it, which other programs have learnt
 class _Bulk(Struct, gc=False):
     messages: Raw = Raw()
     prompt: Raw = Raw()
+    input: Raw = Raw()
     tools: Raw = Raw()
     documents: Raw = Raw()
     logit_bias: Raw = Raw()
@@ -36,17 +38,19 @@ class _Bulk(Struct, gc=False):
     input_ids: Raw = Raw()
 
 
-# A list of prompts, of which the first are kept and the rest is skipped: as a list[Raw] 10 million take 1.5 s.
-_Prompts = msgspec.defstruct(
-    "_Prompts", [(f"_{at}", Raw, Raw()) for at in range(MOST_PROMPTS + 1)], array_like=True, gc=False
-)
+
+def _first_of(most: int) -> type[Struct]:
+    """A list, of which the first are kept and the rest is skipped: as a list[Raw] 10 million take 1.5 s."""
+    return msgspec.defstruct("_First", [(f"_{at}", Raw, Raw()) for at in range(most)], array_like=True, gc=False)
+
 
 _Choices: Any = Annotated[int, Meta(ge=1, le=MOST_CHOICES)]
 _Limit: Any = Annotated[int, Meta(ge=_UNLIMITED, le=2**31 - 1)]
 _encode = msgspec.json.Encoder().encode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_bulk = msgspec.json.Decoder(_Bulk).decode
-_decode_prompts = msgspec.json.Decoder(_Prompts).decode
+_decode_prompts = msgspec.json.Decoder(_first_of(MOST_PROMPTS + 1)).decode
+_decode_inputs = msgspec.json.Decoder(_first_of(MOST_INPUTS + 1)).decode
 _decode_str = msgspec.json.Decoder(str).decode
 _decode_model = msgspec.json.Decoder(Annotated[str, Meta(max_length=LONGEST_MODEL)]).decode
 _decode_flag = msgspec.json.Decoder(bool | None).decode
@@ -68,6 +72,7 @@ _EMPTY = re.compile(rb'""|\[[ \t\r\n]*\]').fullmatch
 class Ask(Struct, gc=False):
     """A request: the few fields Freehold reads, and all of them for the engine."""
 
+    kind: Kind
     model: str
     stream: bool
     include_usage: bool
@@ -99,7 +104,7 @@ class Ask(Struct, gc=False):
             fields["stream_options"] = {**self.options, "include_usage": True}
         if stream and not self.stream:
             fields["stream"] = True
-        if cap is not None:
+        if cap is not None and self.kind != "embedding":
             if not self.limits:
                 fields["max_tokens"] = cap
             for name, limit in self.limits.items():
@@ -115,6 +120,8 @@ def read_ask(body: bytes, kind: Kind) -> Ask:
     Fields that we do not read pass, but none may be there twice: an engine may take the other one.
     """
     fields = _read_object(body)
+    if kind == "embedding":
+        return _read_embedding(fields)
     stream = include_usage = False
     n = best_of = prompts = 1
     limits, options = _NO_LIMITS, _NO_OPTIONS
@@ -146,7 +153,24 @@ def read_ask(body: bytes, kind: Kind) -> Ask:
         raise BadRequest("you must provide a model parameter", param="model") from None
     except _UNREADABLE as error:
         raise BadRequest(f"Invalid value for `{name}`: {error}", param=name) from None
-    return Ask(model, stream, include_usage, prompts, n, prompts * max(n, best_of), limits, options, fields)
+    return Ask(kind, model, stream, include_usage, prompts, n, prompts * max(n, best_of), limits, options, fields)
+
+
+def _read_embedding(fields: dict[str, Raw]) -> Ask:
+    """What is to be embedded fills as many slots of an engine as prompts would."""
+    name = "model"
+    try:
+        model = _decode_model(fields["model"])
+        name = "stream"
+        if name in fields and _decode_flag(fields[name]):
+            raise ValueError("embeddings come whole")
+        name = "input"
+        inputs = _count_prompts(fields[name], _decode_inputs, MOST_INPUTS)
+    except KeyError:
+        raise BadRequest(f"you must provide a {name} parameter", param=name) from None
+    except _UNREADABLE as error:
+        raise BadRequest(f"Invalid value for `{name}`: {error}", param=name) from None
+    return Ask("embedding", model, False, False, inputs, 1, inputs, _NO_LIMITS, _NO_OPTIONS, fields)
 
 
 def _read_object(body: bytes) -> dict[str, Raw]:
@@ -209,16 +233,16 @@ def _read_options(raw: Raw) -> dict[str, Raw]:
     return options
 
 
-def _count_prompts(raw: Raw) -> int:
+def _count_prompts(raw: Raw, decode: Callable[[Raw], Struct] = _decode_prompts, most: int = MOST_PROMPTS) -> int:
     """A list that begins with a number is one prompt, of tokens; any other list, one for each of its elements."""
     if bytes(memoryview(raw)[:1]) != b"[":
         return 1
-    prompts = msgspec.structs.astuple(_decode_prompts(raw))
+    prompts = msgspec.structs.astuple(decode(raw))
     if bytes(memoryview(prompts[0])[:1]) in _NUMBER_BEGINS:
         return 1
     count = sum(map(bool, map(len, prompts)))
-    if count > MOST_PROMPTS:
-        raise ValueError(f"more than {MOST_PROMPTS} prompts")
+    if count > most:
+        raise ValueError(f"more than {most} of them")
     return max(1, count)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from freehold import __version__
-from freehold.gateway.openai import LONGEST_MODEL, MOST_CHOICES, MOST_PROMPTS
+from freehold.gateway.openai import LONGEST_MODEL, MOST_CHOICES, MOST_INPUTS, MOST_PROMPTS
 
 _Schema = dict[str, Any]
 
@@ -78,13 +78,17 @@ def _completion(name: str, summary: str, field: str, schema: _Schema, fewest: in
         max_tokens=limit,
         max_completion_tokens=limit,
     )
+    return _asked(f"create{name}", summary, asked, "The answer, whole or as a stream.", answer)
+
+
+def _asked(operation: str, summary: str, asked: _Schema, good: str, answer: _Schema) -> _Schema:
     headers = ("x-request-id", "traceparent", "tracestate", "X-Scale-Up-Timeout")
     return {
-        "operationId": f"create{name}",
+        "operationId": operation,
         "summary": summary,
         "parameters": [{"name": each, "in": "header", "required": False, "schema": _TEXT} for each in headers],
         "requestBody": {"required": True, "content": _json(asked)},
-        "responses": _answers("The answer, whole or as a stream.", answer),
+        "responses": _answers(good, answer),
     }
 
 
@@ -110,8 +114,18 @@ def _read(operation: str, summary: str, good: str, schema: _Schema, *refusals: i
 _MESSAGE = _object(["role"], role=_TEXT)
 _MESSAGES: _Schema = {"type": "array", "items": _MESSAGE}
 _TOKENS: _Schema = {"type": "array", "items": _COUNT}
-_PROMPTS: _Schema = {"type": "array", "maxItems": MOST_PROMPTS, "items": {"anyOf": [_TEXT, _TOKENS]}}
-_PROMPT: _Schema = {"anyOf": [_TEXT, _TOKENS, _PROMPTS]}
+_ONE: _Schema = {"anyOf": [_TEXT, _TOKENS]}
+_PROMPT: _Schema = {"anyOf": [_TEXT, _TOKENS, {"type": "array", "maxItems": MOST_PROMPTS, "items": _ONE}]}
+_INPUT: _Schema = {"anyOf": [_TEXT, _TOKENS, {"type": "array", "maxItems": MOST_INPUTS, "items": _ONE}]}
+_VECTOR: _Schema = {"anyOf": [{"type": "array", "items": {"type": "number"}}, {**_TEXT, "contentEncoding": "base64"}]}
+_EMBEDDING = _object(["index", "embedding"], object={"const": "embedding"}, index=_COUNT, embedding=_VECTOR)
+_EMBED = _object(
+    ["model", "input"],
+    model={"type": "string", "maxLength": LONGEST_MODEL, "description": "An endpoint's name."},
+    input=_INPUT,
+    encoding_format={"enum": ["float", "base64"]},
+    stream=_optional({"const": False}),
+)
 _NAMED: list[_Schema] = [{"name": "model", "in": "path", "required": True, "schema": _TEXT}]
 _HEALTH = _object(["status"], status={"const": "ok"})
 _SELF = _object(["openapi", "paths"], openapi=_TEXT)
@@ -132,6 +146,9 @@ DOCUMENT: _Schema = {
     "paths": {
         "/v1/chat/completions": {"post": _completion("Chat", "Answer a chat.", "messages", _MESSAGES, 1)},
         "/v1/completions": {"post": _completion("Text", "Go on with a text.", "prompt", _PROMPT, 0)},
+        "/v1/embeddings": {
+            "post": _asked("createEmbeddings", "Embed texts.", _EMBED, "A vector each.", _json(_ref("Embeddings")))
+        },
         "/v1/models": _read(
             "listModels", "The endpoints that this key may use.", "All of them.", _ref("Models"), 401, 403
         ),
@@ -154,6 +171,13 @@ DOCUMENT: _Schema = {
             "Usage": _object(_USAGE, **dict.fromkeys(_USAGE, _COUNT)),
             "ChatAnswer": _answer(message=_MESSAGE),
             "TextAnswer": _answer(text=_TEXT),
+            "Embeddings": _object(
+                ["object", "data", "model", "usage"],
+                object={"const": "list"},
+                data={"type": "array", "items": _EMBEDDING},
+                model=_TEXT,
+                usage=_object(["prompt_tokens", "total_tokens"], prompt_tokens=_COUNT, total_tokens=_COUNT),
+            ),
             "Model": _object(_MODEL, id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT),
             "Models": _object(
                 ["object", "data"], object={"const": "list"}, data={"type": "array", "items": _ref("Model")}

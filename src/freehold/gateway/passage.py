@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from freehold.errors import EngineFailed, FreeholdError, QueueFull, TimedOut
+from freehold.errors import EngineFailed, FreeholdError, NotSupported, QueueFull, TimedOut
 from freehold.fleet.route import Hold
 from freehold.fleet.upstream import Connection
 from freehold.gateway.assembly import Meter, meter_of
@@ -26,6 +26,7 @@ from freehold.types import Content, Key, Outcome, Tokens, UsageRecord
 _DAY_NS = 86_400 * 10**9
 _PATHS = {kind: path for path, kind in KINDS.items()}
 _LARGEST_REFUSAL_BYTES = 64 << 10
+_NO_SUCH_ROUTE = (404, 405, 501)
 _log = logging.getLogger("freehold.gateway")
 _ATTEMPTS = 2  # on replicas of our own; of others each is tried once
 
@@ -37,7 +38,7 @@ class Passage:
     connection: Connection | None = None
     tried: AbstractSet[str] = frozenset()
     _hold: Hold | None = None
-    _begun = _settled = _left = _paused = _moved = _waited = False
+    _begun = _settled = _left = _paused = _moved = _waited = _some_done = False
     _attempts = _noted = 0
     _asked = 0  # how often an engine may have seen it
     _status = 0  # of the engine's answer
@@ -54,12 +55,15 @@ class Passage:
         now_ns = self._began_ns = self._now_ns = desk.ground.clock_ns()
         self._since_ns = now_ns  # when what is going on now began: waiting, somebody's silence
         self._terms = terms = desk.accounts.terms(key)
-        self._route = route = desk.route(terms, ask, ask.model, now_ns)
+        route, self.adapter = desk.route(terms, ask, ask.model, now_ns)
+        self._route = route
         bound = desk.bound(route, terms, ask, len(body))
         self._bound, self._cap = bound, bound.cap
         self._desk, self._key, self._head, self._kind, self._body_bytes = desk, key, head, kind, len(body)
         self._fallbacks = route.endpoint.fallback
         self.account, self.group = key.id, key.group or key.id
+        if self.adapter:  # what it caches is of no use to the base, and wrong for it
+            self.group = f"{self.group}\0{self.adapter}"
         self.priority, self.rules, self.choices, self.stream = terms.priority, terms.rules, ask.n, ask.stream
         self.affinity = desk.affinity(ask, self.group) if len(route.replicas) > 1 else b""
         if key.content_days is not None:
@@ -142,15 +146,20 @@ class Passage:
             record.wake_ms = max(record.wake_ms, _ms(min(now_ns, hold.replica.ready_ns) - self._began_ns))
             self._desk.keyring.check(self._key)  # it may have been revoked meanwhile
         endpoint, engine, ask = self._route.endpoint, self._route.engine, self._ask
-        streamed = ask.stream or engine.answers_by_stream
-        salted = bool(endpoint.cache_salt)
+        streamed = ask.stream or (engine.answers_by_stream and ask.kind != "embedding")
+        salted = self._route.salted
         hides = engine.hides_cache_hits and not salted
         if endpoint.served_model:
             record.served_model = endpoint.served_model
-        self.meter = meter_of(ask, self._route.name, streamed=streamed, hide_cached=hides)
-        more = engine.isolate(self._desk.salt(self.group), hold.slot, same=hold.same, salted=salted)
+        self.meter = meter_of(ask, record.endpoint, streamed=streamed, hide_cached=hides)
+        # llama.cpp embeds in whichever slot it likes, and leaves the text there: nobody knows whose a cache is.
+        same = hold.same and not endpoint.embeddings
+        more = engine.isolate(self._desk.salt(self.group), hold.slot, same=same, salted=salted)
         if streamed and engine.stream_fields:
             more = {**more, **engine.stream_fields}
+        if self.adapter:
+            record.served_model = self.adapter
+            more = {**more, **hold.replica.adapters[self.adapter]}
         model = endpoint.served_model or self._route.name
         body = ask.for_engine(model, stream=streamed, more=more, cap=self._cap)
         headers = b"x-request-id: %b\r\n%b" % (self._id, self._head.trace)
@@ -171,7 +180,7 @@ class Passage:
         while self._fallbacks:
             name, *self._fallbacks = self._fallbacks
             try:
-                route = self._desk.route(self._terms, self._ask, name, now_ns)
+                route, self.adapter = self._desk.route(self._terms, self._ask, name, now_ns)
             except FreeholdError:
                 continue
             self.record.asked = self.record.asked or self._ask.model
@@ -279,7 +288,11 @@ class Passage:
 
     def _translated(self) -> FreeholdError:
         """The engine's refusal, as OpenAI's clients know it."""
+        if self._kind == "embedding" and self._status in _NO_SUCH_ROUTE:
+            return NotSupported(f"`{self._route.name}` makes no embeddings", param="model")
         status, said = self._route.engine.error(self._status, self._refusal)
+        # Of several texts one was too long: llama.cpp has embedded others, and does not say how much that took.
+        self._some_done = self._ask.prompts > 1 and said.code == "context_length_exceeded"
         error = EngineFailed(said.message, param=said.param)
         error.status, error.type, error.code = status, said.type, said.code
         return error
@@ -399,7 +412,7 @@ class Passage:
         record.outcome = outcome
         record.prompt_tokens, record.completion_tokens = tokens.prompt, tokens.completion
         record.cached_tokens, record.reasoning_tokens = tokens.cached, tokens.reasoning
-        record.lower_bound = not self.meter.exact and self._asked > 0 and self._status in (0, 200)
+        record.lower_bound = not self.meter.exact and self._asked > 0 and (self._some_done or self._status in (0, 200))
         record.charge_pico = self._route.price.charge_pico(tokens)
         now_ns = self._now_ns = desk.ground.clock_ns()
         record.total_ms = _ms(now_ns - self._began_ns)

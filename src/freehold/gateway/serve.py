@@ -19,6 +19,7 @@ from freehold import __version__
 from freehold.errors import FreeholdError
 from freehold.executors.keyring import leave_session_keyring
 from freehold.executors.local import Local, sweep
+from freehold.fleet.adapters import read_rosters
 from freehold.fleet.checks import LOOPBACK, address
 from freehold.fleet.config import Config, Server
 from freehold.fleet.fleet import Fleet
@@ -67,7 +68,8 @@ async def serve(config: Config, config_digest: str, config_path: Path) -> None:
         await note_config(ground, config)
         keyring = Keyring(ground, config.groups)
         await keyring.load()
-        fleet = Fleet(config, ground, await ground.book.recent_starts(STARTS_REMEMBERED))
+        rosters = read_rosters(await ground.book.adapters())
+        fleet = Fleet(config, ground, await ground.book.recent_starts(STARTS_REMEMBERED), rosters)
         doors = _listen_tcp("listen", config.server.listen), _listen_unix(admin_socket(state))
         ground.executor.gateway = doors[0].getsockname()[:2]
         secured = tls.certificate(config.server)
@@ -188,6 +190,7 @@ async def _ground(config: Config, state: Path, run: Path, secrets: list[Path]): 
             state=state,
             run_dir=run,
             log_dir=state / "logs",
+            engines_dir=state / "engines",
         )
     finally:
         await book.close()

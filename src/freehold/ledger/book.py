@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from freehold.errors import FreeholdError
-from freehold.ledger import made
+from freehold.ledger import made, measured
 from freehold.ledger.chain import SALT_BYTES, kept
 from freehold.ledger.deletion import Deletion, delete
 from freehold.ledger.journal import Journal, Then, left_behind, segments
@@ -27,7 +27,7 @@ from freehold.ledger.ranges import Ranges
 from freehold.ledger.sql import QUERIES, migrate
 from freehold.ledger.trail import Trail, settled
 from freehold.ledger.writer import BATCH, Write, Writer
-from freehold.types import Content, Event, Grant, Key, Price, Spent, Tokens, UsageRecord
+from freehold.types import Content, Event, Grant, Key, Measurement, Price, Spent, Tokens, UsageRecord
 
 OPEN_S = 15.0  # how long to wait, at the start, for who else holds the book
 BUSY_MS = 1000  # and later, before saying so and waiting on
@@ -287,6 +287,17 @@ class Book:
     async def set_about(self, name: str, value: str) -> None:
         await self.do(lambda db: db.execute(QUERIES["set_about"], (name, value)))
 
+    async def adapters(self) -> list[tuple[str, str, str]]:
+        """Endpoint, name and what that means, as JSON, of each adapter."""
+        return await self.do(lambda db: db.execute(QUERIES["adapters"]).fetchall())
+
+    async def set_adapter(self, endpoint: str, name: str, content: str | None) -> None:
+        """None: there is none of that name any more."""
+        if content is None:
+            await self.do(lambda db: db.execute(QUERIES["remove_adapter"], (endpoint, name)))
+        else:
+            await self.do(lambda db: db.execute(QUERIES["set_adapter"], (endpoint, name, content)))
+
     async def recent_starts(self, count: int) -> dict[str, list[float]]:
         """Seconds that the last `count` starts of each endpoint took, the newest last."""
         starts: dict[str, list[float]] = {}
@@ -316,7 +327,12 @@ class Book:
         row = (endpoint, replica, run, self._boot_ns, at_ns, *counts)
         self._writer.put(lambda db: db.execute(QUERIES["save_counts"], row))
 
-    # the machine's time
+    # the machine's memory and time
+
+    def save_measurement(self, measurement: Measurement) -> None:
+        """What one start of an engine took."""
+        row = measured.row(measurement)
+        self._writer.put(lambda db: db.execute(measured.INSERT, row))
 
     def save_occupancy(self, tenure: tuple[Any, ...], rows: list[tuple[Any, ...]]) -> None:
         def write(db: sqlite3.Connection) -> None:

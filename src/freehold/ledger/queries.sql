@@ -122,10 +122,12 @@ select hash from event where seq = ?;
 
 -- name: recent_starts
 -- How long the last starts of each endpoint took; the newest last.
-select subject, seconds from (
-  select seq, json_extract(content, '$.subject') as subject, json_extract(content, '$.detail.seconds') as seconds,
-    row_number() over (partition by json_extract(content, '$.subject') order by seq desc) as age
-  from event where json_extract(content, '$.kind') = 'replica.ready'
+select endpoint, seconds from (
+  select seq, endpoint, seconds, row_number() over (partition by endpoint order by seq desc) as age from (
+    select seq, coalesce(json_extract(content, '$.detail.endpoint'), json_extract(content, '$.subject')) as endpoint,
+      json_extract(content, '$.detail.seconds') as seconds
+    from event where json_extract(content, '$.kind') = 'replica.ready'
+  )
 ) where age <= ? order by seq;
 
 -- name: save_tenure
@@ -189,11 +191,12 @@ select boot_ns, endpoint, replica, run, at_ns, prompt_tokens, completion_tokens,
 -- Without a replica are those that a daemon's death cut: which one they were at is not known.
 with records as (
   select usage.*, prompt_tokens + completion_tokens as tokens,
+    substr(endpoint, 1, instr(endpoint || ':', ':') - 1) as base,  -- an adapter's name begins with its endpoint's
     (select max(began_ns) from boot where began_ns <= started_ns) as boot_ns,
     started_ns + cast(total_ms * 1000000 as integer) as ended_ns
   from usage where run > 0 or (replica = '' and lower_bound)
 )
-select records.boot_ns, records.endpoint, records.replica, records.run,
+select records.boot_ns, records.base, records.replica, records.run,
   count(*) filter (where ended) as requests, count(*) filter (where ended and kind = 'probe') as probes,
   ifnull(sum(records.prompt_tokens) filter (where ended), 0) as prompt_tokens,
   ifnull(sum(records.completion_tokens) filter (where ended), 0) as completion_tokens,
@@ -203,7 +206,8 @@ select records.boot_ns, records.endpoint, records.replica, records.run,
   ifnull(sum(tokens + held_tokens) filter (where not ended), 0) as under_way_tokens
 from (
   select records.*, at_ns is null or final or ended_ns <= at_ns as ended
-  from records left join counted using (boot_ns, endpoint, replica, run)
+  from records left join counted on counted.boot_ns = records.boot_ns and counted.endpoint = records.base
+    and counted.replica = records.replica and counted.run = records.run
   where at_ns is null or final or started_ns <= at_ns
 ) as records
 where records.boot_ns is not null
@@ -218,3 +222,25 @@ from occupancy group by 1, 2 order by 1, 2;
 
 -- name: tenures
 select id, host, currency, pico_per_hour, began_ns, lasted_ns from tenure order by began_ns;
+
+-- name: insert_measurement
+insert into measurement ({measured}) values ({values});
+
+-- name: measurements
+-- The newest of each model by its weights, engine, cards and machine; the newest first.
+select {measured} from (
+  select *, row_number() over (partition by model, engine, card, tp, pp, host order by at_ns desc, rowid desc) as age
+  from measurement
+) where age = 1 order by at_ns desc;
+
+-- name: has_measurements
+select 1 from sqlite_master where name = 'measurement';
+
+-- name: adapters
+select endpoint, name, content from adapter;
+
+-- name: set_adapter
+insert or replace into adapter (endpoint, name, content) values (?, ?, ?);
+
+-- name: remove_adapter
+delete from adapter where endpoint = ? and name = ?;

@@ -89,7 +89,7 @@ def _lost(recorded: dict[_Id, dict[str, Any]], boots: list[int], folder: Path) -
             lost[*of[:2], "tokens"] += row["prompt_tokens"] + row["completion_tokens"] + row["held_tokens"]
     for record in left_behind(folder)[1]:
         if at := bisect_right(boots, record.started_ns):
-            of = (boots[at - 1], record.endpoint)
+            of = (boots[at - 1], record.endpoint.partition(":")[0])
             lost[*of, "cut"] += 1
             lost[*of, "unknown"] += not record.held_tokens
             lost[*of, "tokens"] += record.prompt_tokens + record.completion_tokens + record.held_tokens

@@ -1,0 +1,143 @@
+"""Engines that listen on TCP only: in the sandbox bridge.py makes the Unix socket in front of them.
+
+Without a sandbox their port is open to everybody on the machine: policy.isolation = "required" is for them above all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from zlib import crc32
+
+import msgspec
+
+from freehold.engines.base import Launchable, Wanted
+from freehold.engines.vllm import interpreter, machine_folders
+from freehold.errors import BadConfig
+from freehold.facts import Model
+from freehold.plan.vllm import Settings
+from freehold.plan.vllm_fit import Asked, fit
+from freehold.plan.weights import Split
+from freehold.types import Build, Host, Launch, Plan, Refusal, Service, WireError
+
+_BRIDGE = str(Path(__file__).with_name("bridge.py"))
+_PORTS = range(20_000, 30_000)  # below those that the system gives out by itself
+
+
+class _Said(msgspec.Struct):
+    """An error of SGLang, TensorRT-LLM and Dynamo: what OpenAI puts under `error` is the body itself."""
+
+    message: str
+    type: str | None = None
+    code: str | int | None = None
+    param: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Said).decode
+
+
+class Bridged(Launchable):
+    """Started by the bridge, on cards only."""
+
+    environment = True
+    given: frozenset[str] = frozenset()  # options that the launch says, or forbids
+
+    def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
+        """Weights and KV cache take the same room in every engine; what they need beside it is measured of vLLM."""
+        if not wanted.card:
+            reason = "this engine needs a card, and there is none"
+            return Refusal(subject=f"{build.name} on {host.name}", reason=reason, hint="use vllm or llamacpp")
+        settings = Settings(
+            utilisation=wanted.card_share,
+            sequences=wanted.parallel,
+            batched_tokens=wanted.batched_tokens,
+            kv_dtype=wanted.kv_dtype or "bf16",
+            speculative=wanted.draft_tokens,
+            draft_layers=wanted.draft_layers,
+        )
+        asked = Asked(
+            context=wanted.context or build.context,
+            longest=wanted.longest,
+            parallel=wanted.parallel,
+            settings=settings,
+            split=Split(wanted.tp, wanted.pp),
+            card=wanted.card,
+            free_bytes=wanted.free_bytes,
+            draft_bytes=wanted.draft_bytes,
+        )
+        plan = fit(build, model, host, asked)
+        return plan if isinstance(plan, Refusal) else msgspec.structs.replace(plan, ep=wanted.ep)
+
+    def error(self, status: int, body: bytes) -> tuple[int, WireError]:
+        with suppress(msgspec.DecodeError):
+            body = msgspec.json.encode({"error": _decode(body)})
+        return super().error(status, body)
+
+    def described(
+        self,
+        service: Service,
+        programs: Sequence[Sequence[str]],
+        env: dict[str, str],
+        *,
+        path: str = "",
+        file: str = "",
+    ) -> Launch:
+        """The launch of `programs`, the last of which gets the endpoint's own arguments; the port is that of `port`.
+
+        `path`: answers 200 once it is up. `file`: the text of `config_file`. Raises BadConfig for arguments that are
+        not the endpoint's to give.
+        """
+        options = service.options
+        if taken := next((each for each in options.arguments if each.partition("=")[0] in self.given), None):
+            raise BadConfig(f"{taken} cannot be among the arguments", hint="Freehold says it, or forbids it")
+        joined = [part for program in programs for part in ("--and", *program)][1:]
+        kept = service.cache_folder
+        return Launch(
+            argv=(
+                *(service.program, "-I", _BRIDGE, *(("-w", config_file(service), file) if file else ())),
+                *(service.socket, f"{port(service)}{path}", *joined, *options.arguments),
+            ),
+            socket=service.socket,
+            env={
+                "HF_HUB_OFFLINE": "1",
+                "HOME": "/tmp",  # noqa: S108 - inside the sandbox, a folder of its own
+                "LANG": "C.UTF-8",
+                "NO_COLOR": "1",
+                "PATH": f"{Path(service.program).parent}:/usr/bin:/bin",
+                **(
+                    {"TRITON_CACHE_DIR": f"{kept}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{kept}/inductor"}
+                    if kept
+                    else {}
+                ),
+                **env,
+            },
+            weights=(*service.files, *service.draft_files),
+            readable=(
+                *interpreter(service.program),
+                _BRIDGE,
+                *machine_folders(service.plan),
+                *((options.chat_template,) if options.chat_template else ()),
+                *((service.adapter_folder,) if service.adapter_folder else ()),
+            ),
+            writable=(kept,) if kept else (),
+            devices=service.devices,
+        )
+
+
+def port(service: Service) -> int:
+    """In the sandbox any would do; without one, replicas share the machine."""
+    return _PORTS[crc32(service.socket.encode()) % len(_PORTS)]
+
+
+def config_file(service: Service) -> str:
+    """In the socket's folder, which is the engine's own."""
+    return str(Path(service.socket).with_name("config.yaml"))
+
+
+def modules(argv: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each module that is started as `-m MODULE`, and what it is given."""
+    starts = [at + 1 for at, word in enumerate(argv[:-1]) if word == "-m"]
+    for at in starts:
+        end = next((each for each in range(at, len(argv)) if argv[each] == "--and"), len(argv))
+        yield argv[at], tuple(argv[at + 1 : end])

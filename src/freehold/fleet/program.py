@@ -1,0 +1,70 @@
+"""What runs an endpoint's engine: an environment that was installed for it, one of the team's own, or what we bring."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from freehold.engines import Launchable
+from freehold.engines.flags import Flags, problems
+from freehold.engines.recipe import recipe
+from freehold.errors import BadConfig, Unknown
+from freehold.executors import environment
+from freehold.fleet.config import Endpoint
+from freehold.fleet.ground import Ground
+from freehold.types import Launch
+
+_AND = "--and"  # between programs that run side by side: see engines/bridge.py
+
+
+class Program(NamedTuple):
+    path: str = ""  # the engine's own binary, or the Python of its environment; "": what Freehold brings
+    version: tuple[int, ...] = ()
+    about: str = ""  # what it is, to tell it from others
+    flags: Mapping[str, msgspec.Raw] = {}  # that each of its programs takes; of none: nobody knows
+
+
+async def find_program(name: str, endpoint: Endpoint, engine: Launchable, ground: Ground) -> Program:
+    """Raises Unknown when it is not installed. `name`: of the endpoint."""
+    if not engine.environment:
+        return Program(path=endpoint.binary or "", about=endpoint.binary or endpoint.engine)
+    if endpoint.binary:
+        wanted = recipe(endpoint.engine, gpu=False)
+        found = await asyncio.to_thread(environment.adopt, endpoint.binary, wanted, ground.engines_dir, _silent)
+    else:
+        found = environment.find(ground.engines_dir, endpoint.engine, endpoint.version)
+    if found is None:
+        version = f" --version {endpoint.version}" if endpoint.version else ""
+        raise Unknown(
+            f"`{name}` needs the engine {endpoint.engine}, which is not installed",
+            hint=f"freehold engine install {endpoint.engine}{version}",
+        )
+    numbers = tuple(int(part) for part in found.version.split("+")[0].split(".") if part.isdigit())
+    return Program(found.python, numbers, f"{found.engine} {found.version}", found.flags)
+
+
+def check_flags(name: str, launch: Launch, program: Program) -> None:
+    """Hold them against the parsers of what is launched: vLLM would take 20 to 45 s to find out. Raises BadConfig."""
+    for module, flags in _modules(launch.argv):
+        if known := program.flags.get(module):
+            wrong = problems(flags, msgspec.json.decode(known, type=Flags))
+            if wrong:
+                raise BadConfig(
+                    f"`{name}`: {program.about} does not take these flags: {'; '.join(wrong)}",
+                    hint="look at arguments in freehold.toml; freehold engine list shows the versions there are",
+                )
+
+
+def _modules(argv: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    """Each module that Python is told to run, and its flags."""
+    for at, word in enumerate(argv[:-1]):
+        if word == "-m":
+            rest = list(argv[at + 2 :])
+            yield argv[at + 1], rest[: rest.index(_AND)] if _AND in rest else rest
+
+
+def _silent(_: str) -> None:
+    """Nobody watches a daemon install."""
