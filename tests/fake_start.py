@@ -14,7 +14,7 @@ from freehold.fleet.replica import Replica
 from freehold.fleet.route import Hold, Route, _Waiter
 from freehold.fleet.upstream import Upstream
 from freehold.ledger.book import Book
-from freehold.types import Event, Tokens
+from freehold.types import Event
 
 SECOND_NS = 10**9
 BEGAN_NS = 1_700_000_000 * SECOND_NS
@@ -28,6 +28,8 @@ class FakeStart:
     process = None
     stage = ""
     context = 512
+    plan = measured = None
+    adapters: dict = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.upstream: Upstream | None = None
@@ -56,7 +58,7 @@ class FakeStart:
     async def ended(self) -> int:
         return await self._codes.get()
 
-    async def counted(self) -> Tokens:
+    async def metrics(self) -> bytes:
         raise EngineFailed("it has no counters")
 
     async def tear_down(self) -> None:
@@ -85,7 +87,8 @@ class Stage:
             weights="demo.gguf", **{"idle_seconds": 0, "parallel": 1000, "wait_seconds": PATIENCE_S, **endpoint}
         )
         self.route = Route("demo", settings, None, self.start.engine)
-        self.replica = Replica(self.route, self.start, self.ground, drain_seconds)
+        self.replica = Replica("demo", self.route, self.start, self.ground, drain_seconds)
+        self.route.join(self.replica)
         self.owner = asyncio.create_task(self.replica.own())
         self.news: asyncio.Queue[Event] = asyncio.Queue()
         self.ground.listeners.add(self.news)

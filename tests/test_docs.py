@@ -25,6 +25,7 @@ from freehold.facts import Offer, Rate
 from freehold.fleet.config import Config, Endpoint, Group, Hub, Machine, Place, Server, Trail, Weights, load
 from freehold.gateway.admin import Admin
 from freehold.gateway.app import ROUTES
+from freehold.gateway.desk import KINDS
 from freehold.plan.cost import Owned
 from freehold.plan.need import Need
 from freehold.policy.law import Acceptance, Rules
@@ -73,7 +74,7 @@ def test_every_error_is_in_the_reference_with_its_codes():
 
 
 def test_every_route_is_in_the_reference():
-    front = {(route, "POST" if "completions" in route else "GET") for route in ROUTES}
+    front = {(route, "POST" if route in KINDS else "GET") for route in ROUTES}
     back = {(r.path, m) for r in Admin(*[None] * 5).app().routes for m in r.methods - {"HEAD"}}
     assert {(row[0].strip("`"), row[1]) for row in ROWS if row[0].startswith("`/")} == front | back
 

@@ -9,7 +9,7 @@ import pytest
 
 from freehold.engines import Launchable, engine, prometheus
 from freehold.errors import Unknown
-from freehold.types import Launch, Plan, Tokens, WireError
+from freehold.types import Launch, Plan, Service, Tokens, WireError
 
 PLAN = Plan(
     build="smol-q8",
@@ -36,8 +36,14 @@ ENV = {"HOME": "/tmp", "LANG": "C.UTF-8", "OMP_WAIT_POLICY": "PASSIVE", "PATH": 
 STRANGE = "The engine answered Freehold with"
 
 
+def launched(weights="/w/smol.gguf", name="smol", socket="/run/e/x.sock", **more) -> Launch:
+    found = engine("llamacpp")
+    assert isinstance(found, Launchable)
+    return found.launch(Service(name=name, weights=weights, socket=socket, plan=PLAN, **more))
+
+
 def test_llama_server_is_described():
-    described = engine("llamacpp").launch(PLAN, "/w/smol.gguf", "smol", "/run/e/x.sock", binary="/opt/llama-server")
+    described = launched(program="/opt/llama-server")
     assert described == Launch(
         argv=("/opt/llama-server", *FLAGS),
         socket="/run/e/x.sock",
@@ -48,7 +54,7 @@ def test_llama_server_is_described():
 
 
 def test_the_embedded_llama_cpp_is_described():
-    described = engine("llamacpp").launch(PLAN, "/w/smol.gguf", "smol", "/run/e/x.sock")
+    described = launched()
     server = next(path for path in described.readable if path.endswith("llamacpp_server.py"))
     assert described.argv == (sys.executable, "-I", server, *FLAGS)
     assert described.env == ENV
@@ -61,14 +67,14 @@ def test_libraries_beside_a_binary_and_all_shards_can_be_read(tmp_path):
     for name in ("llama-server", "libllama.so", "libggml.so.0", "id_rsa"):
         (tmp_path / name).touch()
     binary = str(tmp_path / "llama-server")
-    described = engine("llamacpp").launch(PLAN, "/w/m-00001-of-00002.gguf", "m", "/run/x.sock", binary=binary)
+    described = launched("/w/m-00001-of-00002.gguf", "m", "/run/x.sock", program=binary)
     assert described.weights == ("/w/m-00001-of-00002.gguf", "/w/m-00002-of-00002.gguf")
     assert described.readable == (binary, str(tmp_path / "libggml.so.0"), str(tmp_path / "libllama.so"))
 
 
 def test_a_socket_that_llama_cpp_would_take_for_a_host_is_refused():
     with pytest.raises(ValueError, match=r"\.sock"):
-        engine("llamacpp").launch(PLAN, "/w/smol.gguf", "smol", "/run/e/socket")
+        launched(socket="/run/e/socket")
 
 
 LLAMACPP_METRICS = b"""# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed, excluding cached tokens

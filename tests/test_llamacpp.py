@@ -15,7 +15,7 @@ import unixhttp
 
 from freehold.engines import engine
 from freehold.executors.local import Local
-from freehold.types import Plan, Tokens
+from freehold.types import Plan, Service, Tokens
 
 GGUF = Path(os.environ.get("FREEHOLD_TEST_GGUF") or Path(__file__).parents[1] / "demo" / "demo.gguf")
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -39,8 +39,12 @@ pytestmark = pytest.mark.skipif(not GGUF.exists(), reason=f"no model at {GGUF}: 
 llamacpp = engine("llamacpp")
 
 
+def service(weights: Path, socket: str, **more) -> Service:
+    return Service(name="acme", weights=str(weights), socket=socket, plan=PLAN, **more)
+
+
 async def start(folder: Path, weights: Path = GGUF):
-    launch = llamacpp.launch(PLAN, str(weights), "acme", str(folder / "e" / "x.sock"))
+    launch = llamacpp.launch(service(weights, str(folder / "e" / "x.sock")))
     return launch.socket, await Local(folder / "run").start(launch, "acme", folder / "log")
 
 
@@ -243,7 +247,7 @@ def test_a_bad_request_becomes_openais_error_and_counts_nothing(path, body, code
 
 
 async def test_it_says_503_while_it_loads_and_sigterm_ends_it_at_once(tmp_path):
-    launch = llamacpp.launch(PLAN, str(GGUF), "acme", str(tmp_path / "e" / "x.sock"))
+    launch = llamacpp.launch(service(GGUF, str(tmp_path / "e" / "x.sock")))
     process = await Local(tmp_path / "run", "off").start(launch, "acme", tmp_path / "log")
     seen = unixhttp.wait_ready(launch.socket, llamacpp.ready_path, tmp_path / "log")
     assert seen <= {0, 503, 200}
@@ -265,8 +269,8 @@ async def test_weights_that_cannot_be_loaded_are_one_clear_line(tmp_path):
 
 def test_a_llama_server_would_understand_the_same_flags():
     """The launcher takes every flag the description uses, and refuses the rest as llama-server would."""
-    launch = llamacpp.launch(PLAN, str(GGUF), "acme", "/run/x.sock", binary="/opt/llama-server")
-    ours = llamacpp.launch(PLAN, str(GGUF), "acme", "/run/x.sock")
+    launch = llamacpp.launch(service(GGUF, "/run/x.sock", program="/opt/llama-server"))
+    ours = llamacpp.launch(service(GGUF, "/run/x.sock"))
     assert launch.argv[0] == "/opt/llama-server"
     assert launch.argv[1:] == ours.argv[3:]
     assert msgspec.structs.replace(launch, argv=(), readable=()) == msgspec.structs.replace(ours, argv=(), readable=())

@@ -92,6 +92,22 @@ def test_a_field_that_reaches_into_what_callers_share(client, ledger, field):
     assert not ledger()
 
 
+NAMED = {"type": "function", "function": {"name": "licence"}}
+
+
+@pytest.mark.parametrize(("field", "value"), [("tool_choice", "required"), ("tool_choice", NAMED), ("functions", [])])
+def test_what_the_engine_would_answer_and_not_do(client, ledger, field, value):
+    with pytest.raises(openai.BadRequestError, match="does not hold to this") as refused:
+        chat(client, extra_body={field: value, "tools": [NAMED]})
+    assert (refused.value.code, refused.value.param) == ("not_supported", field)
+    assert not ledger()
+
+
+@pytest.mark.parametrize("value", ["auto", "none", None])
+def test_a_choice_that_is_left_to_the_model(client, value):
+    assert chat(client, extra_body={"tool_choice": value, "tools": [NAMED], "functions": None}).choices
+
+
 def test_a_bad_value_is_the_callers_mistake(client, ledger):
     with pytest.raises(openai.BadRequestError):
         chat(client, temperature="hot")
@@ -124,7 +140,7 @@ def test_too_large_a_body(client, ledger):
 
 def test_unknown_url(client):
     with pytest.raises(openai.NotFoundError, match="Invalid URL"):
-        client.embeddings.create(model="demo", input="x")
+        client.moderations.create(input="x")
 
 
 # leaving

@@ -20,7 +20,7 @@ from freehold.gateway.openapi import DOCUMENT, OPENAPI
 def served(tmp_path_factory):
     """On the real llama.cpp: what it thinks of a request is its own judgement, not a fake's."""
     with team_in(tmp_path_factory.mktemp("openapi")) as team:
-        team.write(server="max_body_mib = 1", demo=team.demo("max_completion_tokens = 4"))
+        team.write(server="max_body_mib = 1", demo=team.demo("max_completion_tokens = 4\nembeddings = true"))
         team.serve()
         team.ask("demo")
         yield team

@@ -10,8 +10,8 @@ from fake_start import Stage, stage_in
 
 from freehold.fleet.config import Config, Endpoint
 from freehold.fleet.fleet import Fleet
+from freehold.fleet.probing import PROBE_KEY, Asked, probe_completion
 from freehold.fleet.route import Route
-from freehold.fleet.starting import PROBE_KEY, probe_completion
 from freehold.fleet.upstream import Upstream
 from freehold.gateway.app import Gateway
 from freehold.gateway.desk import Desk, Head
@@ -108,7 +108,7 @@ async def test_a_probe_is_on_record_while_it_runs(tmp_path):
 
     async with stage_in(tmp_path) as stage, await asyncio.start_unix_server(say, tmp_path / "e.sock"):
         upstream = Upstream(f"unix:{tmp_path / 'e.sock'}")
-        used = await probe_completion(upstream, "far", "far", "theirs", stage.ground)
+        used = (await probe_completion(Asked(upstream, "far", "far"), {"model": "theirs"}, stage.ground)).tokens
         assert [(record.kind, record.endpoint, record.key) for record in seen] == [("probe", "far", PROBE_KEY)]
         ((settled,), left) = left_behind(tmp_path)
         assert left == []

@@ -179,6 +179,7 @@ class Asking:
     def __init__(self, account="a", *, priority=0, rules=(), choices=1):
         self.account, self.priority, self.rules, self.choices = account, priority, rules, choices
         self.tried, self.told = set(), []
+        self.adapter = ""
 
     def placed(self, hold):
         self.told.append(hold.replica.name)

@@ -102,7 +102,7 @@ def test_who_wants_to_be_told_is_told_while_it_wakes(team):
     said = comments(told.body)
     assert {each["waking"] for each in said} == {"told"}
     assert {each["estimated_seconds"] for each in said} == {None}  # never started before
-    assert "loading the weights" in {each["stage"] for each in said}
+    assert "loading the engine" in {each["stage"] for each in said}
     assert told.body.rstrip().endswith(b"data: [DONE]")
     team.until(lambda: team.status("told")["state"] == "cold")
     with connect(team) as client:

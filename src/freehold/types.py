@@ -211,6 +211,7 @@ class Service(Struct, frozen=True, kw_only=True):
     version: tuple[int, ...] = ()  # of the engine
     options: Options = Options()
     adapters: tuple[Adapter, ...] = ()  # that are there from the start
+    pools: bool = False  # the weights say how the vectors of a text's tokens become one
     adapter_folder: str = ""  # where more may come while it serves
     cache_folder: str = ""  # what it compiles is kept there for its next start
     devices: tuple[str, ...] = ()  # nodes of the cards that are its own

@@ -19,6 +19,7 @@ Type = Literal["text", "text-or-json", "integer", "number", "json", "other"]
 _NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")
 _SIZE = re.compile(r"\d+(\.\d+)?([kKmMgGtT]i?)")
 _SIZE_IN_JSON = re.compile(r'("(?:[^"\\]|\\.)*")|\b(\d+)(?:\.\d+)?[kKmMgGtT]\b')
+AND = "--and"  # between programs: see bridge.py
 _LISTED = 12  # choices that a person reads to the end
 
 
@@ -92,13 +93,16 @@ def problems(argv: Sequence[str], flags: Flags) -> list[str]:
 
 
 def of_command(argv: Sequence[str], programs: Mapping[str, bytes]) -> list[str]:
-    """The same of a whole command `PYTHON ... -m PROGRAM ...`; `programs`: what each one takes, as JSON.
+    """The same of a whole command: `PYTHON ... -m PROGRAM ...`, or several with `--and` between them.
 
-    [] for a program that nobody could read.
+    `programs`: what each one takes, as JSON; of one that nobody could read there is nothing to say.
     """
-    begin = argv.index("-m") + 1 if "-m" in argv else 0
-    said = programs.get(argv[begin])
-    return problems(argv[begin + 1 :], decode(said)) if said else []
+    found: list[str] = []
+    for at, word in enumerate(argv[:-1]):
+        if word == "-m" and (said := programs.get(argv[at + 1])):
+            rest = argv[at + 2 :]
+            found += problems(rest[: rest.index(AND)] if AND in rest else rest, decode(said))
+    return found
 
 
 def _flexible(argv: Sequence[str], names: Iterable[str]) -> Iterator[str]:

@@ -147,7 +147,8 @@ class LlamaCpp(Launchable):
             *("--fit", "off"),  # the plan is what runs, or it fails; the engine does not shrink it unasked
             *("--log-verbosity", "2"),  # warnings; otherwise five lines a request, for months
             *("--metrics", "--slots", "--jinja", "--no-webui"),
-            *(("--embeddings", "--pooling", "mean") if options.embeddings else ()),
+            *(("--embeddings",) if options.embeddings else ()),
+            *(("--pooling", "mean") if options.embeddings and not service.pools else ()),
             *_loras(service.adapters),
             *_speculation(options, service.draft),
             *options.arguments,

@@ -119,7 +119,7 @@ def _parameter(parameter: Any) -> dict[str, Any]:
 def _values(parse: Any, choices: Iterable[Any]) -> dict[str, Any]:
     """What is taken: the choices, or the kind and words beside it."""
     parse = parse or str
-    choices = [*choices]
+    choices = sorted(choices, key=str) if isinstance(choices, (set, frozenset)) else [*choices]
     if choices:
         said = [*dict.fromkeys(word for each in choices for word in (("None", "") if each is None else (str(each),)))]
         return {"choices": said, "folds": _result(parse, "A-B") == "a_b", "type": "text"}

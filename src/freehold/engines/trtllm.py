@@ -24,7 +24,7 @@ import msgspec
 
 from freehold.engines import fields, prometheus
 from freehold.engines.base import Stage
-from freehold.engines.bridged import Bridged, port
+from freehold.engines.bridged import Bridged, config_file, port
 from freehold.errors import BadConfig
 from freehold.types import Launch, Plan, Service, Signals, Tokens
 
@@ -64,7 +64,7 @@ class TensorRTLLM(Bridged):
             *(("--tool_parser", options.tool_parser) if options.tool_parser else ()),
             *(("--reasoning_parser", options.reasoning_parser) if options.reasoning_parser else ()),
             *(("--chat_template", options.chat_template) if options.chat_template else ()),
-            "--no-telemetry",
+            *("--config", config_file(service), "--no-telemetry"),
         )
         env = {"TRTLLM_RESPONSES_API_DISABLE_STORE": "1"}
         return self.described(service, (program,), env, file=msgspec.json.encode(_settings(plan)).decode())

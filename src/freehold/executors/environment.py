@@ -35,7 +35,11 @@ _SHOWN_LINES = 6
 _READ_S = 600  # for a program to come as far as its command line, from a slow disk
 _ASK_S = 60
 _WHY: tuple[tuple[re.Pattern[str], type[FreeholdError], str], ...] = (
-    (re.compile("No space left on device|Disk quota exceeded"), DoesNotFit, "make room where state_dir is"),
+    (
+        re.compile("No space left on device|Disk quota exceeded"),
+        DoesNotFit,
+        "make room where state_dir is, and in TMPDIR",
+    ),
     (
         re.compile("DO NOT MATCH THE HASHES|Hashes are required|must have their versions pinned"),
         Refused,
@@ -208,7 +212,11 @@ def size_bytes(environment: Environment) -> int:
 
 def _make(recipe: Recipe, home: Path, python: str, locked: Path | None, say: Say) -> Environment:
     say(f"making {home}")
-    _run([python, "-I", "-m", "venv", str(home)], say, "apt install python3-venv, or your system's equivalent")
+    _run(
+        [python, "-I", "-m", "venv", str(home)],
+        say,
+        "apt install python3-venv, or your system's equivalent; or make room",
+    )
     own, report = str(home / "bin" / "python"), home / "report.json"
     pip = [own, "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
     wanted = ["--no-deps", "--require-hashes", "-r", str(locked)] if locked else list(recipe.requirements)

@@ -29,7 +29,7 @@ def process_bytes(pids: list[int], proc: Path = _PROC) -> int:
     """Their resident memory. What several processes share counts once among them: Pss of /proc/PID/smaps_rollup.
 
     Where that may not be read it is VmRSS, which counts what is shared with each; a process that has ended counts
-    nothing. The kernel walks the page tables for it, which takes 0.1 s for some ten GiB: call it in a thread.
+    nothing. The kernel walks the page tables for it, which takes 0.1 s for 8 GiB: call it in a thread.
     """
     return sum(_process_bytes(proc / str(pid)) for pid in pids)
 

@@ -17,10 +17,10 @@ import msgspec
 
 from freehold.errors import BadRequest, DoesNotFit, EngineFailed, Refused
 from freehold.fleet.config import ADAPTERS_AT_LAUNCH
+from freehold.fleet.outfit import adapter_folder
 from freehold.fleet.pool import Pool
 from freehold.fleet.replica import Replica
 from freehold.fleet.roster import Alias, Version
-from freehold.fleet.starting import adapter_folder
 from freehold.ledger.signing import signer
 from freehold.types import Adapter, Manifest
 from freehold.weights.adapters import accept

@@ -11,9 +11,10 @@ from freehold.engines import Launchable
 from freehold.errors import FreeholdError, Refused
 from freehold.fleet.config import Endpoint
 from freehold.fleet.ground import Ground
+from freehold.fleet.outfit import Names
 from freehold.fleet.replica import Replica
 from freehold.fleet.route import Route
-from freehold.fleet.starting import Names, Start
+from freehold.fleet.starting import Start
 from freehold.fleet.trust import Trust
 
 

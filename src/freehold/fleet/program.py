@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
-import msgspec
-
 from freehold.engines import Launchable
-from freehold.engines.flags import Flags, problems
+from freehold.engines.flags import of_command
 from freehold.engines.recipe import recipe
 from freehold.errors import BadConfig, Unknown
 from freehold.executors import environment
@@ -17,14 +15,12 @@ from freehold.fleet.config import Endpoint
 from freehold.fleet.ground import Ground
 from freehold.types import Launch
 
-_AND = "--and"  # between programs that run side by side: see engines/bridge.py
-
 
 class Program(NamedTuple):
     path: str = ""  # the engine's own binary, or the Python of its environment; "": what Freehold brings
     version: tuple[int, ...] = ()
     about: str = ""  # what it is, to tell it from others
-    flags: Mapping[str, msgspec.Raw] = {}  # that each of its programs takes; of none: nobody knows
+    flags: Mapping[str, bytes] = {}  # that each of its programs takes; of none: nobody knows
 
 
 async def find_program(name: str, endpoint: Endpoint, engine: Launchable, ground: Ground) -> Program:
@@ -48,22 +44,11 @@ async def find_program(name: str, endpoint: Endpoint, engine: Launchable, ground
 
 def check_flags(name: str, launch: Launch, program: Program) -> None:
     """Hold them against the parsers of what is launched: vLLM would take 20 to 45 s to find out. Raises BadConfig."""
-    for module, flags in _modules(launch.argv):
-        if known := program.flags.get(module):
-            wrong = problems(flags, msgspec.json.decode(known, type=Flags))
-            if wrong:
-                raise BadConfig(
-                    f"`{name}`: {program.about} does not take these flags: {'; '.join(wrong)}",
-                    hint="look at arguments in freehold.toml; freehold engine list shows the versions there are",
-                )
-
-
-def _modules(argv: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Each module that Python is told to run, and its flags."""
-    for at, word in enumerate(argv[:-1]):
-        if word == "-m":
-            rest = list(argv[at + 2 :])
-            yield argv[at + 1], rest[: rest.index(_AND)] if _AND in rest else rest
+    if wrong := of_command(launch.argv, program.flags):
+        raise BadConfig(
+            f"`{name}`: {program.about} does not take these flags: {'; '.join(wrong)}",
+            hint="look at arguments in freehold.toml; freehold engine list shows the versions there are",
+        )
 
 
 def _silent(_: str) -> None:

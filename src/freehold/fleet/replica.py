@@ -21,7 +21,7 @@ from freehold.fleet.slots import Slots
 from freehold.fleet.starting import Start
 from freehold.policy.lifecycle import Effect, Happening, Life, step
 from freehold.policy.waiting import backoff_s, retry_after_s
-from freehold.types import ReplicaStatus
+from freehold.types import ReplicaStatus, Signals
 
 STARTS_REMEMBERED = 9
 COUNT_S = 5.0  # so long may an engine take to say what it counted
@@ -67,6 +67,7 @@ class Replica:
         self._stopping: asyncio.Task[None] | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self.retiring = False
+        self._signals: Signals | None = None  # of its last reading
         self.gone = asyncio.Event()  # after it was retired
         self._turn = asyncio.Event()  # its state changes; then there is another
 
@@ -205,6 +206,12 @@ class Replica:
             waiting=self.route.waiting if self.route.replicas[:1] == [self] else 0,
             slots=self.slots.count,
             answers=self._life.state != "ready" or not self._health.open,
+            stage=self._start.stage,
+            context=self._start.plan.context if self._start.plan else None,
+            predicted=self._start.plan.predicted if self._start.plan else None,
+            measured=self._start.measured,
+            signals=self._signals if self._life.state == "ready" else None,
+            adapters=tuple(self.adapters),
             last_start_s=round(self._starts_s[-1], 3) if self._starts_s else None,
             reason=str(self.reason) if self.reason else None,
         )
@@ -214,8 +221,9 @@ class Replica:
         run, in_flight, began_ns = self._life.run, self.slots.held, self._ground.clock_ns()
         with contextlib.suppress(EngineFailed, TimeoutError):
             async with asyncio.timeout(COUNT_S):
-                counted = await self._start.counted()
+                metrics = await self._start.metrics()
             if run == self._life.run:
+                self._signals, counted = self.engine.signals(metrics), self.engine.counters(metrics)
                 in_flight = max(in_flight, self.slots.held)
                 self._ground.book.save_counts(
                     self.route.name, self.name, run, counted, at_ns=began_ns, in_flight=in_flight, final=final

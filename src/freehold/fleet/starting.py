@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import secrets
 import shlex
@@ -13,40 +12,31 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
-from freehold import catalogue
-from freehold.catalogue.places import card_of
-from freehold.engines import Launchable, Wanted
+from freehold.engines import Launchable
 from freehold.errors import DoesNotFit, EngineFailed, NotReady, Refused
 from freehold.executors.local import Process
+from freehold.executors.memory import taken
 from freehold.executors.sockets import open_socket
-from freehold.fleet.config import ADAPTERS_AT_LAUNCH, DEFAULT_CONTEXT
+from freehold.fleet.config import DEFAULT_CONTEXT
 from freehold.fleet.ground import Ground
 from freehold.fleet.hearing import Hearing
-from freehold.fleet.host import probe
+from freehold.fleet.outfit import Names, Outfit
 from freehold.fleet.probing import Asked, Said, probe_completion
 from freehold.fleet.program import Program, check_flags, find_program
 from freehold.fleet.route import Route
 from freehold.fleet.trust import Trust
 from freehold.fleet.upstream import Upstream
-from freehold.types import Adapter, Options, Plan, Refusal, Service, Stated, Tokens
-from freehold.weights import Checkpoint, tokens
+from freehold.ledger.measured import about
+from freehold.types import Adapter, Measurement, Plan, Service, Stated, Tokens
+from freehold.weights import Checkpoint
 
 _POLL_SHARE = 0.02  # of the time waited so far: what not asking at the right moment may cost
 _POLL_S = (0.001, 0.25)
 _ADAPTER_PROBE_TOKENS = 8
 _NO_FIELDS: Mapping[str, object] = {}
-
-
-class Names(NamedTuple):
-    """Of a replica, and of the endpoint it belongs to; `log` is shared by a replica and its successors."""
-
-    endpoint: str
-    replica: str
-    log: str
 
 
 class Start:
@@ -60,17 +50,17 @@ class Start:
         self.process: Process | None = None
         self.upstream: Upstream | None = None
         self.plan: Plan | None = None
-        self.stated: Stated | None = None  # by the engine, of its memory
+        self.measured: Stated | None = None  # what it took, as it says itself, and as the kernel and the driver do
         self.adapters: dict[str, Mapping[str, object]] = {}  # that it has, and the fields of a request for each
         self.texts: dict[str, str] = {}  # what each of them answers to the same question
         self._names, self._endpoint, self._ground, self._roster = names, route.endpoint, ground, route.roster
+        self._outfit = Outfit(names, engine, route, trusts, ground)
         self._trust, self._draft_trust = trusts
         self._name = names.replica
         self._log = ground.log_dir / f"{names.log}.log"
         self._hearing: Hearing | None = None
         self._socket_fd: int | None = None
         self._folder: Path | None = None
-        self._cards: list[str] = []
         self._run = 0
 
     @property
@@ -95,18 +85,18 @@ class Start:
             await self.tear_down()
             self._ground.tell("plan.shortened", self._name, context=error.longest, reason=str(error))
             await self._start(build, draft, program, hearing, error.longest)
-        hearing.close()
         self._hearing = None
 
     async def _start(
         self, build: Checkpoint, draft: Checkpoint | None, program: Program, hearing: Hearing, limit: int | None = None
     ) -> None:
-        self.plan = plan = await self._fit(build, draft, program, limit)
+        self.plan = plan = await self._outfit.plan(build, draft, program, limit)
         self._ground.tell("plan.made", self._name, steps="\n".join(plan.steps))
         hearing.weigh(plan.weight_bytes)
         hearing.enter("launching the engine")
-        marks = await asyncio.to_thread(tokens.marks, self._trust.path) if self.engine.environment else frozenset[str]()
-        service = msgspec.structs.replace(self._service(plan, build, draft, program), marks=marks)
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=self._ground.run_dir))
+        socket = str(self._folder / "engine.sock")
+        service = await asyncio.to_thread(self._outfit.service, plan, build, draft, program, socket)
         launch = self.engine.launch(service)
         check_flags(self._names.endpoint, launch, program)
         argv = shlex.join(launch.argv)
@@ -124,14 +114,15 @@ class Start:
         await self._warm()
         await self._until_ready(process, service.socket, hearing)  # still
         self._ground.promised_bytes.pop(self._name, None)
-        process.stop_listening()
-        await self._note_memory(hearing)
         launched = service.adapters
         for adapter in launched:
             await self._take(adapter, self.engine.ask(adapter, launched))
         while missing := self.missing:
             for adapter in missing:
                 await self.load(adapter)
+        process.stop_listening()
+        hearing.close()
+        await self._measure(process, service, build, hearing)
 
     @property
     def context(self) -> int:
@@ -203,7 +194,7 @@ class Start:
     async def tear_down(self) -> None:
         """Leave nothing of this run behind."""
         self.adapters, self.texts = {}, {}
-        self.stated = None
+        self._hearing = None
         self._ground.promised_bytes.pop(self._name, None)
         if self.upstream:
             self.upstream.close()
@@ -218,76 +209,6 @@ class Start:
         if self._folder:
             await asyncio.to_thread(remove_folder, self._folder)
             self._folder = None
-
-    async def _fit(self, build: Checkpoint, draft: Checkpoint | None, program: Program, limit: int | None) -> Plan:
-        """What is planned is promised: another start that begins meanwhile does not count on it. Raises DoesNotFit."""
-        ground, endpoint = self._ground, self._endpoint
-        host = await asyncio.to_thread(probe)
-        promised = sum(ground.promised_bytes.values())
-        host = msgspec.structs.replace(host, available_bytes=max(0, host.available_bytes - promised))
-        gpus = []
-        if host.gpus and self.engine.uses_cards:
-            gpus = ground.cards.take(self._name, endpoint.tensor_parallel * endpoint.pipeline_parallel, host.gpus)
-        self._cards = [gpu.node for gpu in gpus]
-        auto = endpoint.context == "auto"
-        context = build.context if auto else endpoint.context or min(build.context, DEFAULT_CONTEXT)
-        wanted = Wanted(
-            context=limit or context,  # pyright: ignore[reportArgumentType]  auto is no number, and was taken out
-            longest=auto,
-            parallel=endpoint.slots or 1,
-            threads=endpoint.threads or max(1, host.cores - 1),
-            card=card_of(catalogue.load(), gpus) if gpus else None,
-            free_bytes=min((gpu.free_bytes for gpu in gpus), default=0),
-            tp=endpoint.tensor_parallel,
-            pp=endpoint.pipeline_parallel,
-            ep=endpoint.tensor_parallel if endpoint.expert_parallel else 1,
-            card_share=endpoint.card_share or None,
-            batched_tokens=endpoint.batched_tokens or None,
-            kv_dtype=endpoint.kv_dtype,
-            draft_bytes=draft.weight_bytes if draft else 0,
-            draft_tokens=endpoint.draft_tokens if endpoint.speculative else 0,
-            draft_layers=draft.layers if draft else 0,
-            version=program.version,
-        )
-        answer = self.engine.fit(build, build.model, host, wanted)
-        if isinstance(answer, Refusal):
-            raise DoesNotFit(f"`{self._name}` does not fit: {answer.reason}", hint=answer.hint)
-        if not answer.card:
-            ground.promised_bytes[self._name] = answer.total_bytes
-        return answer
-
-    def _service(self, plan: Plan, build: Checkpoint, draft: Checkpoint | None, program: Program) -> Service:
-        ground, endpoint = self._ground, self._endpoint
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=ground.run_dir))
-        hot, options = self.engine.adapters == "hot", endpoint.options
-        most = endpoint.max_loras if isinstance(endpoint.max_loras, int) else 0 if hot else ADAPTERS_AT_LAUNCH
-        folder = build.format == "safetensors"
-        return Service(
-            name=self._names.endpoint,
-            weights=str(self._trust.path) if folder else build.entry,
-            files=self._trust.files if folder else (),
-            socket=str(self._folder / "engine.sock"),
-            plan=plan,
-            family=build.architecture,
-            draft=(endpoint.draft if folder else draft.entry) or "" if draft else "",
-            draft_files=self._draft_trust.files if self._draft_trust else (),
-            program=program.path,
-            version=program.version,
-            options=msgspec.structs.replace(options, max_loras=most),
-            adapters=self._roster.wanted if self.engine.adapters == "launch" else (),
-            adapter_folder=str(adapter_folder(ground, self._names.endpoint)) if hot and most else "",
-            cache_folder=self._cache_folder(plan, program, options) if self.engine.environment else "",
-            devices=_nodes(self._cards),
-            drain_s=30,
-        )
-
-    def _cache_folder(self, plan: Plan, program: Program, options: Options) -> str:
-        """What it compiled for the same engine, weights, card and settings: of nobody else, as it will run it again."""
-        about = [program.about, self._trust.digest, plan.card, plan.cards, msgspec.json.encode(options).decode()]
-        key = hashlib.sha256(msgspec.json.encode(about)).hexdigest()[:16]
-        folder = self._ground.state / "compiled" / f"{self._names.endpoint[:32]}-{key}"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return str(folder)
 
     async def _test_isolation(self, process: Process) -> None:
         """The engine's own sandbox was tried from inside, before the engine was in it: what came of that."""
@@ -373,23 +294,21 @@ class Start:
             except EngineFailed as error:
                 self._ground.tell("engine.warming_failed", self._name, why=str(error))
 
-    async def _note_memory(self, hearing: Hearing) -> None:
-        """What it says that it took, beside what was planned."""
-        assert self.plan is not None  # noqa: S101  _start has just made it
-        self.stated = self.engine.stated(hearing.said, await self.metrics())
-
-
-def adapter_folder(ground: Ground, endpoint: str) -> Path:
-    """Where adapters lie that were accepted: engines of this endpoint may read it."""
-    folder = ground.state / "adapters" / endpoint
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
-def _nodes(cards: list[str]) -> tuple[str, ...]:
-    """Of NVIDIA's cards: their own, and those that all of them share."""
-    shared = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
-    return (*cards, *(node for node in shared if cards and Path(node).exists()))
+    async def _measure(self, process: Process, service: Service, build: Checkpoint, hearing: Hearing) -> None:
+        """What it took, beside what was planned: into the book."""
+        ground = self._ground
+        stated = self.engine.stated(hearing.said, await self.metrics())
+        took = await asyncio.to_thread(taken, process.pid)
+        self.measured = msgspec.structs.replace(stated, **took)
+        measurement = Measurement(
+            at_ns=ground.clock_ns(), endpoint=self._names.endpoint, replica=self._name, run=self._run,
+            engine=self._endpoint.engine, model=self._trust.digest, catalogue=self._endpoint.model,
+            scheme=build.model.checkpoint if build.model else "", stated=self.measured, start_s=hearing.seconds,
+            **about(service),
+        )  # fmt: skip
+        ground.book.save_measurement(measurement)
+        said = {name: value for name, value in msgspec.structs.asdict(self.measured).items() if value is not None}
+        ground.tell("engine.measured", self._name, run=self._run, **said)
 
 
 def last_words(log: Path) -> str:

@@ -159,9 +159,7 @@ class Desk:
             field = min(route.refused_fields & ask.fields.keys())
             why = route.engine.refused_fields[field]
             raise BadRequest(f"Unrecognized request argument supplied: {field}", hint=why, param=field)
-        for field, (values, hint) in route.engine.holds_only.items():
-            if field in ask.fields and bytes(ask.fields[field]) not in values:
-                raise NotSupported(f"the engine behind `{name}` does not hold to this `{field}`", hint=hint, param=field)
+        _require_held(route, ask, name)
         if ask.kind == "embedding" and (colon or not route.endpoint.embeds):  # llama.cpp would leave the adapter out
             hint = "ask its base" if colon else "its operator may set: embeddings = true"
             raise NotSupported(f"`{name}` makes no embeddings", hint=hint, param="model")
@@ -253,6 +251,14 @@ _WANTED = frozenset(
         b"x-wake-progress",
     )
 )  # fmt: skip
+
+
+def _require_held(route: Route, ask: Ask, name: str) -> None:
+    """Raises NotSupported where the engine would answer with 200 and do something else."""
+    for field, (values, hint) in route.engine.holds_only.items():
+        if field in ask.fields and bytes(ask.fields[field]) not in values:
+            said = f"the engine behind `{name}` does not hold to this `{field}`"
+            raise NotSupported(said, hint=hint, param=field)
 
 
 def _trace(found: dict[bytes, bytes]) -> bytes:

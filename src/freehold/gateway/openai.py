@@ -38,7 +38,6 @@ class _Bulk(Struct, gc=False):
     input_ids: Raw = Raw()
 
 
-
 def _first_of(most: int) -> type[Struct]:
     """A list, of which the first are kept and the rest is skipped: as a list[Raw] 10 million take 1.5 s."""
     return msgspec.defstruct("_First", [(f"_{at}", Raw, Raw()) for at in range(most)], array_like=True, gc=False)
@@ -120,8 +119,10 @@ def read_ask(body: bytes, kind: Kind) -> Ask:
     Fields that we do not read pass, but none may be there twice: an engine may take the other one.
     """
     fields = _read_object(body)
-    if kind == "embedding":
-        return _read_embedding(fields)
+    return _read_embedding(fields) if kind == "embedding" else _read_completion(fields, kind)
+
+
+def _read_completion(fields: dict[str, Raw], kind: Kind) -> Ask:
     stream = include_usage = False
     n = best_of = prompts = 1
     limits, options = _NO_LIMITS, _NO_OPTIONS

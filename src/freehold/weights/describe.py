@@ -34,6 +34,7 @@ class Checkpoint(Build, frozen=True, kw_only=True):
     model: Model | None = None
     model_note: str = ""  # why there is none, in words
     kv_dtype: str = ""  # of the KV cache, where the publisher says so: a key of plan.kv.BYTES
+    pools: bool = False  # it says how the vectors of a text's tokens become one
     entry: str = ""  # the GGUF file an engine is given, with no link on the way; of a split model the first part
 
 
@@ -102,6 +103,7 @@ def _describe_gguf(name: str, files: Sequence[File]) -> Checkpoint:
         vocabulary=vocabulary(facts),
         context=facts.size("context_length"),
         weights_source=_source("size", len(files), "GGUF"),
+        pools=bool(facts.count("pooling_type")),
         entry=str(files[0].real),
         model=model,
         model_note=note,
