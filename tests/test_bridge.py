@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -87,10 +88,16 @@ class Bridge:
         assert self.process
         return psutil.Process(self.process.pid).children()
 
-    async def connect(self, word: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    @contextlib.asynccontextmanager
+    async def connect(self, word: bytes):
         reader, writer = await asyncio.open_unix_connection(self.socket)
         writer.write(word + b"\n")
-        return reader, writer
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 @pytest.fixture
@@ -104,61 +111,57 @@ def behind(tmp_path: Path) -> Iterator[Bridge]:
 
 async def test_half_closed_both_ways(behind: Bridge) -> None:
     behind.up()
-    reader, writer = await behind.connect(b"echo")
-    writer.write(b"first,")
-    assert await reader.readexactly(6) == b"first,"
-    writer.write_eof()
-    assert await reader.read() == b"that was all"
-    writer.close()
+    async with behind.connect(b"echo") as (reader, writer):
+        writer.write(b"first,")
+        assert await reader.readexactly(6) == b"first,"
+        writer.write_eof()
+        assert await reader.read() == b"that was all"
 
 
 async def test_fifty_megabytes_each_way(behind: Bridge) -> None:
     behind.up()
     megabyte = os.urandom(1 << 20)
-    reader, writer = await behind.connect(b"echo")
+    async with behind.connect(b"echo") as (reader, writer):
 
-    async def send() -> None:
+        async def send() -> None:
+            for _ in range(50):
+                writer.write(megabyte)
+                await writer.drain()
+            writer.write_eof()
+
+        sending = asyncio.create_task(send())
         for _ in range(50):
-            writer.write(megabyte)
-            await writer.drain()
-        writer.write_eof()
-
-    sending = asyncio.create_task(send())
-    for _ in range(50):
-        assert await reader.readexactly(1 << 20) == megabyte
-    assert await reader.read() == b"that was all"
-    await sending
-    writer.close()
+            assert await reader.readexactly(1 << 20) == megabyte
+        assert await reader.read() == b"that was all"
+        await sending
 
 
 async def test_it_holds_back_who_sends_faster_than_is_read(behind: Bridge) -> None:
     """A caller who does not read stops the stream at its source, not in the bridge's memory."""
     behind.up()
-    reader, writer = await behind.connect(b"echo")
-    sent, piece = 0, b"x" * 65536
-    reader._transport.pause_reading()  # type: ignore[attr-defined]
-    try:
-        async with asyncio.timeout(1):
-            while True:
-                writer.write(piece)
-                await writer.drain()
-                sent += len(piece)
-    except TimeoutError:
-        pass
-    assert 0 < sent < 32 << 20
-    assert psutil.Process(behind.process.pid).memory_info().rss < 100 << 20  # type: ignore[union-attr]
-    writer.transport.abort()
+    async with behind.connect(b"echo") as (reader, writer):
+        sent, piece = 0, b"x" * 65536
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        try:
+            async with asyncio.timeout(1):
+                while True:
+                    writer.write(piece)
+                    await writer.drain()
+                    sent += len(piece)
+        except TimeoutError:
+            pass
+        assert 0 < sent < 32 << 20
+        assert psutil.Process(behind.process.pid).memory_info().rss < 100 << 20  # type: ignore[union-attr]
 
 
 async def test_a_hundred_connections_at_once(behind: Bridge) -> None:
     behind.up()
 
     async def count(number: int) -> None:
-        reader, writer = await behind.connect(b"count")
-        writer.write(b"x" * number * 1000)
-        writer.write_eof()
-        assert int(await reader.read()) == number * 1000
-        writer.close()
+        async with behind.connect(b"count") as (reader, writer):
+            writer.write(b"x" * number * 1000)
+            writer.write_eof()
+            assert int(await reader.read()) == number * 1000
 
     await asyncio.gather(*(count(number) for number in range(100)))
 
@@ -166,29 +169,28 @@ async def test_a_hundred_connections_at_once(behind: Bridge) -> None:
 @pytest.mark.parametrize("word", [b"forever", b"wait"], ids=["while it streams", "while it computes"])
 async def test_the_engine_learns_that_the_caller_left(behind: Bridge, word: bytes) -> None:
     behind.up()
-    reader, writer = await behind.connect(word)
-    if word == b"forever":
-        await reader.readexactly(5000)
-    writer.transport.abort()
-    await asyncio.to_thread(behind.until, behind.noticed.exists)
+    async with behind.connect(word) as (reader, writer):
+        if word == b"forever":
+            await reader.readexactly(5000)
+        writer.transport.abort()
+        await asyncio.to_thread(behind.until, behind.noticed.exists)
 
 
 async def test_the_caller_learns_that_the_engine_broke_off(behind: Bridge) -> None:
     behind.up()
-    reader, writer = await behind.connect(b"break")
-    assert b"half of it".startswith(await reader.read())  # a reset may overtake what was sent before it
-    writer.close()
+    async with behind.connect(b"break") as (reader, _):
+        with contextlib.suppress(ConnectionResetError):
+            assert b"half of it".startswith(await reader.read())  # a reset may overtake what was sent before it
 
 
 async def test_it_ends_with_the_engine(behind: Bridge) -> None:
     behind.up()
-    reader, writer = await behind.connect(b"wait")
-    behind.programs[0].kill()
-    assert await reader.read() == b""
-    assert behind.process
-    assert await asyncio.to_thread(behind.process.wait, PATIENCE_S) == 128 + signal.SIGKILL
-    assert not behind.socket.exists()
-    writer.close()
+    async with behind.connect(b"wait") as (reader, _):
+        behind.programs[0].kill()
+        assert await reader.read() == b""
+        assert behind.process
+        assert await asyncio.to_thread(behind.process.wait, PATIENCE_S) == 128 + signal.SIGKILL
+        assert not behind.socket.exists()
 
 
 def test_no_socket_before_the_engine_is_up(behind: Bridge) -> None:

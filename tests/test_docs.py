@@ -151,7 +151,7 @@ def test_the_configuration_reference_has_every_key_and_its_default():
 
 def test_every_key_of_the_configuration_reference_has_a_comment():
     explained = re.findall(r"^# .+\n(\w+) = ", CONFIGURATION.read_text(), re.MULTILINE)
-    keys = [key for table in (*TABLES.values(), Rate, Place) for key in keys_of(table) - {"replicas"}]
+    keys = [key for table in (*TABLES.values(), Rate, Place) for key in keys_of(table)]
     assert sorted(explained) == sorted([*keys, "state_dir"])
 
 

@@ -31,6 +31,27 @@ MODULES = {
 }
 
 
+# As these engines print them, with numbers that no engine has.
+NUMBERS = ("", ".", "1.2.3", "9" * 400, "9" * 5000, "²", "-1", "NaN")
+SAID = (
+    *(
+        "Model loading took {} GiB",
+        "Available KV cache memory: {} GiB",
+        "Graph capturing finished in 1 secs, took {} GiB",
+    ),
+    *("model buffer size = {} MiB", "n_slots = {0}, n_ctx_slot = {0}", "Load weight end. mem usage={} GB"),
+    *("Loading safetensors checkpoint shards: {}% Completed", "Capturing batches: {}%", "Capturing CUDA graphs: {}%"),
+    (
+        "max seq len ({0}), ({0} GiB KV cache is needed, which is larger than the available KV cache memory ({0} GiB). "
+        "Based on the available memory, the estimated maximum model length is {0}"
+    ),
+    'vllm:cache_config_info{{kv_cache_memory_bytes="{0}",kv_cache_size_tokens="{0}"}} 1',
+    'vllm:cache_config_info{{kv_cache_max_concurrency="{0}"}} 1',
+    *("vllm:prompt_tokens_total {}", "sglang:max_total_num_tokens {}", "sglang:kv_cache_memory_usage_gb {}"),
+    *("dynamo_frontend_output_tokens_total {}", "trtllm_prompt_tokens_total {}", "llamacpp:prompt_tokens_total {}"),
+)
+
+
 def flags() -> dict[str, Flags]:
     return {
         module: msgspec.json.decode((DUMPS / f"{name}.json").read_bytes(), type=Flags)
@@ -58,6 +79,14 @@ def test_the_contract(name: str) -> None:
 def test_any_bytes(name: str, blob: bytes) -> None:
     contract.check_answers(launchable(name), [blob])
     contract.check_log(launchable(name), contract.plan(), [blob])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("said", SAID)
+def test_numbers_that_no_engine_has(name: str, said: str) -> None:
+    blobs = [said.format(number).encode() for number in NUMBERS]
+    contract.check_answers(launchable(name), blobs)
+    contract.check_log(launchable(name), contract.plan(), blobs)
 
 
 class Leaks(Vllm):

@@ -1,5 +1,7 @@
 """What the real `openai` client is told when it does not get what it asked, and what is left when it leaves."""
 
+import os
+import signal
 import threading
 
 import openai
@@ -196,9 +198,8 @@ class Statuses(list):
 def test_a_full_queue_says_when_to_try_again_and_the_client_does(served):
     for _ in served.daemon.lines("POST", "/up?endpoint=tiny"):  # a start is measured: just over 0.9 s
         pass
-    served.daemon.ask("POST", "/endpoints/tiny/stop")
-    served.until(lambda: served.status("tiny")["state"] == "stopped")
-    waking = threading.Thread(target=lambda: list(served.daemon.lines("POST", "/up?endpoint=tiny")))
+    os.kill(served.status("tiny")["pid"], signal.SIGKILL)
+    waking = threading.Thread(target=served.ask, args=("tiny",))
     waking.start()
     served.until(lambda: served.status("tiny")["waiting"] == 1)  # all that may wait
 

@@ -249,12 +249,12 @@ def test_the_choice_becomes_an_endpoint_once(plan, tmp_path):
     assert plan("llama-3.3-70b", "--cards", "2xH100", "--write", "large").code == 0
     endpoints = load(path).endpoints
     assert set(endpoints) == {"chat", "rented", "large"}
-    assert (endpoints["large"].engine, endpoints["large"].served_model) == (
-        "external",
-        "meta-llama/Llama-3.3-70B-Instruct",
-    )
+    large = endpoints["large"]
+    assert (large.engine, large.context, large.parallel, large.replicas) == ("vllm", 8192, 8, 1)
+    assert (large.weights or "").endswith("models/meta-llama/Llama-3.3-70B-Instruct")
+    assert endpoints["rented"].engine == "external"
     assert path.read_text().startswith(before)
-    assert "# start it on 2 x H100-SXM at hand: vllm serve " in path.read_text()
+    assert "# start it on " in path.read_text()
 
 
 def test_a_file_is_written_with_its_path_as_the_configuration_sees_it(plan, tmp_path):
@@ -357,7 +357,7 @@ HOSTILE = 'evil\x1b[31m"\n[policy]\nunreviewed = "show"\n$(touch gone)'
 def test_a_hostile_name_reaches_neither_the_terminal_nor_the_file_nor_a_shell(plan, tmp_path):
     header = {"model.embed_tokens.weight": facts("BF16", (100, 64), (0, 12_800))}
     write(tmp_path / HOSTILE, {"config.json": CONFIG, "model.safetensors": safetensors_bytes(header, b"\0" * 12_800)})
-    answer = plan(HOSTILE, "--cards", "1xH100", "--context", "512", "--write", "safe")
+    answer = plan(HOSTILE, "--cards", "1xH100-PCIe", "--offer", "on-demand", "--context", "512", "--write", "safe")
     assert answer.code == 0
     assert "\x1b" not in answer.shown
     text = (tmp_path / "freehold.toml").read_text()

@@ -216,7 +216,9 @@ def write(path: Path, name: str, page: Page, weights: Path | None) -> str:
             path.write_text(before)
         raise
     then = f"freehold up {name} starts it"
-    if plan.engine != "llamacpp":
+    if plan.engine == "vllm" and _ours(page, plan):
+        then = f"freehold engine install vllm, and freehold pull, bring what is not here yet; then: freehold up {name}"
+    elif plan.engine != "llamacpp":
         then = f"start the engine, then: freehold up {name}"
     return f"written to {path}: [{table}]; {then}"
 
@@ -233,6 +235,13 @@ def _endpoint(page: Page, plan: Deployment, folder: Path, weights: Path | None) 
             file = file.removeprefix(f"{folder.resolve().as_posix()}/")
         yield f"weights = {_quoted(file)}"
         yield from (f"context = {plan.context}", f"parallel = {plan.users}")
+    elif _ours(page, plan):
+        where = weights.resolve().as_posix().removeprefix(f"{folder.resolve().as_posix()}/") if weights else ""
+        copy = "" if plan.native or plan.scheme == "fp8" else f": a copy of the model in {SCHEMES[plan.scheme].name}"
+        yield f"# as planned on {plan.place}{copy}"
+        yield from ('engine = "vllm"', f"weights = {_quoted(where or f'models/{model.repo or model.id}')}")
+        yield from (f"context = {plan.context}", f"parallel = {plan.sequences}")
+        yield from (f"{key} = {value}" for key, value in _sizes(plan, page.need.kv_dtype).items() if value)
     else:
         start = f"start it on {plan.place}: {flags(plan, model, page.need.kv_dtype)}"
         yield f"# {printable(' '.join(start.split()))}"
@@ -243,6 +252,23 @@ def _endpoint(page: Page, plan: Deployment, folder: Path, weights: Path | None) 
             yield f"country = {_quoted(place.country)}"
         if place.offer and place.offer.provider != "own":
             yield f"operator = {_quoted(place.offer.provider)}"
+
+
+def _ours(page: Page, plan: Deployment) -> bool:
+    """On cards that the team has, Freehold starts it; on rented ones somebody else does."""
+    offer = page.places[plan.place].offer
+    return plan.engine == "vllm" and plan.ep == 1 and (offer is None or offer.provider == "own")
+
+
+def _sizes(plan: Deployment, kv_dtype: str) -> dict[str, object]:
+    """What is not the default of an endpoint."""
+    return {
+        "replicas": plan.replicas if plan.replicas > 1 else None,
+        "tensor_parallel": plan.tp if plan.tp > 1 else None,
+        "pipeline_parallel": plan.pp if plan.pp > 1 else None,
+        "kv_dtype": _quoted(kv_dtype) if kv_dtype not in ("bf16", "fp16") else None,
+        "arguments": '["--quantization", "fp8"]' if plan.scheme == "fp8" and not plan.native else None,
+    }
 
 
 def _quoted(text: str) -> str:

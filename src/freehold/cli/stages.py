@@ -26,7 +26,7 @@ def bring_up(daemon: Daemon, endpoints: list[str], *, full: bool = False) -> tup
             error = FreeholdError(f"`{line['failed']}`: {line['error']}", hint=line["hint"])
             error.exit_code = line["exit_code"]
             failure = failure or error
-        elif text := _TEXTS.get(line["kind"]):
+        elif (text := _TEXTS.get(line["kind"])) and line["detail"].get("stage") not in _SAID_OTHERWISE:
             started.add(line["subject"])
             show(line["subject"], line["kind"].partition(".")[0], text(line["detail"]))
     if not up and failure is None:
@@ -61,12 +61,20 @@ def _tokens(detail: dict[str, Any]) -> str:
     return f"{detail['prompt_tokens']} prompt + {detail['completion_tokens']} completion tokens"
 
 
+def _measured(detail: dict[str, Any]) -> str:
+    named = ("weight", "kv", "compute", "graph", "process", "card")
+    said = [f"{name} {size(detail[f'{name}_bytes'])}" for name in named if detail.get(f"{name}_bytes") is not None]
+    return f"measured: {', '.join(said)}"
+
+
 def _allowed(detail: dict[str, Any]) -> str:
     accepted = f", accepted by {detail['accepted']}" if detail["accepted"] else ""
     until = f", until {detail['until']}" if detail["until"] else ""
     duties = f"\n{detail['duties']}" if detail["duties"] else ""
     return f"{detail['model']} is allowed{accepted}{until}{duties}"
 
+
+_SAID_OTHERWISE = ("verifying the weights", "launching the engine", "probing")  # stages with events of their own
 
 _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "policy.allowed": _allowed,
@@ -80,7 +88,10 @@ _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "isolation.tested": _isolation,
     "isolation.failed": lambda _: "FAILED: there is no engine in it",
     "isolation.absent": lambda d: f"NOT ISOLATED: {d['why_not']}",
-    "engine.loading": lambda _: "loading the weights",
+    "engine.stage": lambda d: d["stage"],
+    "engine.warming_failed": lambda d: f"could not be warmed: {d['why']}",
+    "engine.measured": _measured,
+    "plan.shortened": lambda d: f"the engine says that {d['context']:,} tokens of context fit: once more with those",
     "probe.passed": lambda d: f"a real completion: {_tokens(d)}; the engine's own counters agree",
     "probe.answered": lambda d: f"a real completion: {_tokens(d)}",
     "probe.counts_differ": lambda d: f"ITS COUNTERS DIFFER FROM ITS USAGE: {d}",

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from freehold.engines import fields
-from freehold.errors import FreeholdError
+from freehold.errors import BadConfig, FreeholdError
 from freehold.facts import Card, Model
 from freehold.types import (
     Adapter,
@@ -130,6 +130,8 @@ class Launchable(Engine):
     uses_cards = True  # where there are any; else it computes on the CPU
     salts = False  # it knows `cache_salt`
     adapters: Literal["", "launch", "hot"] = ""  # none; those of its launch; more while it serves
+    takes: frozenset[str] = frozenset()  # keys of an endpoint that it heeds, of those that not every engine does
+    given: frozenset[str] = frozenset()  # options of its own that its launch says, or that are forbidden
     warming: tuple[Mapping[str, object], ...] = ()  # fields of requests that are slow the first time
 
     def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
@@ -137,8 +139,17 @@ class Launchable(Engine):
         raise NotImplementedError
 
     def launch(self, service: Service) -> Launch:
-        """The process that serves it, on the Unix socket."""
+        """The process that serves it, on the Unix socket. Raises BadConfig."""
         raise NotImplementedError
+
+    def arguments(self, service: Service) -> tuple[str, ...]:
+        """The endpoint's own options. Raises BadConfig for those that are not its to give, however they are spelled."""
+        for each in service.options.arguments:
+            name = each.partition("=")[0].replace("_", "-")
+            cut = name if name.startswith("--") and len(name) > len("--") else "\n"  # parsers take the beginning of one
+            if name in self.given or any(given.startswith(cut) for given in self.given):
+                raise BadConfig(f"{each} cannot be among the arguments", hint="Freehold says it, or forbids it")
+        return service.options.arguments
 
     def stage(self, line: str) -> Stage | None:  # noqa: ARG002
         """What a line of its log says of a start: the stage that begins, or how far it is."""

@@ -85,7 +85,7 @@ class Dynamo(Bridged):
             *(("--max-num-batched-tokens", str(plan.batched_tokens)) if plan.batched_tokens else ()),
             *memory(plan),
             "--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching",
-            *("--structured-outputs-config", '{"backend":"guidance","disable_any_whitespace":true}'),
+            *("--structured-outputs-config", '{"backend":"xgrammar","disable_any_whitespace":true}'),
             *speculation(service),
             *(("--dyn-tool-call-parser", options.tool_parser) if options.tool_parser else ()),
             *(("--dyn-reasoning-parser", options.reasoning_parser) if options.reasoning_parser else ()),

@@ -88,7 +88,7 @@ _STAGES = (
     (re.compile(r"llama_context: constructing"), "making room for the KV cache"),
     (re.compile(r"warming up the model"), "warming up"),
 )
-_BUFFER = re.compile(r"(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
+_BUFFER = re.compile(r"(model|KV|RS|compute|output) buffer size = +(\d{1,12}(?:\.\d{1,9})?) MiB")
 _BUFFERS = {
     "model": "weight_bytes",
     "KV": "kv_bytes",
@@ -96,7 +96,7 @@ _BUFFERS = {
     "compute": "compute_bytes",
     "output": "compute_bytes",
 }
-_CONTEXT = re.compile(r"n_slots = (\d+), n_ctx_slot = (\d+)")
+_CONTEXT = re.compile(r"n_slots = (\d{1,9}), n_ctx_slot = (\d{1,9})")
 
 
 class LlamaCpp(Launchable):
@@ -105,6 +105,12 @@ class LlamaCpp(Launchable):
     formats = ("gguf",)
     uses_cards = False  # as built into xllamacpp from PyPI
     adapters = "launch"
+    takes = frozenset({"threads", "prefix_caching", "speculative", "draft", "draft_tokens", "embeddings", "max_loras"})
+    given = frozenset({
+        *("-m", "--model", "-a", "--alias", "--host", "--port", "-c", "--ctx-size", "-np", "--parallel", "--api-key"),
+        *("--threads-http", "--cache-ram", "--fit", "--metrics", "--slots", "--lora", "--lora-scaled", "--model-url"),
+        *("-hf", "--hf-repo", "--hf-token", "--media-path", "--path", "--ssl-key-file", "--ssl-cert-file"),
+    })  # fmt: skip
     stream_fields: Mapping[str, object] = {"timings_per_token": True}  # a running count, for streams that are cut
     answers_by_stream = True  # else it computes on when the caller has left, and counts one choice of several
     refused_fields: Mapping[str, str] = fields.LLAMACPP
@@ -151,7 +157,7 @@ class LlamaCpp(Launchable):
             *(("--pooling", "mean") if options.embeddings and not service.pools else ()),
             *_loras(service.adapters),
             *_speculation(options, service.draft),
-            *options.arguments,
+            *self.arguments(service),
         )
         return Launch(
             argv=(*command, *flags),
@@ -225,9 +231,8 @@ class LlamaCpp(Launchable):
 
 
 def _loras(adapters: Sequence[Adapter]) -> tuple[str, ...]:
-    """Loaded, and in use for nobody who does not ask."""
-    named = (part for adapter in adapters for part in ("--lora", adapter.path))
-    return (*named, "--lora-init-without-apply") if adapters else ()
+    """Loaded, and in use for nobody who does not ask: with --lora-init-without-apply those would get them too."""
+    return tuple(part for adapter in adapters for part in ("--lora-scaled", f"{adapter.path}:0"))
 
 
 def _speculation(options: Options, draft: str) -> tuple[str, ...]:

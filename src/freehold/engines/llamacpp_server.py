@@ -41,8 +41,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--cache-ram", type=int, default=8192, help="MiB of prompts kept beside the slots")
     parser.add_argument("--fit", choices=("on", "off"), default="on")
     parser.add_argument("--log-verbosity", type=int, default=3, help="once it is loaded: a start says more")
-    parser.add_argument("--lora", action="append", default=[], help="an adapter as GGUF; more than once")
-    parser.add_argument("--lora-init-without-apply", action="store_true")
+    parser.add_argument("--lora-scaled", action="append", default=[], metavar="PATH:SCALE", help="more than once")
     parser.add_argument("--spec-type", choices=tuple(SPECULATION))
     parser.add_argument("--spec-draft-n-max", type=int, default=3)
     parser.add_argument("--spec-draft-model")
@@ -68,9 +67,8 @@ def params(args: argparse.Namespace) -> Any:
     common.cache_ram_mib = args.cache_ram
     common.fit_params = args.fit == "on"
     common.verbosity = LOADING_VERBOSITY
-    scale = 0.0 if args.lora_init_without_apply else 1.0  # of requests that do not name one: b11549 goes by this alone
-    common.lora_adapters = [llama.CommonAdapterLoraInfo(path, scale) for path in args.lora]
-    common.lora_init_without_apply = args.lora_init_without_apply
+    adapters = [each.rpartition(":") for each in args.lora_scaled]
+    common.lora_adapters = [llama.CommonAdapterLoraInfo(path, float(scale)) for path, _, scale in adapters]
     if args.spec_type:
         common.speculative.types = [SPECULATION[args.spec_type]]
         common.speculative.draft.n_max = args.spec_draft_n_max

@@ -31,12 +31,12 @@ VERSION = (0, 5, 23)  # that was read
 _KV = {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}  # all others: as the model is
 _STAGES = (
     (re.compile(r"Load weight begin"), "loading the weights"),
-    (re.compile(r"loading .*shards: +(\d+)%", re.IGNORECASE), "loading the weights"),
+    (re.compile(r"loading .*shards: +(\d{1,3})%", re.IGNORECASE), "loading the weights"),
     (re.compile(r"Memory pool end"), "making room for the KV cache"),
-    (re.compile(r"Capturing batches.*?: +(\d+)%"), "capturing graphs"),
+    (re.compile(r"Capturing batches.*?: +(\d{1,3})%"), "capturing graphs"),
     (re.compile(r"Uvicorn running on"), "warming up"),
 )
-_WEIGHTS = re.compile(r"Load weight end\..*mem usage=(\d+(?:\.\d+)?) GB")  # it calls 2^30 a GB
+_WEIGHTS = re.compile(r"Load weight end\..*mem usage=(\d{1,9}(?:\.\d{1,9})?) GB")  # it calls 2^30 a GB
 _FULL = re.compile(r"Not enough memory\. Please try to increase --mem-fraction-static|CUDA out of memory")
 
 

@@ -30,7 +30,7 @@ from freehold.types import Launch, Plan, Service, Signals, Tokens
 
 _KV = {"fp8": "fp8", "nvfp4": "nvfp4"}  # all others: as the model is
 _STAGES = (
-    (re.compile(r"Loading (?:safetensors )?weights.*?: +(\d+)%", re.IGNORECASE), "loading the weights"),
+    (re.compile(r"Loading (?:safetensors )?weights.*?: +(\d{1,3})%", re.IGNORECASE), "loading the weights"),
     (re.compile(r"Uvicorn running on"), "opening its socket"),
 )
 

@@ -21,7 +21,7 @@ import msgspec
 
 from freehold.engines import families, fields, prometheus
 from freehold.engines.base import Launchable, Stage, Wanted
-from freehold.errors import BadConfig, DoesNotFit, FreeholdError, NotReady
+from freehold.errors import DoesNotFit, FreeholdError, NotReady
 from freehold.facts import Model
 from freehold.plan.units import GIB
 from freehold.plan.vllm import Settings
@@ -33,26 +33,19 @@ VERSION = (0, 32, 0)  # that was run
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 _CPU_FOLDERS = ("/sys/devices/system",)
 _GPU_FOLDERS = ("/sys/devices", "/sys/bus/pci", "/sys/class/infiniband")
-# The launch says them, or they run code that nobody has gated, or reach out of the sandbox.
-_OURS = {
-    *("--model", "--served-model-name", "--uds", "--host", "--port", "--api-key", "--ssl-keyfile", "--ssl-certfile"),
-    *("--root-path", "--middleware", "--trust-remote-code", "--tool-parser-plugin", "--reasoning-parser-plugin"),
-    *("--io-processor-plugin", "--logits-processors", "--worker-cls", "--worker-extension-cls", "--scheduler-cls"),
-    *("--lora-modules", "--allowed-local-media-path", "--hf-token", "--download-dir", "--config"),
-}
 _COMPILER = Path("/usr/bin/g++")
 _CACHES = {"VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 _STAGES = (
     (re.compile(r"Initializing a V1 LLM engine"), "starting the engine core"),
     (re.compile(r"Starting to load model"), "loading the weights"),
-    (re.compile(r"Loading safetensors checkpoint shards: +(\d+)% Completed"), "loading the weights"),
+    (re.compile(r"Loading safetensors checkpoint shards: +(\d{1,3})% Completed"), "loading the weights"),
     (re.compile(r"Dynamo bytecode transform|Compiling a graph|Warming up model for the compilation"), "compiling"),
-    (re.compile(r"Capturing CUDA graphs.*?: +(\d+)%"), "capturing graphs"),
+    (re.compile(r"Capturing CUDA graphs.*?: +(\d{1,3})%"), "capturing graphs"),
     (re.compile(r"init engine \(profile"), "opening its socket"),
 )
 _TOO_LONG = re.compile(
     r"max seq len \((\d+)\), \(([\d.]+) GiB KV cache is needed, which is larger than the available KV cache memory "
-    r"\(([\d.]+) GiB\)\.(?: Based on the available memory, the estimated maximum model length is (\d+))?"
+    r"\(([\d.]+) GiB\)\.(?: Based on the available memory, the estimated maximum model length is (\d{1,15}))?"
 )
 _COMPLAINTS = (
     (
@@ -71,10 +64,11 @@ _COMPLAINTS = (
         "a newer one: freehold engine install vllm --version X",
     ),
 )
+_WHOLE = re.compile(r"\d{1,15}")
 _GIB_SAID = {
-    "weight_bytes": re.compile(r"Model loading took ([\d.]+) GiB"),
-    "kv_bytes": re.compile(r"Available KV cache memory: ([\d.]+) GiB"),
-    "graph_bytes": re.compile(r"Graph capturing finished in \d+ secs?, took ([\d.]+) GiB"),
+    "weight_bytes": re.compile(r"Model loading took (\d{1,9}(?:\.\d{1,9})?) GiB"),
+    "kv_bytes": re.compile(r"Available KV cache memory: (\d{1,9}(?:\.\d{1,9})?) GiB"),
+    "graph_bytes": re.compile(r"Graph capturing finished in \d+ secs?, took (\d{1,9}(?:\.\d{1,9})?) GiB"),
 }
 
 
@@ -86,6 +80,19 @@ class Vllm(Launchable):
     environment = True
     salts = True
     adapters = "hot"
+    takes = frozenset({
+        *("version", "tensor_parallel", "pipeline_parallel", "expert_parallel", "card_share", "batched_tokens"),
+        *("kv_dtype", "prefix_caching", "speculative", "draft", "draft_tokens", "tool_parser", "reasoning_parser"),
+        *("chat_template", "max_loras", "max_lora_rank"),
+    })  # fmt: skip
+    # The launch says them, or they run code that nobody has gated, or reach out of the sandbox.
+    given = frozenset({
+        *("--model", "--served-model-name", "--uds", "--host", "--port", "--api-key", "--ssl-keyfile"),
+        *("--ssl-certfile", "--root-path", "--middleware", "--trust-remote-code", "--tool-parser-plugin"),
+        *("--reasoning-parser-plugin",),
+        *("--io-processor-plugin", "--logits-processors", "--worker-cls", "--worker-extension-cls", "--scheduler-cls"),
+        *("--lora-modules", "--allowed-local-media-path", "--hf-token", "--download-dir", "--config"),
+    })  # fmt: skip
     # The first of either kind compiles for seconds, 15.6 for log probabilities on a CPU.
     warming = (
         {"logprobs": True, "top_logprobs": 1},
@@ -119,8 +126,6 @@ class Vllm(Launchable):
     def launch(self, service: Service) -> Launch:
         """`service.program` is the Python of its environment. Raises BadConfig for arguments that are ours to give."""
         options, plan = service.options, service.plan
-        if taken := next((each for each in options.arguments if each.partition("=")[0] in _OURS), None):
-            raise BadConfig(f"{taken} cannot be among the arguments of vLLM", hint="Freehold says it, or forbids it")
         argv = (
             *(service.program, "-I", "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", service.weights, "--served-model-name", service.name, "--uds", service.socket),
@@ -130,13 +135,13 @@ class Vllm(Launchable):
             "--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching",
             *("--shutdown-timeout", str(service.drain_s)),
             # Otherwise a model may fill its answer with line breaks until it is cut.
-            *("--structured-outputs-config", '{"backend":"guidance","disable_any_whitespace":true}'),
+            *("--structured-outputs-config", '{"backend":"xgrammar","disable_any_whitespace":true}'),
             *("--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
             *speculation(service),
             *_parsers(service),
             *(("--chat-template", options.chat_template) if options.chat_template else ()),
             *_loras(service),
-            *options.arguments,
+            *self.arguments(service),
         )
         return Launch(
             argv=argv,
@@ -177,19 +182,19 @@ class Vllm(Launchable):
     def stage(self, line: str) -> Stage | None:
         for pattern, name in _STAGES:
             if found := pattern.search(line):
-                return Stage(name, int(found[1]) / 100 if pattern.groups else None)
+                return Stage(name, min(int(found[1]), 100) / 100 if pattern.groups else None)
         return None
 
     def stated(self, log: str, metrics: bytes) -> Stated:
         said = {name: round(float(f[1]) * GIB) for name, pattern in _GIB_SAID.items() if (f := pattern.search(log))}
         cache = prometheus.labels(metrics, "vllm:cache_config_info")
-        if cache.get("kv_cache_memory_bytes", "None").isdigit():
-            said["kv_bytes"] = int(cache["kv_cache_memory_bytes"])
+        if _WHOLE.fullmatch(kv := cache.get("kv_cache_memory_bytes", "")):
+            said["kv_bytes"] = int(kv)
         tokens, concurrency = cache.get("kv_cache_size_tokens", ""), cache.get("kv_cache_max_concurrency", "")
         return Stated(
             **said,
-            kv_tokens=int(tokens) if tokens.isdigit() else None,
-            concurrency=float(concurrency) if re.fullmatch(r"\d+(\.\d+)?", concurrency) else None,
+            kv_tokens=int(tokens) if _WHOLE.fullmatch(tokens) else None,
+            concurrency=float(concurrency) if re.fullmatch(r"\d{1,9}(\.\d+)?", concurrency) else None,
         )
 
     def complaint(self, log: str, plan: Plan) -> FreeholdError | None:

@@ -188,10 +188,13 @@ def adopt(python: str, recipe: Recipe, folder: Path, say: Say = print) -> Enviro
     cache = folder / f"adopted-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if there := _decode(cache):
         return there
-    packages = tuple(Package(name=each, version=asked.packages[each][0]) for each in sorted(asked.packages))
-    made = _described(recipe, python, packages, say)
-    made = msgspec.structs.replace(made, version=version, adopted=True)
-    _write(cache, made)
+    with _alone(folder, say):  # replicas that start together ask together
+        if there := _decode(cache):
+            return there
+        packages = tuple(Package(name=each, version=asked.packages[each][0]) for each in sorted(asked.packages))
+        made = _described(recipe, python, packages, say)
+        made = msgspec.structs.replace(made, version=version, adopted=True)
+        _write(cache, made)
     return made
 
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import fields
 
-from freehold.engines import engine
+from freehold.engines import Launchable, engine
 from freehold.errors import BadConfig, BadRequest, Unknown
 from freehold.policy.access import network
 from freehold.policy.countries import expand
@@ -24,12 +24,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _EXTERNAL = ("url", "served_model", "api_key_file", "country", "operator", "cache_salt")
-# Keys of engines that Freehold starts, which mean nothing elsewhere.
-_STARTED = (
-    *("weights", "pin", "binary", "version", "threads", "tensor_parallel", "pipeline_parallel", "expert_parallel"),
-    *("card_share", "batched_tokens", "kv_dtype", "prefix_caching", "speculative", "draft", "draft_tokens"),
-    *("tool_parser", "reasoning_parser", "chat_template", "embeddings", "max_loras", "max_lora_rank", "arguments"),
+# Keys that not every engine heeds: see engines.base.Launchable.takes.
+_SOME = (
+    *("version", "threads", "tensor_parallel", "pipeline_parallel", "expert_parallel", "card_share", "batched_tokens"),
+    *("kv_dtype", "prefix_caching", "speculative", "draft", "draft_tokens", "tool_parser", "reasoning_parser"),
+    *("chat_template", "embeddings", "max_loras", "max_lora_rank"),
 )
+# Keys of engines that Freehold starts, which mean nothing elsewhere.
+_STARTED = ("weights", "pin", "binary", "arguments", *_SOME)
 
 
 def check(config: Config, path: Path) -> None:
@@ -61,7 +63,7 @@ def _named(path: Path, table: str, name: str) -> str:
 
 def _check_endpoint(where: str, name: str, endpoint: Endpoint, endpoints: dict[str, Endpoint]) -> None:
     try:
-        engine(endpoint.engine)
+        kind = engine(endpoint.engine)
     except Unknown as error:
         raise BadConfig(f"{where}: {error}", hint=error.hint) from None
     external = endpoint.engine == "external"
@@ -70,7 +72,9 @@ def _check_endpoint(where: str, name: str, endpoint: Endpoint, endpoints: dict[s
     if not external and not endpoint.weights:
         raise BadConfig(f"{where}: needs weights", hint='weights = "path/to/model.gguf"')
     defaults = {field.name: field.default for field in fields(type(endpoint))}
-    others = _STARTED if external else _EXTERNAL
+    others = _STARTED
+    if isinstance(kind, Launchable):
+        others = (*_EXTERNAL, *(key for key in _SOME if key not in kind.takes))
     if stray := [key for key in others if getattr(endpoint, key) != defaults[key]]:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
     if external and endpoint.context == "auto":

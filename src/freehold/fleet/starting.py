@@ -256,7 +256,6 @@ class Start:
 
     async def _poll(self, socket: str) -> None:
         """Ask until it says 200. Its socket is opened once: what it puts in its place later is never looked at."""
-        said_loading = False
         began_s = time.monotonic()
         while True:
             if self.upstream is None and os.path.lexists(socket):  # noqa: ASYNC240  a stat is no waiting
@@ -264,12 +263,8 @@ class Start:
                 self.upstream = Upstream(f"unix:/proc/self/fd/{self._socket_fd}")
             if self.upstream:
                 with contextlib.suppress(EngineFailed):  # bound, but not yet listening
-                    status = (await self.upstream.fetch("GET", self.engine.ready_path)).status
-                    if status == 200:
+                    if (await self.upstream.fetch("GET", self.engine.ready_path)).status == 200:
                         return
-                    if not said_loading:
-                        self._ground.tell("engine.loading", self._name)
-                        said_loading = True
             waited_s = time.monotonic() - began_s
             await asyncio.sleep(min(max(_POLL_S[0], waited_s * _POLL_SHARE), _POLL_S[1]))
 

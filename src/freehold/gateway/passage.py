@@ -153,7 +153,7 @@ class Passage:
             record.served_model = endpoint.served_model
         self.meter = meter_of(ask, record.endpoint, streamed=streamed, hide_cached=hides)
         # llama.cpp embeds in whichever slot it likes, and leaves the text there: nobody knows whose a cache is.
-        same = hold.same and not endpoint.embeddings
+        same = hold.same and endpoint.prefix_caching and not endpoint.embeddings
         more = engine.isolate(self._desk.salt(self.group), hold.slot, same=same, salted=salted)
         if streamed and engine.stream_fields:
             more = {**more, **engine.stream_fields}
