@@ -136,11 +136,6 @@ def test_what_an_endpoint_may_not_say(name: str, argument: str) -> None:
         engine(name).launch(with_options(arguments=(argument,)))  # type: ignore[attr-defined]
 
 
-def test_what_trtllm_cannot_be_told() -> None:
-    with pytest.raises(BadConfig, match="speculative"):
-        TensorRTLLM().launch(with_options(speculative="ngram"))
-
-
 @pytest.mark.parametrize("name", ["sglang", "tensorrt-llm", "dynamo"])
 def test_they_need_a_card(name: str) -> None:
     build = Build(

@@ -177,6 +177,7 @@ class Adapter(Struct, frozen=True, kw_only=True):
 
     name: str  # what the engine calls it: of each version another, so that no cache mistakes one for the other
     path: str  # a folder as PEFT writes it, or a GGUF file
+    digest: str = ""  # of it, as a verdict gives it
     rank: int = 0
 
 

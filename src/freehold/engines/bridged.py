@@ -14,7 +14,6 @@ import msgspec
 
 from freehold.engines.base import Launchable, Wanted
 from freehold.engines.vllm import interpreter, machine_folders
-from freehold.errors import BadConfig
 from freehold.facts import Model
 from freehold.plan.vllm import Settings
 from freehold.plan.vllm_fit import Asked, fit
@@ -41,7 +40,10 @@ class Bridged(Launchable):
     """Started by the bridge, on cards only."""
 
     environment = True
-    given: frozenset[str] = frozenset()  # options that the launch says, or forbids
+    takes = frozenset({
+        *("version", "tensor_parallel", "pipeline_parallel", "expert_parallel", "card_share", "batched_tokens"),
+        *("kv_dtype", "tool_parser", "reasoning_parser", "chat_template"),
+    })  # fmt: skip
 
     def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
         """Weights and KV cache take the same room in every engine; what they need beside it is measured of vLLM."""
@@ -88,15 +90,13 @@ class Bridged(Launchable):
         `path`: answers 200 once it is up. `file`: the text of `config_file`. Raises BadConfig for arguments that are
         not the endpoint's to give.
         """
-        options = service.options
-        if taken := next((each for each in options.arguments if each.partition("=")[0] in self.given), None):
-            raise BadConfig(f"{taken} cannot be among the arguments", hint="Freehold says it, or forbids it")
+        template = service.options.chat_template
         joined = [part for program in programs for part in ("--and", *program)][1:]
         kept = service.cache_folder
         return Launch(
             argv=(
                 *(service.program, "-I", _BRIDGE, *(("-w", config_file(service), file) if file else ())),
-                *(service.socket, f"{port(service)}{path}", *joined, *options.arguments),
+                *(service.socket, f"{port(service)}{path}", *joined, *self.arguments(service)),
             ),
             socket=service.socket,
             env={
@@ -117,7 +117,7 @@ class Bridged(Launchable):
                 *interpreter(service.program),
                 _BRIDGE,
                 *machine_folders(service.plan),
-                *((options.chat_template,) if options.chat_template else ()),
+                *((template,) if template else ()),
                 *((service.adapter_folder,) if service.adapter_folder else ()),
             ),
             writable=(kept,) if kept else (),

@@ -33,6 +33,15 @@ BLOBS: tuple[bytes, ...] = (
     *(b"x_total NaN\nx_total +Inf\nx_total{\n} 1\n", b'x_total{a="} 1"} 2\nx_total 1e400\nx_total one\n', b"\n" * 50),
     *(b"x" * 100_000, "größer 100% of … GiB".encode(), b"took . GiB, 1.2.3 GiB, -1 GiB, 999% Completed"),
 )
+_CHANGES = {
+    "prefix_caching": False,
+    "speculative": "ngram",
+    "tool_parser": "one",
+    "reasoning_parser": "one",
+    "chat_template": "/models/template.jinja",
+    "embeddings": True,
+    "max_loras": 3,
+}
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/tmp", "/dev", "/proc")  # noqa: S108  what any sandbox has
 
 
@@ -94,6 +103,11 @@ def check_launch(engine: Launchable, service: Service, flags: Mapping[str, Flags
         _hold(_reached(path, launch), f"its command line names {path}, which it could not see in the sandbox")
     _hold(set(launch.writable) <= {service.cache_folder}, "it may keep things in its cache folder only")
     _hold(set(launch.devices) <= set(service.devices), "it may open the devices of its own cards only")
+    for key, value in _CHANGES.items():
+        changed = replace(service, options=replace(service.options, **{key: value}))
+        _hold(
+            key in engine.takes or engine.launch(changed) == launch, f"it does not say that it `takes` {key}, and does"
+        )
     for module, given in modules(launch.argv):
         if module in flags:
             wrong = problems(given, flags[module])
@@ -158,7 +172,10 @@ def check_adapters(engine: Launchable, service: Service) -> None:
     if engine.adapters == "launch":
         launch = engine.launch(replace(service, adapters=(first, second)))
         for each in (first, second):
-            _hold(each.path in launch.argv and _reached(each.path, launch), f"it must be started with {each.path}")
+            _hold(
+                each.path in " ".join(launch.argv) and _reached(each.path, launch),
+                f"it must be started with {each.path}",
+            )
         return
     for call in calls:
         assert isinstance(call, Call), "an engine that is `hot` says how to load and unload"  # noqa: S101

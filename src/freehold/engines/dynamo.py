@@ -41,6 +41,7 @@ class Dynamo(Bridged):
     refused_fields: Mapping[str, str] = fields.DYNAMO
     salts = True
     warming = Vllm.warming
+    takes = Bridged.takes | {"prefix_caching", "speculative", "draft", "draft_tokens"}
     given = frozenset({
         *("--model", "--served-model-name", "--trust-remote-code", "--worker-cls", "--worker-extension-cls"),
         *("--config", "--scheduler-cls", "--logits-processors", "--tool-parser-plugin", "--reasoning-parser-plugin"),

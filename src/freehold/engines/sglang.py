@@ -47,6 +47,7 @@ class SGLang(Bridged):
     refused_fields: Mapping[str, str] = fields.SGLANG
     salts = True
     adapters = "hot"
+    takes = Bridged.takes | {"prefix_caching", "speculative", "draft", "draft_tokens", "max_loras", "max_lora_rank"}
     given = frozenset({
         *("--model-path", "--model", "--served-model-name", "--host", "--port", "--api-key", "--admin-api-key"),
         *("--ssl-keyfile", "--ssl-certfile", "--trust-remote-code", "--enable-custom-logit-processor", "--lora-paths"),

@@ -8,7 +8,7 @@ NVIDIA, so that no one release was read as a whole, and nothing was started.
 - Most settings have no option, only a place in a YAML file, which beats the options: the bridge writes it.
 - /metrics is JSON of the last iterations. Prometheus' text is at /prometheus/metrics, with `return_perf_metrics`.
 - Chat takes `cache_salt`; completions know no such field and refuse what they do not know. So no prompt may be read
-  from the cache that another request left: it is off, whatever the endpoint says.
+  from the cache that another request left: it is off.
 - A request loads an adapter itself, from any folder that it names (`lora_request`). Nothing loads or drops one apart
   from requests, so that adapters are not offered here; and callers must not send that field.
 - Its share of memory is of what is free once the weights are there. The constants of the plan are vLLM's, and
@@ -25,7 +25,6 @@ import msgspec
 from freehold.engines import fields, prometheus
 from freehold.engines.base import Stage
 from freehold.engines.bridged import Bridged, config_file, port
-from freehold.errors import BadConfig
 from freehold.types import Launch, Plan, Service, Signals, Tokens
 
 _KV = {"fp8": "fp8", "nvfp4": "nvfp4"}  # all others: as the model is
@@ -48,11 +47,8 @@ class TensorRTLLM(Bridged):
     })  # fmt: skip
 
     def launch(self, service: Service) -> Launch:
-        """`service.program` is the Python of its environment. Raises BadConfig for what it cannot be told."""
+        """`service.program` is the Python of its environment. Raises BadConfig for arguments that are ours to give."""
         options, plan = service.options, service.plan
-        if options.speculative:
-            hint = "leave it out, or use vllm or sglang"
-            raise BadConfig("speculative decoding is not described for TensorRT-LLM", hint=hint)
         program = (
             *(service.program, "-I", "-m", "tensorrt_llm.commands.serve", "serve", service.weights),
             *("--served_model_name", service.name, "--host", "127.0.0.1", "--port", str(port(service))),

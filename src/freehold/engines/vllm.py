@@ -34,6 +34,7 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 _CPU_FOLDERS = ("/sys/devices/system",)
 _GPU_FOLDERS = ("/sys/devices", "/sys/bus/pci", "/sys/class/infiniband")
 _COMPILER = Path("/usr/bin/g++")
+_SHOWN = 300  # characters of what it says
 _CACHES = {"VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 _STAGES = (
     (re.compile(r"Initializing a V1 LLM engine"), "starting the engine core"),
@@ -65,6 +66,9 @@ _COMPLAINTS = (
     ),
 )
 _WHOLE = re.compile(r"\d{1,15}")
+# What vLLM says of a setting, or of why its core did not start, where nothing above knows it.
+_SETTING = re.compile(r"^  Value error, (.+?)\.? \[type=value_error", re.MULTILINE)
+_CAUSE = re.compile(r"^\((?:EngineCore|Vllm|Worker)\S*[^)]*\) ERROR [^\]]*\] (\w+(?:Error|Exception): .+)$", re.MULTILINE)
 _GIB_SAID = {
     "weight_bytes": re.compile(r"Model loading took (\d{1,9}(?:\.\d{1,9})?) GiB"),
     "kv_bytes": re.compile(r"Available KV cache memory: (\d{1,9}(?:\.\d{1,9})?) GiB"),
@@ -210,6 +214,10 @@ class Vllm(Launchable):
                 named = f": {found[1]}" if pattern.groups else ""
                 kind = NotReady if "architecture" in why else DoesNotFit
                 return kind(f"{why}{named}", hint=hint)
+        if found := _SETTING.search(log):
+            return BadConfig(f"vLLM refuses what it is told: {found[1]}", hint="look at the endpoint in freehold.toml")
+        if found := _CAUSE.search(log):
+            return NotReady(f"vLLM did not start: {found[1][:_SHOWN]}", hint="freehold logs shows all it said")
         return None
 
     def load(self, adapter: Adapter) -> Call:

@@ -37,11 +37,16 @@ class Adapters:
         self._pool, self._roster, self._ground = pool, pool.route.roster, pool.ground
         self._changing = asyncio.Lock()
         self._drops: set[asyncio.Task[None]] = set()
+        for folder in adapter_folder(self._ground, pool.name).iterdir():  # of a daemon that could not tidy up
+            if not any(Path(each.path).is_relative_to(folder) for each in self._roster.wanted):
+                shutil.rmtree(folder, ignore_errors=True)
 
     async def add(self, name: str, path: Path, percent: int, actor: str) -> Alias:
-        """Raises Refused, BadRequest, DoesNotFit, EngineFailed: then nothing has changed."""
+        """Raises Refused, BadRequest, DoesNotFit, NotReady, EngineFailed: then nothing has changed."""
         self._check(name)
         async with self._changing:
+            if all(replica.closed for replica in self._pool.route.replicas):
+                raise self._pool.route.stopped()  # whoever stopped it opens it
             await self._pool.up()
             folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=adapter_folder(self._ground, self._pool.name)))
             try:
@@ -122,8 +127,7 @@ class Adapters:
         return Version(
             name=name,
             number=number,
-            adapter=Adapter(name=internal, path=str(taken.served), rank=taken.rank),
-            digest=taken.digest,
+            adapter=Adapter(name=internal, path=str(taken.served), digest=taken.digest, rank=taken.rank),
             source=str(path),
             source_digest=digest,
             base_digest=base.digest,
@@ -138,6 +142,7 @@ class Adapters:
         try:
             if pool.engine.adapters == "launch":
                 await pool.replace()
+            await pool.up()  # it may have become idle meanwhile: then its next start has what is staged
             while lacking := [each for each in pool.serving if adapter.name not in each.adapters]:
                 for replica in lacking:
                     await replica.start.load(adapter)
@@ -183,8 +188,9 @@ class Adapters:
         """Whoever waits for a replica may still be meant for them."""
         await asyncio.sleep(self._pool.endpoint.request_seconds)
         for adapter in gone:
-            if adapter not in self._roster.wanted:
-                await self._drop(adapter)
+            await self._drop(adapter)
+            folder = adapter_folder(self._ground, self._pool.name)
+            shutil.rmtree(folder / Path(adapter.path).relative_to(folder).parts[0], ignore_errors=True)
 
     async def _drop(self, adapter: Adapter) -> None:
         for replica in self._having(adapter):

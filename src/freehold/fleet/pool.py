@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import count
 
 from freehold.engines import Launchable
-from freehold.errors import FreeholdError, Refused
+from freehold.errors import DoesNotFit, FreeholdError, Refused
 from freehold.fleet.config import Endpoint
 from freehold.fleet.ground import Ground
 from freehold.fleet.outfit import Names
@@ -84,8 +84,14 @@ class Pool:
             try:
                 await new.come_up()
             except FreeholdError:
-                await self._see_off(new)
+                self._spawn(self._see_off(new), f"see off {new.name}")
                 raise
+            if new.context < old.context:  # "auto": beside the old one there is less memory
+                await self._see_off(new)
+                raise DoesNotFit(
+                    f"a successor of `{old.name}` would have a context of {new.context:,} tokens, not {old.context:,}",
+                    hint=f"context = {new.context} in freehold.toml; then freehold down, freehold up",
+                )
             self.route.join(new)
             old.retire()
             self.route.admit()

@@ -21,7 +21,6 @@ class Version(Struct, frozen=True, kw_only=True):
     name: str
     number: int
     adapter: Adapter  # what engines are given: converted, where the engine reads another format
-    digest: str  # of these files
     source: str  # where they were taken from
     source_digest: str  # of what was there
     base_digest: str  # the weights it was held against
@@ -48,6 +47,7 @@ class Roster:
         self.endpoint = endpoint
         self.aliases = aliases or {}
         self._turns: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
         self.staged: Version | None = None  # replicas get it, and nobody is sent there yet
 
     @property
@@ -113,5 +113,7 @@ class Roster:
         return Alias(current=alias.previous)
 
     def next_number(self, name: str) -> int:
-        alias = self.aliases.get(name)
-        return 1 + max((version.number for version in alias.versions), default=0) if alias else 1
+        """Each is given once: a replica may still have a version that the name does not mean any more."""
+        numbers = (version.number for version in self._versions() if version.name == name)
+        self._numbers[name] = 1 + max((self._numbers.get(name, 0), *numbers))
+        return self._numbers[name]

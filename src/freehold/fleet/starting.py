@@ -32,6 +32,7 @@ from freehold.fleet.upstream import Upstream
 from freehold.ledger.measured import about
 from freehold.types import Adapter, Measurement, Plan, Service, Stated, Tokens
 from freehold.weights import Checkpoint
+from freehold.weights.fitting import digest_of
 
 _POLL_SHARE = 0.02  # of the time waited so far: what not asking at the right moment may cost
 _POLL_S = (0.001, 0.25)
@@ -97,6 +98,8 @@ class Start:
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=self._ground.run_dir))
         socket = str(self._folder / "engine.sock")
         service = await asyncio.to_thread(self._outfit.service, plan, build, draft, program, socket)
+        for adapter in self._roster.wanted:
+            await self._check_adapter(adapter)
         launch = self.engine.launch(service)
         check_flags(self._names.endpoint, launch, program)
         argv = shlex.join(launch.argv)
@@ -152,6 +155,14 @@ class Start:
         """It has the adapter; what that answers is compared with what it answers elsewhere."""
         self.texts[adapter.name] = (await self.probe(fields, max_tokens=_ADAPTER_PROBE_TOKENS)).text
         self.adapters[adapter.name] = fields
+
+    async def _check_adapter(self, adapter: Adapter) -> None:
+        """That its files are those that were accepted. Raises Refused."""
+        if await asyncio.to_thread(digest_of, Path(adapter.path)) != adapter.digest:
+            raise Refused(
+                f"the adapter {adapter.name} of `{self._names.endpoint}` changed after it was accepted",
+                hint="find out who writes to the state folder; freehold adapters remove takes it away",
+            )
 
     async def answer_of(self, adapter: Adapter) -> str:
         """What it says with an adapter: asked anew, where that leaves nothing in a cache that callers read."""
@@ -283,6 +294,8 @@ class Start:
 
     async def _warm(self) -> None:
         """What is slow the first time is asked before anybody waits for it. What the engine cannot do, it says then."""
+        if self.engine.warming and self._hearing:
+            self._hearing.enter("warming up")
         for fields in self.engine.warming:
             try:
                 await self.probe(fields, max_tokens=2)

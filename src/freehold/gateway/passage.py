@@ -149,8 +149,7 @@ class Passage:
         streamed = ask.stream or (engine.answers_by_stream and ask.kind != "embedding")
         salted = self._route.salted
         hides = engine.hides_cache_hits and not salted
-        if endpoint.served_model:
-            record.served_model = endpoint.served_model
+        record.served_model = self.adapter or endpoint.served_model or ""  # anew: another endpoint may have failed
         self.meter = meter_of(ask, record.endpoint, streamed=streamed, hide_cached=hides)
         # llama.cpp embeds in whichever slot it likes, and leaves the text there: nobody knows whose a cache is.
         same = hold.same and endpoint.prefix_caching and not endpoint.embeddings
@@ -158,7 +157,6 @@ class Passage:
         if streamed and engine.stream_fields:
             more = {**more, **engine.stream_fields}
         if self.adapter:
-            record.served_model = self.adapter
             more = {**more, **hold.replica.adapters[self.adapter]}
         model = endpoint.served_model or self._route.name
         body = ask.for_engine(model, stream=streamed, more=more, cap=self._cap)

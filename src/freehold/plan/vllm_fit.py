@@ -7,6 +7,7 @@ must hold one, or vLLM does not start.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import floor
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -54,12 +55,14 @@ def fit(build: Build, model: Model | None, host: Host, asked: Asked) -> Plan | R
     if asked.card and not model:
         reason = "the layers of its architecture are not known, so its memory cannot be planned"
         return Refusal(subject=subject, reason=reason, hint="serve it as an external endpoint")
+    if held := _held_by_others(asked):
+        return replace(held, subject=subject)
     room = _on_cards(build, model, asked) if asked.card and model else _on_cpu(build, host, asked)
     paged = _layout(build, model, asked)
-    step = asked.settings.batched_tokens or 2048
     limit = min(asked.context, build.context)
-    fits = limit if room.pool_bytes > 0 and paged.requests(room.pool_bytes, limit, step) >= 1 else 0
-    longest = fits or (paged.longest(room.pool_bytes, 1, step, limit) if room.pool_bytes > 0 else 0)
+    pool = max(0, room.pool_bytes - paged.block_bytes)  # one block is never given to anybody
+    longest = paged.longest(pool, 1, _step(asked), limit)
+    fits = limit if longest == limit else 0
     context = longest if asked.longest else fits
     plan = _plan(build, host, asked, room, (paged, context or limit))
     steps = tuple(_steps(plan, build, asked, room, paged))
@@ -72,6 +75,22 @@ def fit(build: Build, model: Model | None, host: Host, asked: Asked) -> Plan | R
             hint = "use a smaller or more quantised build, or more cards"
         return Refusal(subject=subject, reason=reason, hint=hint, steps=steps)
     return replace(plan, steps=steps)
+
+
+def _step(asked: Asked) -> int:
+    """Tokens computed in one step."""
+    return asked.settings.step_tokens(asked.card) if asked.card else asked.settings.batched_tokens or 2048
+
+
+def _held_by_others(asked: Asked) -> Refusal | None:
+    """vLLM looks for its whole share of the card before it begins."""
+    card, share = asked.card, asked.settings.utilisation
+    if not card or not share or not asked.free_bytes or share * card.memory_bytes <= asked.free_bytes:
+        return None
+    reason = f"card_share = {share:g} is {size(round(share * card.memory_bytes))}, and {size(asked.free_bytes)} are free"
+    free = floor((asked.free_bytes / card.memory_bytes - _CARD_LEFT) * 1000) / 1000
+    hint = f"card_share = {free:g}, or none; nvidia-smi shows who else is there" if free > 0 else "take another card"
+    return Refusal(subject="", reason=reason, hint=hint)
 
 
 def _on_cpu(build: Build, host: Host, asked: Asked) -> Rank:
@@ -112,11 +131,10 @@ def _layout(build: Build, model: Model | None, asked: Asked) -> Layout:
 def _plan(build: Build, host: Host, asked: Asked, room: Rank, cache: tuple[Layout, int]) -> Plan:
     """On a CPU the cache gets what all requests of its context could use at most; on cards all that is left."""
     paged, context = cache
-    step = asked.settings.batched_tokens or 2048
-    each = paged.blocks_per_request(context, step)
+    each = paged.blocks_per_request(context, _step(asked))
     pool = max(0, room.pool_bytes)
     if not asked.card:
-        pool = min(pool, (asked.parallel * each + 1) * paged.block_bytes)  # one block is never given to anybody
+        pool = min(pool, (asked.parallel * each + 1) * paged.block_bytes)
     return Plan(
         build=build.name,
         host=host.name,
@@ -128,7 +146,7 @@ def _plan(build: Build, host: Host, asked: Asked, room: Rank, cache: tuple[Layou
         kv_bytes=pool,
         compute_bytes=room.activation_bytes + room.other_bytes + room.graph_bytes,
         available_bytes=room.usable_bytes,
-        requests_that_fit=paged.blocks(pool) // each,
+        requests_that_fit=max(0, paged.blocks(pool) - 1) // each,
         steps=(),
         card=asked.card.id if asked.card else "",
         tp=asked.split.tp,

@@ -55,7 +55,7 @@ class Sixth(Launchable):
                 service.socket,
                 service.weights,
                 service.name,
-                *service.options.arguments,
+                *self.arguments(service),
             ),
             socket=service.socket,
             env={"LANG": "C.UTF-8"},
