@@ -45,9 +45,7 @@ class Adapters:
         """Raises Refused, BadRequest, DoesNotFit, NotReady, EngineFailed: then nothing has changed."""
         self._check(name)
         async with self._changing:
-            if all(replica.closed for replica in self._pool.route.replicas):
-                raise self._pool.route.stopped()  # whoever stopped it opens it
-            await self._pool.up()
+            await self._wake()
             folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=adapter_folder(self._ground, self._pool.name)))
             try:
                 version = await self._accept(name, path, folder)
@@ -79,6 +77,13 @@ class Adapters:
         async with self._changing:
             self._roster.find(name)
             await self._open(name, None, "adapter.removed", actor)
+
+    async def _wake(self) -> None:
+        """Raises what keeps its replicas from serving: also its operator, who stopped it."""
+        route = self._pool.route
+        if all(replica.closed for replica in route.replicas):
+            raise route.stopped()
+        await self._pool.up()
 
     def _check(self, name: str) -> None:
         pool = self._pool
@@ -142,7 +147,7 @@ class Adapters:
         try:
             if pool.engine.adapters == "launch":
                 await pool.replace()
-            await pool.up()  # it may have become idle meanwhile: then its next start has what is staged
+            await self._wake()  # it may have become idle meanwhile: then its next start has what is staged
             while lacking := [each for each in pool.serving if adapter.name not in each.adapters]:
                 for replica in lacking:
                     await replica.start.load(adapter)

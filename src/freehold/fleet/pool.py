@@ -83,15 +83,10 @@ class Pool:
             self._own(new)
             try:
                 await new.come_up()
+                self._check(new, old)
             except FreeholdError:
                 self._spawn(self._see_off(new), f"see off {new.name}")
                 raise
-            if new.context < old.context:  # "auto": beside the old one there is less memory
-                await self._see_off(new)
-                raise DoesNotFit(
-                    f"a successor of `{old.name}` would have a context of {new.context:,} tokens, not {old.context:,}",
-                    hint=f"context = {new.context} in freehold.toml; then freehold down, freehold up",
-                )
             self.route.join(new)
             old.retire()
             self.route.admit()
@@ -108,6 +103,16 @@ class Pool:
                 if run:
                     replica.close(run, why)
             raise why from None
+
+    def _check(self, new: Replica, old: Replica) -> None:
+        """Raises why it must not take the place of the other one, though it is up."""
+        if old.closed:
+            raise self.route.stopped()
+        if new.context < old.context:  # "auto", and beside the other one there is less memory
+            raise DoesNotFit(
+                f"a successor of `{old.name}` would have a context of {new.context:,} tokens, not {old.context:,}",
+                hint=f"context = {new.context} in freehold.toml; then freehold down, freehold up",
+            )
 
     @property
     def serving(self) -> list[Replica]:

@@ -1,0 +1,193 @@
+"""An adapter on its way to an engine, and what llama.cpp is told of it."""
+
+import json
+import os
+import shutil
+
+import pytest
+from conftest import DEMO
+from lora_mix import GERMAN, scaled
+from weight_files import entry, gguf_bytes, write
+
+from freehold.engines.llamacpp import LlamaCpp
+from freehold.errors import Refused, Unknown
+from freehold.types import Adapter, Plan, Service
+from freehold.weights.adapters import accept
+
+GGUF, PEFT = DEMO.parent / "adapter.gguf", ("safetensors",)
+MODEL = DEMO.parent / "model"
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A copy of the German adapter that a test may spoil."""
+    return shutil.copytree(GERMAN, tmp_path / "mine")
+
+
+def take(path, folder, base=DEMO, formats=("gguf",)):
+    folder.mkdir()
+    return accept(path, base, folder, formats)
+
+
+def test_peft_is_converted_where_the_engine_reads_gguf(tmp_path):
+    taken = take(GERMAN, tmp_path / "taken")
+    assert taken.converted
+    assert taken.rank == 16
+    assert taken.served == tmp_path / "taken" / "adapter.gguf"
+    assert taken.source.digest != taken.digest
+    assert [each.path for each in taken.source.artifacts] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert take(GERMAN, tmp_path / "again").digest == taken.digest
+
+
+def test_gguf_passes_as_it_is(tmp_path):
+    taken = take(GGUF, tmp_path / "taken")
+    assert (taken.converted, taken.rank, taken.digest) == (False, 16, taken.source.digest)
+    assert taken.served.read_bytes() == GGUF.read_bytes()
+
+
+def test_peft_passes_as_it_is_where_the_engine_reads_that(tmp_path):
+    taken = take(GERMAN, tmp_path / "taken", MODEL, PEFT)
+    assert (taken.converted, taken.rank, taken.served) == (False, 16, tmp_path / "taken" / "given")
+
+
+def test_the_largest_rank_of_a_pattern_counts(mine, tmp_path):
+    config = json.loads((mine / "adapter_config.json").read_text())
+    tensors = (mine / "adapter_model.safetensors").read_bytes()
+    (mine / "adapter_config.json").write_text(json.dumps(config | {"r": 8, "rank_pattern": {".*_proj": 16}}))
+    assert take(mine, tmp_path / "taken", MODEL, PEFT).rank == 16
+    assert (mine / "adapter_model.safetensors").read_bytes() == tensors
+
+
+def test_what_is_served_is_the_copy(mine, tmp_path):
+    """Whoever changes what they gave, or puts a link there, changes nothing any more."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(mine / "adapter_model.safetensors", elsewhere)
+    (mine / "adapter_model.safetensors").symlink_to(elsewhere)
+    taken = take(mine, tmp_path / "taken", MODEL, PEFT)
+    (served,) = taken.served.glob("*.safetensors")
+    assert not served.is_symlink()
+    before = served.read_bytes()
+    with elsewhere.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"\xff" * 8)
+    shutil.rmtree(mine)
+    assert served.read_bytes() == before == (GERMAN / "adapter_model.safetensors").read_bytes()
+
+
+def spoil_pickle(folder):
+    (folder / "training_args.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
+
+
+def spoil_truncated(folder):
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def spoil_rank(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
+
+
+def spoil_kind(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+
+
+def spoil_tokenizer(folder):
+    said = json.loads((MODEL / "tokenizer.json").read_text())
+    words = said["model"]["vocab"]
+    first, second = list(words)[300:302]
+    words[first], words[second] = words[second], words[first]
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+
+
+def spoil_shapes(folder):
+    """As for a base of half the width."""
+    path = folder / "adapter_model.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].replace(b'"shape":[16,256]', b'"shape":[32,128]')
+    path.write_bytes(data[:8] + header + data[8 + size :])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (spoil_pickle, r"training_args.bin: .*\[pickle"),
+        (spoil_truncated, "truncated"),
+        (spoil_rank, r"\[adapter-shape\]"),
+        (spoil_kind, "GGUF has no way to say what the adapter sets: use_dora"),
+        (spoil_tokenizer, "the adapter's tokenizer numbers 2 words otherwise than the base's"),
+        (spoil_shapes, "adapter-shape|do not fit the base's"),
+    ],
+)
+def test_what_is_refused(mine, tmp_path, spoil, why):
+    spoil(mine)
+    with pytest.raises(Refused, match=why) as error:
+        take(mine, tmp_path / "taken")
+    assert error.value.hint
+
+
+def test_one_with_the_tokenizer_of_its_base_is_taken(mine, tmp_path):
+    shutil.copy(MODEL / "tokenizer.json", mine)
+    assert take(mine, tmp_path / "taken").rank == 16
+
+
+def test_one_for_other_shapes_is_refused_whatever_the_engine_reads(mine, tmp_path):
+    spoil_shapes(mine)
+    with pytest.raises(Refused):
+        take(mine, tmp_path / "taken", MODEL, PEFT)
+
+
+def test_gguf_for_an_engine_that_does_not_read_it(tmp_path):
+    with pytest.raises(Refused, match="does not read"):
+        take(GGUF, tmp_path / "taken", MODEL, PEFT)
+
+
+def test_gguf_that_is_no_adapter_is_refused(tmp_path):
+    write(tmp_path / "model", {"model.gguf": gguf_bytes([entry("general.architecture", "llama")])})
+    with pytest.raises(Refused):
+        take(tmp_path / "model", tmp_path / "taken")
+
+
+def test_there_is_nothing_there(tmp_path):
+    with pytest.raises((Refused, Unknown)):
+        take(tmp_path / "nowhere", tmp_path / "taken")
+
+
+def test_other_matrices_are_another_adapter(tmp_path):
+    other = take(scaled(tmp_path / "inverse", -1), tmp_path / "other")
+    assert other.digest != take(GERMAN, tmp_path / "taken").digest
+
+
+ONE, TWO = (
+    Adapter(name=f"{name}@1-dddddddd", path=f"/a/{name}/adapter.gguf", digest="d" * 64, rank=16) for name in ("one", "two")
+)
+
+
+def launched(*adapters: Adapter):
+    plan = Plan(engine="llamacpp", context=512, parallel=2, threads=1, weight_bytes=1, kv_bytes=1, compute_bytes=1)
+    service = Service(name="demo", weights="/m.gguf", socket="/run/engine.sock", plan=plan, adapters=adapters)
+    return LlamaCpp().launch(service)
+
+
+def test_llamacpp_loads_them_for_nobody_who_does_not_ask():
+    with_two, without = launched(ONE, TWO), launched()
+    added = [each for each in with_two.argv if each not in without.argv]
+    assert added == ["--lora-scaled", f"{ONE.path}:0", "--lora-scaled", f"{TWO.path}:0"] or added == [
+        "--lora-scaled", f"{ONE.path}:0", f"{TWO.path}:0"
+    ]  # fmt: skip
+    assert {ONE.path, TWO.path} <= set(with_two.readable)
+    assert {ONE.path, TWO.path}.isdisjoint(without.readable)
+
+
+@pytest.mark.parametrize(("adapter", "number"), [(ONE, 0), (TWO, 1)])
+def test_a_request_names_one_by_its_place_at_the_launch(adapter, number):
+    assert LlamaCpp().ask(adapter, (ONE, TWO)) == {"lora": [{"id": number, "scale": 1.0}]}
+
+
+def test_llamacpp_is_told_of_adapters_only_when_it_starts():
+    engine = LlamaCpp()
+    assert engine.adapters == "launch"
+    assert engine.load(ONE) is None
+    assert engine.unload(ONE) is None
