@@ -59,19 +59,30 @@ def test_the_largest_rank_of_a_pattern_counts(mine, tmp_path):
 
 
 def test_what_is_served_is_the_copy(mine, tmp_path):
-    """Whoever changes what they gave, or puts a link there, changes nothing any more."""
-    elsewhere = tmp_path / "elsewhere"
-    shutil.move(mine / "adapter_model.safetensors", elsewhere)
-    (mine / "adapter_model.safetensors").symlink_to(elsewhere)
-    taken = take(mine, tmp_path / "taken", MODEL, PEFT)
+    """As the hub's cache has it, with a link; whoever changes what they gave changes nothing any more."""
+    repo = tmp_path / "models--owner--name"
+    snapshot, blob = repo / "snapshots" / "main", repo / "blobs" / ("b" * 40)
+    for folder in (snapshot, blob.parent):
+        folder.mkdir(parents=True)
+    shutil.copy(GERMAN / "adapter_config.json", snapshot)
+    shutil.copy(GERMAN / "adapter_model.safetensors", blob)
+    (snapshot / "adapter_model.safetensors").symlink_to(blob)
+    taken = take(snapshot, tmp_path / "taken", MODEL, PEFT)
     (served,) = taken.served.glob("*.safetensors")
     assert not served.is_symlink()
-    before = served.read_bytes()
-    with elsewhere.open("r+b") as file:
+    with blob.open("r+b") as file:
         file.seek(-8, os.SEEK_END)
         file.write(b"\xff" * 8)
-    shutil.rmtree(mine)
-    assert served.read_bytes() == before == (GERMAN / "adapter_model.safetensors").read_bytes()
+    assert served.read_bytes() == (GERMAN / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(repo)
+    assert served.exists()
+
+
+def test_a_link_that_leaves_the_folder_is_refused(mine, tmp_path):
+    shutil.move(mine / "adapter_model.safetensors", tmp_path / "elsewhere")
+    (mine / "adapter_model.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Refused, match=r"\[link-outside\]"):
+        take(mine, tmp_path / "taken")
 
 
 def spoil_pickle(folder):
@@ -114,10 +125,9 @@ def spoil_shapes(folder):
     ("spoil", "why"),
     [
         (spoil_pickle, r"training_args.bin: .*\[pickle"),
-        (spoil_truncated, "truncated"),
+        (spoil_truncated,  r"\[safetensors-end\]"),
         (spoil_rank, r"\[adapter-shape\]"),
         (spoil_kind, "GGUF has no way to say what the adapter sets: use_dora"),
-        (spoil_tokenizer, "the adapter's tokenizer numbers 2 words otherwise than the base's"),
         (spoil_shapes, "adapter-shape|do not fit the base's"),
     ],
 )
@@ -131,6 +141,20 @@ def test_what_is_refused(mine, tmp_path, spoil, why):
 def test_one_with_the_tokenizer_of_its_base_is_taken(mine, tmp_path):
     shutil.copy(MODEL / "tokenizer.json", mine)
     assert take(mine, tmp_path / "taken").rank == 16
+
+
+def test_one_that_numbers_words_otherwise_than_its_base_is_refused(mine, tmp_path):
+    spoil_tokenizer(mine)
+    with pytest.raises(Refused, match="the adapter's tokenizer numbers 2 words otherwise than the base's"):
+        take(mine, tmp_path / "taken", MODEL, PEFT)
+
+
+def test_one_with_more_words_than_its_base_is_refused(mine, tmp_path):
+    said = json.loads((MODEL / "tokenizer.json").read_text())
+    said["model"]["vocab"]["one more"] = 10**6
+    (mine / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(Refused, match="the adapter's tokenizer has 1,000,001 words, the base"):
+        take(mine, tmp_path / "taken")
 
 
 def test_one_for_other_shapes_is_refused_whatever_the_engine_reads(mine, tmp_path):
@@ -166,7 +190,10 @@ ONE, TWO = (
 
 
 def launched(*adapters: Adapter):
-    plan = Plan(engine="llamacpp", context=512, parallel=2, threads=1, weight_bytes=1, kv_bytes=1, compute_bytes=1)
+    plan = Plan(
+        build="", host="", context=512, parallel=2, threads=1, weight_bytes=0, kv_bytes_per_token=0, kv_bytes=0,
+        compute_bytes=0, available_bytes=0, requests_that_fit=2, steps=(),
+    )  # fmt: skip
     service = Service(name="demo", weights="/m.gguf", socket="/run/engine.sock", plan=plan, adapters=adapters)
     return LlamaCpp().launch(service)
 
@@ -174,9 +201,7 @@ def launched(*adapters: Adapter):
 def test_llamacpp_loads_them_for_nobody_who_does_not_ask():
     with_two, without = launched(ONE, TWO), launched()
     added = [each for each in with_two.argv if each not in without.argv]
-    assert added == ["--lora-scaled", f"{ONE.path}:0", "--lora-scaled", f"{TWO.path}:0"] or added == [
-        "--lora-scaled", f"{ONE.path}:0", f"{TWO.path}:0"
-    ]  # fmt: skip
+    assert added == ["--lora-scaled", f"{ONE.path}:0", "--lora-scaled", f"{TWO.path}:0"]
     assert {ONE.path, TWO.path} <= set(with_two.readable)
     assert {ONE.path, TWO.path}.isdisjoint(without.readable)
 

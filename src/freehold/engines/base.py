@@ -44,10 +44,18 @@ class Wanted(Struct, frozen=True, kw_only=True):
     batched_tokens: int | None = None
     kv_dtype: str = ""
     eager: bool = False
-    draft_layers: int = 0
-    draft_bytes: int = 0  # weights of a draft model
+    draft: Build | None = None  # a small model that guesses
+    draft_model: Model | None = None
     draft_tokens: int = 0
     version: tuple[int, ...] = ()
+
+    @property
+    def draft_bytes(self) -> int:
+        return self.draft.weight_bytes if self.draft else 0
+
+    @property
+    def draft_layers(self) -> int:
+        return self.draft.layers if self.draft else 0
 
 
 class Stage(NamedTuple):

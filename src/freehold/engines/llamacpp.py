@@ -28,6 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from freehold.engines import fields, prometheus
 from freehold.engines.base import Launchable, Stage, Wanted
@@ -126,10 +127,26 @@ class LlamaCpp(Launchable):
         return {"cache_prompt": False} if slot is None else {"id_slot": slot, "cache_prompt": same}
 
     def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
-        return fit(
-            build, host, context=wanted.context or build.context, parallel=wanted.parallel, threads=wanted.threads,
-            model=model, longest=wanted.longest,
-        )  # fmt: skip
+        """A draft model keeps a cache of its own for each request, beside the model's."""
+        context, sizes = wanted.context or build.context, {"parallel": wanted.parallel, "threads": wanted.threads}
+        if wanted.draft is None:
+            return fit(build, host, context=context, model=model, longest=wanted.longest, **sizes)
+        own = min(context, wanted.draft.context)
+        draft = fit(wanted.draft, host, context=own, model=wanted.draft_model, **sizes)
+        if isinstance(draft, Refusal):
+            return draft
+        host = replace(host, available_bytes=host.available_bytes - draft.total_bytes)
+        plan = fit(build, host, context=context, model=model, longest=wanted.longest, **sizes)
+        if isinstance(plan, Refusal):
+            return plan
+        return replace(
+            plan,
+            weight_bytes=plan.weight_bytes + draft.weight_bytes,
+            kv_bytes=plan.kv_bytes + draft.kv_bytes,
+            compute_bytes=plan.compute_bytes + draft.compute_bytes,
+            available_bytes=plan.available_bytes + draft.total_bytes,
+            steps=(*plan.steps, *(f"Draft: {step}" for step in draft.steps[:-3])),
+        )
 
     def launch(self, service: Service) -> Launch:
         """The socket must end in .sock, or llama.cpp takes it for a host name.

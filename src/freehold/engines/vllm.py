@@ -21,7 +21,7 @@ import msgspec
 
 from freehold.engines import families, fields, prometheus
 from freehold.engines.base import Launchable, Stage, Wanted
-from freehold.errors import DoesNotFit, FreeholdError, NotReady
+from freehold.errors import BadConfig, DoesNotFit, FreeholdError, NotReady
 from freehold.facts import Model
 from freehold.plan.units import GIB
 from freehold.plan.vllm import Settings
@@ -34,6 +34,7 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 _CPU_FOLDERS = ("/sys/devices/system",)
 _GPU_FOLDERS = ("/sys/devices", "/sys/bus/pci", "/sys/class/infiniband")
 _COMPILER = Path("/usr/bin/g++")
+_KV_NAMES = {"fp16": "float16"}  # where vLLM has other ones
 _SHOWN = 300  # characters of what it says
 _CACHES = {"VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 _STAGES = (
@@ -68,7 +69,9 @@ _COMPLAINTS = (
 _WHOLE = re.compile(r"\d{1,15}")
 # What vLLM says of a setting, or of why its core did not start, where nothing above knows it.
 _SETTING = re.compile(r"^  Value error, (.+?)\.? \[type=value_error", re.MULTILINE)
-_CAUSE = re.compile(r"^\((?:EngineCore|Vllm|Worker)\S*[^)]*\) ERROR [^\]]*\] (\w+(?:Error|Exception): .+)$", re.MULTILINE)
+_CAUSE = re.compile(
+    r"^\((?:EngineCore|Vllm|Worker)[^)]*\) ERROR [^\]]*\] ([\w.]+(?:Error|Exception): .+)$", re.MULTILINE
+)
 _GIB_SAID = {
     "weight_bytes": re.compile(r"Model loading took (\d{1,9}(?:\.\d{1,9})?) GiB"),
     "kv_bytes": re.compile(r"Available KV cache memory: (\d{1,9}(?:\.\d{1,9})?) GiB"),
@@ -230,7 +233,7 @@ class Vllm(Launchable):
 
 
 def memory(plan: Plan) -> tuple[str, ...]:
-    kv = ("--kv-cache-dtype", plan.kv_dtype) if plan.kv_dtype not in ("", "bf16") else ()
+    kv = () if plan.kv_dtype in ("", "bf16") else ("--kv-cache-dtype", _KV_NAMES.get(plan.kv_dtype, plan.kv_dtype))
     if not plan.card:
         return (*kv, "--kv-cache-memory-bytes", str(plan.kv_bytes))
     return (

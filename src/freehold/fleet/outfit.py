@@ -76,9 +76,9 @@ class Outfit:
             card_share=endpoint.card_share or None,
             batched_tokens=endpoint.batched_tokens or None,
             kv_dtype=endpoint.kv_dtype,
-            draft_bytes=draft.weight_bytes if draft else 0,
+            draft=draft,
+            draft_model=draft.model if draft else None,
             draft_tokens=endpoint.draft_tokens if endpoint.speculative else 0,
-            draft_layers=draft.layers if draft else 0,
             version=program.version,
         )
         answer = self._engine.fit(build, build.model, host, wanted)

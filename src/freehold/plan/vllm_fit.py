@@ -87,7 +87,9 @@ def _held_by_others(asked: Asked) -> Refusal | None:
     card, share = asked.card, asked.settings.utilisation
     if not card or not share or not asked.free_bytes or share * card.memory_bytes <= asked.free_bytes:
         return None
-    reason = f"card_share = {share:g} is {size(round(share * card.memory_bytes))}, and {size(asked.free_bytes)} are free"
+    reason = (
+        f"card_share = {share:g} is {size(round(share * card.memory_bytes))}, and {size(asked.free_bytes)} are free"
+    )
     free = floor((asked.free_bytes / card.memory_bytes - _CARD_LEFT) * 1000) / 1000
     hint = f"card_share = {free:g}, or none; nvidia-smi shows who else is there" if free > 0 else "take another card"
     return Refusal(subject="", reason=reason, hint=hint)

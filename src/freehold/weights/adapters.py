@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from freehold.errors import Refused, Unknown
-from freehold.types import Verdict
+from freehold.types import Finding, Verdict
 from freehold.weights import describe, gguf, verify
 from freehold.weights.files import list_files
 from freehold.weights.lora_gguf import CONFIG, convert
@@ -53,16 +53,20 @@ def accept(path: Path, base: Path, folder: Path, formats: Sequence[str]) -> Acce
 
 def _verified(path: Path, base: Path | None) -> Verdict:
     verdict = verify(path, base=base)
-    refusing = [each for each in verdict.findings if not each.review]
-    if refusing:
+    _refuse(verdict.findings)
+    return verdict
+
+
+def _refuse(findings: Iterable[Finding]) -> None:
+    if refusing := [each for each in findings if not each.review]:
         why = "; ".join(f"{each.path}: {each.why} [{each.rule}]" for each in refusing)
         raise Refused(f"the adapter was refused: {why}", hint="; ".join(dict.fromkeys(each.fix for each in refusing)))
-    return verdict
 
 
 def _copy(path: Path, folder: Path) -> Path:
     """Of regular files only, as they are now."""
-    files, _ = list_files(path)
+    files, findings = list_files(path)
+    _refuse(findings)
     for file in files:
         target = folder / (path.name if path.is_file() else file.name)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
