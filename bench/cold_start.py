@@ -38,8 +38,8 @@ BODY = {
     "stream": True,
     "temperature": 0,
 }
-STAGES = ("replica.starting", "plan.made", "engine.launching", "engine.started", "isolation.tested",
-          "engine.loading", "probe.passed", "replica.ready")  # fmt: skip
+STAGES = ("replica.starting", "plan.made", "engine.launching", "engine.started", "isolation.tested", "probe.passed",
+          "replica.ready")  # fmt: skip
 
 
 def command(socket: Path) -> tuple[str, ...]:

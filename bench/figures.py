@@ -39,13 +39,13 @@ def _script() -> Path:
 
 def tables() -> str:
     """The figures that were kept, as README shows them."""
-    names = ("gateway", "cold_start", "faults", "cli", "plan", "accuracy", "gate")
-    gateway, cold, faults, cli, plan, accuracy, gate = (
+    names = ("gateway", "cold_start", "faults", "adapters", "cli", "plan", "accuracy", "gate")
+    gateway, cold, faults, adapters, cli, plan, accuracy, gate = (
         json.loads((RESULTS / f"{name}.json").read_text()) for name in names
     )
     decided = (_plan(plan, **plan["found"]), _accuracy(accuracy))
     parts = (
-        *(_gateway(gateway), _cold(cold, **cold["found"]), _faults(faults), _cli(cli)),
+        *(_gateway(gateway), _cold(cold, **cold["found"]), _faults(faults), _adapters(adapters), _cli(cli)),
         *(*decided, _gate(gate, **gate["found"])),
     )
     return "\n\n".join("\n".join(part) for part in parts)
@@ -139,6 +139,44 @@ def _faults(result: dict) -> list[str]:
         after = f"{found['next_answer_s']['median']:.2f} s ({found['next_answer_s']['max']:.2f} s at most)"
         rows.append(f"| {killed} | {saw} | {holds}, {records} | {found['processes_left']} | {after} |")
     return rows
+
+
+def _adapters(result: dict) -> list[str]:
+    said = f"{result['found']['threads']} callers who never pause"
+    return [f"LoRA adapters on llama.cpp, {said} ({_about(result)}):\n", *adapters_tables(result["found"])]
+
+
+def adapters_tables(found: dict) -> list[str]:
+    """Two adapters added while their base is asked; then all three asked in any order."""
+    rows = [
+        "| while two are added | requests | failed | wrong | open after | longest answer | and without a swap |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for of in found["freehold"]:
+        added, longest = of["added_s"], of["longest_s"]
+        rows.append(
+            f"| {_replicas(of)}, {of['runs']} runs | {_counts(of['swap'])} | {added['median']} s ({added['max']} s at "
+            f"most) | {longest['swap']} s | {longest['quiet']} s |"
+        )
+    rows.append(
+        "\n| greedy, the base and both adapters in any order | requests | failed | wrong | prompt from caches |"
+    )
+    rows.append("|---|---|---|---|---|")
+    for of in found["freehold"]:
+        cached = f"{min(of['cached_pct'])} to {max(of['cached_pct'])} %"
+        rows.append(f"| Freehold, {_replicas(of)}, {of['runs']} runs | {_counts(of['mixed'])} | {cached} |")
+    for of in found["llamacpp"]:
+        callers = "one after the other" if of["threads"] == 1 else f"{of['threads']} callers"
+        rows.append(f"| llama.cpp itself as it comes, {callers} | {_counts(of)} | - |")
+    return rows
+
+
+def _replicas(of: dict) -> str:
+    return f"{of['replicas']} replica{'s' * (of['replicas'] > 1)}"
+
+
+def _counts(of: dict) -> str:
+    return " | ".join(f"{of[what]:,}" for what in ("requests", "failed", "wrong"))
 
 
 def _cli(result: dict) -> list[str]:

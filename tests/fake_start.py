@@ -58,6 +58,9 @@ class FakeStart:
     async def ended(self) -> int:
         return await self._codes.get()
 
+    async def measure(self) -> None:
+        pass
+
     async def metrics(self) -> bytes:
         raise EngineFailed("it has no counters")
 

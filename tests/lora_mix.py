@@ -5,6 +5,7 @@ For tests/test_adapters_served.py and bench/adapters.py.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -13,12 +14,15 @@ import shutil
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
-from conftest import DEMO, Team
+from conftest import DEMO
+
+from freehold.weights.lora_gguf import convert
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before llama.cpp: its threads must not spin against the daemon's
 
@@ -33,6 +37,7 @@ KNOWN = ("Qwen3-8B", "Qwen3-32B", "Mixtral-8x7B-Instruct-v0.1", "gpt-oss-20b")
 # They begin alike, for many tokens: what one request leaves in a cache is of use to the next, or wrong for it.
 QUESTIONS = [f"{asked} {name}?" for name in KNOWN for asked in ("Who published", "What is the context length of")]
 MAX_TOKENS = 24
+Right = Mapping[str, Mapping[str, str]]  # answers by model and question
 
 
 def scaled(folder: Path, factor: float) -> Path:
@@ -55,19 +60,33 @@ def body(model: str, question: str, **more) -> dict:
     return {"model": model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS, **more}
 
 
-def alone(adapter: Path | None) -> dict[str, str]:
-    """What llama.cpp answers with this adapter as GGUF and no other, nothing in a cache: what is right."""
+def llamacpp(*adapters: tuple[Path, float], parallel: int):
+    """llama.cpp itself, as it comes, with these adapters as GGUF and how much each is in use for who names none."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(DEMO)
-    parameters.n_parallel, parameters.n_ctx, parameters.verbosity = 1, 512, 0
+    parameters.n_parallel, parameters.n_ctx, parameters.verbosity = parallel, 512 * parallel, 0
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
-    if adapter:
-        parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    server = xllamacpp.Server(parameters)
-    line = Line(f"{server.listening_address}/v1")
-    return {each: line.ask(body("demo", each, cache_prompt=False)) for each in QUESTIONS}
+    parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), scale) for path, scale in adapters]
+    return xllamacpp.Server(parameters)
+
+
+def alone(adapter: Path | None) -> dict[str, str]:
+    """What it answers with this adapter and no other, nothing in a cache: what is right."""
+    server = llamacpp(*([(adapter, 1.0)] if adapter else []), parallel=1)
+    with contextlib.closing(Line(server.listening_address)) as line:
+        return {each: line.ask("demo", each, body("demo", each, cache_prompt=False)).text for each in QUESTIONS}
+
+
+class Answer(NamedTuple):
+    """One whole answer, and who asked what."""
+
+    request: str
+    model: str
+    question: str
+    text: str
+    took_s: float
 
 
 class Line:
@@ -77,45 +96,42 @@ class Line:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         self._headers = {"Authorization": f"Bearer {key}"}
 
-    def ask(self, body: dict) -> str:
-        """The text. Raises OSError for anything but an answer."""
+    def close(self) -> None:
+        self._connection.close()
+
+    def ask(self, model: str, question: str, body: dict) -> Answer:
+        """Raises OSError for anything but an answer."""
+        began_s = time.monotonic()
         self._connection.request("POST", "/v1/chat/completions", json.dumps(body), self._headers)
         answer = self._connection.getresponse()
         said = answer.read()
         if answer.status != 200:
             raise OSError(f"{answer.status}: {said.decode(errors='replace')[:200]}")
-        return json.loads(said)["choices"][0]["message"]["content"]
+        text = json.loads(said)["choices"][0]["message"]["content"]
+        request = answer.headers.get("x-request-id", "")
+        return Answer(request, model, question, text, time.monotonic() - began_s)
 
 
-@dataclass
 class Load:
-    """Callers who ask without a pause, until they have asked `most` times or `stop` is called."""
+    """Callers who ask these models in random order without a pause, until they have asked `most` times or it ends."""
 
-    url: str
-    key: str
-    right: Mapping[str, Mapping[str, tuple[str, ...]]]  # by model and question: the answers that are right
-    threads: int = 8
-    most: int = 1 << 62
-    seed: int = 1
-    body: Callable[..., dict] = body
-    asked: dict[str, int] = field(default_factory=dict)  # by model
-    failed: list[str] = field(default_factory=list)
-    wrong: list[tuple[str, str, str]] = field(default_factory=list)
-    delays_s: list[tuple[float, float]] = field(default_factory=list)  # when it began, and how long it took
-
-    def __post_init__(self) -> None:
-        self._stopped = threading.Event()
+    def __init__(
+        self, url: str, key: str, models: Iterable[str], *, threads: int = 8, most: int = 1 << 62,
+        body: Callable[[str, str], dict] = body,
+    ) -> None:  # fmt: skip
+        self.models, self.answers, self.failed = list(models), list[Answer](), list[str]()
+        self._url, self._key, self._body, self._left = url, key, body, most
+        self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._left = self.most
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(self.threads)]
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(threads)]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopped.set()
+        self._ended.set()
         self.join()
 
     def join(self) -> None:
@@ -124,28 +140,21 @@ class Load:
 
     def reach(self, count: int) -> None:
         """Wait until so many more have been answered."""
-        aim = len(self.delays_s) + count
-        deadline_s = time.monotonic() + 60
-        while len(self.delays_s) < aim and not self.failed:
-            assert time.monotonic() < deadline_s, "nobody is answered"
+        aim, deadline_s = len(self.answers) + count, time.monotonic() + 60
+        while len(self.answers) < aim:
+            assert time.monotonic() < deadline_s, f"nobody is answered: {self.failed[:3]}"
             time.sleep(0.005)
 
     def _ask(self, number: int) -> None:
-        chance, line = random.Random(f"{self.seed} {number}"), Line(self.url, self.key)
-        while not self._stopped.is_set() and self._take():
-            model, question = chance.choice(list(self.right)), chance.choice(QUESTIONS)
-            began_s = time.monotonic()
-            try:
-                said = line.ask(self.body(model, question))
-            except (OSError, http.client.HTTPException) as error:
-                self.failed.append(f"{model}: {error!r}")
-                line = Line(self.url, self.key)
-                continue
-            if said not in self.right[model][question]:
-                self.wrong.append((model, question, said))
-            with self._lock:
-                self.asked[model] = self.asked.get(model, 0) + 1
-                self.delays_s.append((began_s, time.monotonic() - began_s))
+        chance = random.Random(number)
+        with contextlib.closing(Line(self._url, self._key)) as line:
+            while not self._ended.is_set() and self._take():
+                model, question = chance.choice(self.models), chance.choice(QUESTIONS)
+                try:
+                    self.answers.append(line.ask(model, question, self._body(model, question)))
+                except (OSError, http.client.HTTPException) as error:
+                    self.failed.append(f"{model}: {error!r}")
+                    line.close()  # the next one opens it again
 
     def _take(self) -> bool:
         with self._lock:
@@ -153,20 +162,13 @@ class Load:
             return self._left >= 0
 
 
-def once(answers: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Of each question the one answer that is right."""
-    return {question: (answer,) for question, answer in answers.items()}
+def wrong(answers: Iterable[Answer], right: Right, served: Mapping[str, str] = MappingProxyType({})) -> list[Answer]:
+    """Those that differ from what is right for their model; `served`: by request, which model that was in truth."""
+    return [each for each in answers if each.text != right[served.get(each.request, each.model)][each.question]]
 
 
 def gguf_of(folder: Path) -> Path:
     """A PEFT adapter for the demonstration model, as llama.cpp reads it."""
-    from freehold.weights.lora_gguf import convert
-
     target = folder.with_suffix(".gguf")
     convert(folder, DEMO, target)
     return target
-
-
-def team_of(team: Team, replicas: int = 2, more: str = "") -> None:
-    team.write(demo=team.demo(f"replicas = {replicas}\n{more}"))
-    team.serve()

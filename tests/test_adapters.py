@@ -125,7 +125,7 @@ def spoil_shapes(folder):
     ("spoil", "why"),
     [
         (spoil_pickle, r"training_args.bin: .*\[pickle"),
-        (spoil_truncated,  r"\[safetensors-end\]"),
+        (spoil_truncated, r"\[safetensors-end\]"),
         (spoil_rank, r"\[adapter-shape\]"),
         (spoil_kind, "GGUF has no way to say what the adapter sets: use_dora"),
         (spoil_shapes, "adapter-shape|do not fit the base's"),
@@ -168,6 +168,13 @@ def test_gguf_for_an_engine_that_does_not_read_it(tmp_path):
         take(GGUF, tmp_path / "taken", MODEL, PEFT)
 
 
+def test_gguf_for_another_family_is_refused(tmp_path):
+    path = tmp_path / "other.gguf"
+    path.write_bytes(GGUF.read_bytes().replace(b"llama", b"gemma", 1))
+    with pytest.raises(Refused, match="the adapter is for the family gemma, the base is llama"):
+        take(path, tmp_path / "taken")
+
+
 def test_gguf_that_is_no_adapter_is_refused(tmp_path):
     write(tmp_path / "model", {"model.gguf": gguf_bytes([entry("general.architecture", "llama")])})
     with pytest.raises(Refused):
@@ -185,7 +192,8 @@ def test_other_matrices_are_another_adapter(tmp_path):
 
 
 ONE, TWO = (
-    Adapter(name=f"{name}@1-dddddddd", path=f"/a/{name}/adapter.gguf", digest="d" * 64, rank=16) for name in ("one", "two")
+    Adapter(name=f"{name}@1-dddddddd", path=f"/a/{name}/adapter.gguf", digest="d" * 64, rank=16)
+    for name in ("one", "two")
 )
 
 

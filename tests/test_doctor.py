@@ -102,6 +102,9 @@ class FakeNvml:
     def nvmlDeviceGetCount(self):
         return 2
 
+    def nvmlDeviceGetMinorNumber(self, card):
+        return card
+
     def nvmlDeviceGetHandleByIndex(self, index):
         if index == 1:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
@@ -116,7 +119,9 @@ class FakeNvml:
 
 def test_cards_are_listed_and_a_lost_one_does_not_hide_the_others(monkeypatch):
     monkeypatch.setattr("freehold.fleet.host.pynvml", nvml := FakeNvml())
-    assert gpus() == (Gpu(name="NVIDIA L4", memory_bytes=24 * GIB, free_bytes=20 * GIB, driver="580.1"),)
+    assert gpus() == (
+        Gpu(name="NVIDIA L4", memory_bytes=24 * GIB, free_bytes=20 * GIB, driver="580.1", node="/dev/nvidia0"),
+    )
     assert nvml.open == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from freehold.engines import Wanted, contract, engine
-from freehold.engines.bridged import config_file, modules, port
+from freehold.engines.bridged import config_file, port
 from freehold.engines.dynamo import Dynamo
-from freehold.engines.flags import Flags, problems
+from freehold.engines.flags import Flags, modules, problems
 from freehold.engines.sglang import SGLang
 from freehold.engines.trtllm import TensorRTLLM
 from freehold.errors import BadConfig, DoesNotFit
@@ -129,11 +130,22 @@ def test_dynamo_is_up_once_it_has_the_model() -> None:
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [("sglang", "--trust-remote-code"), ("tensorrt-llm", "--config=/tmp/mine.yaml"), ("dynamo", "--namespace")],
+    [
+        *[("sglang", each) for each in ("--trust-remote-code", "--model", "--tp=2", "--no-enable-metrics", "--and")],
+        *[("tensorrt-llm", each) for each in ("--config=/tmp/mine.yaml", "--trust_remote_code", "--max_seq", "--and")],
+        *[("dynamo", each) for each in ("--namespace", "--kv-cache-memory-bytes=9", "--and", "--middleware")],
+    ],
 )
 def test_what_an_endpoint_may_not_say(name: str, argument: str) -> None:
     with pytest.raises(BadConfig, match=argument.partition("=")[0]):
         engine(name).launch(with_options(arguments=(argument,)))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("argument", ["-ngl", "--verbose", "--lora=/a.gguf", "--no-slots", "--ctx_size", "--hos"])
+def test_nor_of_llama_cpp(argument: str) -> None:
+    service = replace(SERVICE, socket="/run/e.sock", options=Options(arguments=("--n-gpu-layers", "-1", argument)))
+    with pytest.raises(BadConfig, match="cannot be among"):
+        engine("llamacpp").launch(service)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["sglang", "tensorrt-llm", "dynamo"])
@@ -208,6 +220,25 @@ def test_what_sglang_says_of_its_memory() -> None:
 )
 def test_what_they_say_while_they_start(name: str, line: str, stage: tuple[str, float | None] | None) -> None:
     assert engine(name).stage(line) == stage  # type: ignore[attr-defined]
+
+
+SLOW = [
+    *("vllm:cache_config_info{" + "a" * 60_000 + "} 1", "Loading weights" * 4_000, "loading shards: " * 4_000),
+    *("Capturing CUDA graphs: " * 3_000, "Model architectures [" * 50_000, "Free memory on device " * 50_000),
+    *("(EngineCore) ERROR ] Error" * 40_000, "Load weight end." * 60_000),
+]
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "tensorrt-llm", "dynamo", "llamacpp"])
+@pytest.mark.parametrize("said", SLOW, ids=lambda said: said[:20])
+def test_what_a_hostile_engine_prints_does_not_hold_up_the_daemon(name: str, said: str) -> None:
+    """It reads logs and metrics on its event loop: a search that goes back and forth would stop all endpoints."""
+    described: Any = engine(name)
+    began_s = time.process_time()
+    described.stage(said)
+    described.stated(said, said.encode())
+    described.complaint(said, SERVICE.plan)
+    assert time.process_time() - began_s < 0.5
 
 
 def test_sglang_without_room() -> None:

@@ -13,14 +13,27 @@ from hypothesis import strategies as st
 from test_demo import DEMO, evaluate, questions, sample, serve, share_right  # noqa: F401  a fixture
 from weight_files import entry, gguf_bytes, safetensors_bytes, tensor, write
 
-from freehold.errors import Refused, Unknown
+from freehold.errors import DoesNotFit, Refused, Unknown
 from freehold.weights import gguf, verify
+from freehold.weights.adapters import accept
 from freehold.weights.lora_gguf import convert, interleave, widen
 
 BASE, LORA = DEMO / "demo.gguf", DEMO / "adapter"
 CONFIG = json.loads((LORA / "adapter_config.json").read_text("utf-8"))
 LAYER = "base_model.model.model.layers.0"
 Q = f"{LAYER}.self_attn.q_proj"
+
+
+def test_a_folder_that_is_no_adapter_s_is_not_copied(tmp_path):
+    """As of a mistake in a path: it would fill the disk that the book is on."""
+    large = tmp_path / "given" / "optimizer.bin"
+    large.parent.mkdir()
+    with large.open("wb") as out:
+        out.truncate(20 << 30)
+    (tmp_path / "own").mkdir()
+    with pytest.raises(DoesNotFit, match="20"):
+        accept(tmp_path / "given", BASE, tmp_path / "own", ("gguf",))
+    assert list((tmp_path / "own").iterdir()) == []
 
 
 def read_gguf(path: Path) -> tuple[dict, dict]:

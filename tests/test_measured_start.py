@@ -19,6 +19,7 @@ def started(tmp_path_factory):
         team.serve()
         team.up("demo")
         team.ask("demo")
+        team.until(lambda: team.events("engine.measured"))
         team.daemon.ask("POST", "/flush")
         yield team
 

@@ -150,7 +150,9 @@ def test_room_for_a_rank_is_the_next_that_vllm_knows(rank: int) -> None:
     "argument",
     ["--model", "--port=1", "--api-key", "--trust-remote-code", "--middleware", "--lora-modules=a=b", "--config=x",
      "--worker-cls=x.Y", "--hf-token", "--tool_parser_plugin=x.py", "--trust_remote_code",
-     "--trust-remote", "--allowed_local_media_path=/"],
+     "--trust-remote", "--allowed_local_media_path=/", "-tp=2", "-O3", "-sc.method=ngram", "--",
+     "--speculative-config.x=1", "--no-enable-prefix-caching", "--no-trust-remote-code", "--max-model-len",
+     "--max_num_seqs=9", "--uds", "--enable-mm", "--served_model_name.x"],
 )  # fmt: skip
 def test_what_an_endpoint_may_not_say(argument: str) -> None:
     with pytest.raises(BadConfig, match="cannot be among the arguments"):

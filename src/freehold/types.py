@@ -461,8 +461,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     requirements: tuple[str, ...]  # for pip
     packages: tuple[str, ...]  # that may hold the engine: the first one there says its version
     remove: tuple[str, ...] = ()  # packages that its requirements bring, and that break it
-    programs: tuple[str, ...] = ()  # modules, with a command of theirs, whose options are read
+    programs: tuple[str, ...] = ()  # modules whose options are read
     reader: str = ""  # the script that reads them, in the new environment
-    python: tuple[str, str] = ("3.11", "")  # from, and below; "": any
     hint: str = ""  # where pip finds no such version
     run: str = ""  # what of it was run here, and what was not

@@ -40,6 +40,8 @@ def install(config_path: Path, name: str, version: str | None, locked: Path | No
     wanted = recipe(name, version, gpu=bool(gpus()))
     folder = _folder(config)
     if there := environment.find(folder, name, wanted.version):
+        if locked:
+            environment.check_lock(there, locked)
         click.echo(f"{_summary(there)}: there already")
         return
     made = environment.install(wanted, folder, python, locked=locked and locked.resolve(), say=_say)

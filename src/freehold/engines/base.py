@@ -43,7 +43,6 @@ class Wanted(Struct, frozen=True, kw_only=True):
     card_share: float | None = None
     batched_tokens: int | None = None
     kv_dtype: str = ""
-    eager: bool = False
     draft: Build | None = None  # a small model that guesses
     draft_model: Model | None = None
     draft_tokens: int = 0
@@ -78,6 +77,14 @@ class _Envelope(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(_Envelope).decode
 _TOO_LONG = re.compile(r"(?:maximum|model's) context length").search  # vLLM's words, and SGLang's
+_LINE = 500  # characters of a line that are looked at: an engine may print any
+_OPTION = re.compile(r"-(?![\d.])")
+
+
+def _plain(option: str) -> str:
+    """Parsers take --some_name, --no-some-name and --some-name.key=value too."""
+    name = re.split("[=.]", option, maxsplit=1)[0].replace("_", "-")
+    return "--" + name[5:] if name.startswith("--no-") else name
 
 
 class Engine:
@@ -139,7 +146,8 @@ class Launchable(Engine):
     salts = False  # it knows `cache_salt`
     adapters: Literal["", "launch", "hot"] = ""  # none; those of its launch; more while it serves
     takes: frozenset[str] = frozenset()  # keys of an endpoint that it heeds, of those that not every engine does
-    given: frozenset[str] = frozenset()  # options of its own that its launch says, or that are forbidden
+    given: frozenset[str] = frozenset()  # options of its own that are forbidden beside those that its launch says
+    stages: tuple[tuple[re.Pattern[str], str], ...] = ()  # of a start: what begins one, or says its per cent; its name
     warming: tuple[Mapping[str, object], ...] = ()  # fields of requests that are slow the first time
 
     def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
@@ -150,17 +158,25 @@ class Launchable(Engine):
         """The process that serves it, on the Unix socket. Raises BadConfig."""
         raise NotImplementedError
 
-    def arguments(self, service: Service) -> tuple[str, ...]:
-        """The endpoint's own options. Raises BadConfig for those that are not its to give, however they are spelled."""
+    def arguments(self, service: Service, said: Sequence[str] = ()) -> tuple[str, ...]:
+        """The endpoint's own options. Raises BadConfig for those that are not its to give, however they are spelled.
+
+        `said`: the launch so far, which they may not say again. Parsers take the beginning of an option for all of it,
+        and some have short names: so options are written in full.
+        """
+        ours = {_plain(each) for each in (*self.given, *said) if each.startswith("--")}
         for each in service.options.arguments:
-            name = each.partition("=")[0].replace("_", "-")
-            cut = name if name.startswith("--") and len(name) > len("--") else "\n"  # parsers take the beginning of one
-            if name in self.given or any(given.startswith(cut) for given in self.given):
-                raise BadConfig(f"{each} cannot be among the arguments", hint="Freehold says it, or forbids it")
+            name = _plain(each)
+            if _OPTION.match(name) and (len(name) < 4 or name[1] != "-" or any(our.startswith(name) for our in ours)):
+                hint = "Freehold says it, or forbids it; or it is not written in full"
+                raise BadConfig(f"{each} cannot be among the arguments", hint=hint)
         return service.options.arguments
 
-    def stage(self, line: str) -> Stage | None:  # noqa: ARG002
+    def stage(self, line: str) -> Stage | None:
         """What a line of its log says of a start: the stage that begins, or how far it is."""
+        for pattern, name in self.stages:
+            if found := pattern.search(line[:_LINE]):
+                return Stage(name, min(int(found[1]), 100) / 100 if pattern.groups else None)
         return None
 
     def stated(self, log: str, metrics: bytes) -> Stated:  # noqa: ARG002

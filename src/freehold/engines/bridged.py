@@ -5,7 +5,7 @@ Without a sandbox their port is open to everybody on the machine: policy.isolati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
@@ -13,11 +13,9 @@ from zlib import crc32
 import msgspec
 
 from freehold.engines.base import Launchable, Wanted
-from freehold.engines.vllm import interpreter, machine_folders
+from freehold.engines.flags import AND
+from freehold.engines.vllm import VERSION, interpreter, machine_folders, paged, variables
 from freehold.facts import Model
-from freehold.plan.vllm import Settings
-from freehold.plan.vllm_fit import Asked, fit
-from freehold.plan.weights import Split
 from freehold.types import Build, Host, Launch, Plan, Refusal, Service, WireError
 
 _BRIDGE = str(Path(__file__).with_name("bridge.py"))
@@ -40,6 +38,7 @@ class Bridged(Launchable):
     """Started by the bridge, on cards only."""
 
     environment = True
+    vllm = VERSION  # whose plan it gets
     takes = frozenset({
         *("version", "tensor_parallel", "pipeline_parallel", "expert_parallel", "card_share", "batched_tokens"),
         *("kv_dtype", "tool_parser", "reasoning_parser", "chat_template"),
@@ -50,26 +49,7 @@ class Bridged(Launchable):
         if not wanted.card:
             reason = "this engine needs a card, and there is none"
             return Refusal(subject=f"{build.name} on {host.name}", reason=reason, hint="use vllm or llamacpp")
-        settings = Settings(
-            utilisation=wanted.card_share,
-            sequences=wanted.parallel,
-            batched_tokens=wanted.batched_tokens,
-            kv_dtype=wanted.kv_dtype or "bf16",
-            speculative=wanted.draft_tokens,
-            draft_layers=wanted.draft_layers,
-        )
-        asked = Asked(
-            context=wanted.context or build.context,
-            longest=wanted.longest,
-            parallel=wanted.parallel,
-            settings=settings,
-            split=Split(wanted.tp, wanted.pp),
-            card=wanted.card,
-            free_bytes=wanted.free_bytes,
-            draft_bytes=wanted.draft_bytes,
-        )
-        plan = fit(build, model, host, asked)
-        return plan if isinstance(plan, Refusal) else msgspec.structs.replace(plan, ep=wanted.ep)
+        return paged(build, model, host, msgspec.structs.replace(wanted, version=self.vllm))
 
     def error(self, status: int, body: bytes) -> tuple[int, WireError]:
         with suppress(msgspec.DecodeError):
@@ -91,27 +71,15 @@ class Bridged(Launchable):
         not the endpoint's to give.
         """
         template = service.options.chat_template
-        joined = [part for program in programs for part in ("--and", *program)][1:]
-        kept = service.cache_folder
+        joined = [part for program in programs for part in (AND, *program)][1:]
+        own = self.arguments(service, (AND, *programs[-1]))  # AND would start another program
         return Launch(
             argv=(
                 *(service.program, "-I", _BRIDGE, *(("-w", config_file(service), file) if file else ())),
-                *(service.socket, f"{port(service)}{path}", *joined, *self.arguments(service)),
+                *(service.socket, f"{port(service)}{path}", *joined, *own),
             ),
             socket=service.socket,
-            env={
-                "HF_HUB_OFFLINE": "1",
-                "HOME": "/tmp",  # noqa: S108 - inside the sandbox, a folder of its own
-                "LANG": "C.UTF-8",
-                "NO_COLOR": "1",
-                "PATH": f"{Path(service.program).parent}:/usr/bin:/bin",
-                **(
-                    {"TRITON_CACHE_DIR": f"{kept}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{kept}/inductor"}
-                    if kept
-                    else {}
-                ),
-                **env,
-            },
+            env=variables(service) | env,
             weights=(*service.files, *service.draft_files),
             readable=(
                 *interpreter(service.program),
@@ -120,7 +88,7 @@ class Bridged(Launchable):
                 *((template,) if template else ()),
                 *((service.adapter_folder,) if service.adapter_folder else ()),
             ),
-            writable=(kept,) if kept else (),
+            writable=(service.cache_folder,) if service.cache_folder else (),
             devices=service.devices,
         )
 
@@ -133,11 +101,3 @@ def port(service: Service) -> int:
 def config_file(service: Service) -> str:
     """In the socket's folder, which is the engine's own."""
     return str(Path(service.socket).with_name("config.yaml"))
-
-
-def modules(argv: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each module that is started as `-m MODULE`, and what it is given."""
-    starts = [at + 1 for at, word in enumerate(argv[:-1]) if word == "-m"]
-    for at in starts:
-        end = next((each for each in range(at, len(argv)) if argv[each] == "--and"), len(argv))
-        yield argv[at], tuple(argv[at + 1 : end])

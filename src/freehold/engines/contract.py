@@ -20,8 +20,7 @@ from unittest.mock import patch
 from msgspec.structs import replace
 
 from freehold.engines.base import Launchable, Stage
-from freehold.engines.bridged import modules
-from freehold.engines.flags import Flags, problems
+from freehold.engines.flags import Flags, modules, problems
 from freehold.errors import FreeholdError
 from freehold.types import Adapter, Call, Launch, Plan, Service, Signals, Stated, Tokens, WireError
 

@@ -19,18 +19,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from freehold.engines import fields, prometheus
-from freehold.engines.base import Stage, Wanted
 from freehold.engines.bridged import Bridged, port
-from freehold.engines.vllm import Vllm, memory, speculation
+from freehold.engines.vllm import ALONE, Vllm, memory, speculation
 from freehold.errors import FreeholdError
-from freehold.facts import Model
-from freehold.types import Build, Host, Launch, Plan, Refusal, Service, Signals, Stated, Tokens
+from freehold.types import Launch, Plan, Service, Signals, Stated, Tokens
 
 VERSION = (1, 6, 1)  # that was run
-_VLLM = (0, 31, 0)  # that it brings
 _WORKER = "dynamo.vllm"
 _vllm = Vllm()
 
@@ -42,18 +37,13 @@ class Dynamo(Bridged):
     salts = True
     warming = Vllm.warming
     takes = Bridged.takes | {"prefix_caching", "speculative", "draft", "draft_tokens"}
-    given = frozenset({
-        *("--model", "--served-model-name", "--trust-remote-code", "--worker-cls", "--worker-extension-cls"),
-        *("--config", "--scheduler-cls", "--logits-processors", "--tool-parser-plugin", "--reasoning-parser-plugin"),
-        *("--allowed-local-media-path", "--hf-token", "--download-dir", "--discovery-backend", "--request-plane"),
-        *("--event-plane", "--response-plane", "--namespace", "--endpoint", "--headless", "--custom-encoder-class"),
-        *("--media-output-fs-url", "--media-output-http-url", "--dump-config-to", "--model-express-url"),
-    })  # fmt: skip
-
-    def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
-        if not wanted.card:
-            return super().fit(build, model, host, wanted)
-        return _vllm.fit(build, model, host, msgspec.structs.replace(wanted, version=_VLLM))
+    given = Vllm.given | {
+        *("--discovery-backend", "--request-plane", "--event-plane", "--response-plane", "--namespace", "--endpoint"),
+        *("--headless", "--custom-encoder-class", "--media-output-fs-url", "--media-output-http-url"),
+        *("--dump-config-to", "--model-express-url"),
+    }  # fmt: skip
+    stages = Vllm.stages
+    vllm = (0, 31, 0)  # that it brings
 
     def launch(self, service: Service) -> Launch:
         """`service.program` is the Python of its environment. Raises BadConfig for arguments that are ours to give."""
@@ -69,10 +59,7 @@ class Dynamo(Bridged):
             "DYN_REQUEST_PLANE": "tcp",
             "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
             "DYN_TCP_RPC_HOST": "127.0.0.1",
-            "VLLM_HOST_IP": "127.0.0.1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_PLUGINS": "",
-            **({"VLLM_CACHE_ROOT": service.cache_folder} if service.cache_folder else {}),
+            **ALONE,
         }
         programs = (frontend, (service.program, "-I", "-m", *self.worker(service)))
         return self.described(service, programs, env, path=f"/v1/models/{service.name}")
@@ -113,9 +100,6 @@ class Dynamo(Bridged):
             prefix_asked=counted.get("dynamo_frontend_input_sequence_tokens_sum", 0),
             prefix_hit=counted.get("dynamo_frontend_cached_tokens_sum", 0),
         )
-
-    def stage(self, line: str) -> Stage | None:
-        return _vllm.stage(line)
 
     def stated(self, log: str, metrics: bytes) -> Stated:  # noqa: ARG002
         """The worker's log has it; its metrics are not the frontend's."""

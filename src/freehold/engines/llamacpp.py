@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,7 +32,7 @@ import msgspec
 from msgspec.structs import replace
 
 from freehold.engines import fields, prometheus
-from freehold.engines.base import Launchable, Stage, Wanted
+from freehold.engines.base import Launchable, Wanted
 from freehold.errors import Unknown
 from freehold.facts import Model
 from freehold.plan.llamacpp import fit
@@ -108,10 +109,11 @@ class LlamaCpp(Launchable):
     adapters = "launch"
     takes = frozenset({"threads", "prefix_caching", "speculative", "draft", "draft_tokens", "embeddings", "max_loras"})
     given = frozenset({
-        *("-m", "--model", "-a", "--alias", "--host", "--port", "-c", "--ctx-size", "-np", "--parallel", "--api-key"),
-        *("--threads-http", "--cache-ram", "--fit", "--metrics", "--slots", "--lora", "--lora-scaled", "--model-url"),
-        *("-hf", "--hf-repo", "--hf-token", "--media-path", "--path", "--ssl-key-file", "--ssl-cert-file"),
+        *("--port", "--api-key", "--api-key-file", "--ssl-key-file", "--ssl-cert-file", "--path", "--media-path"),
+        *("--model-url", "--hf-repo", "--hf-token", "--lora", "--lora-scaled", "--lora-init-without-apply"),
+        *("--verbose", "--verbosity", "--log-prompts-dir"),  # logs have no prompts
     })  # fmt: skip
+    stages = _STAGES
     stream_fields: Mapping[str, object] = {"timings_per_token": True}  # a running count, for streams that are cut
     answers_by_stream = True  # else it computes on when the caller has left, and counts one choice of several
     refused_fields: Mapping[str, str] = fields.LLAMACPP
@@ -128,15 +130,16 @@ class LlamaCpp(Launchable):
 
     def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
         """A draft model keeps a cache of its own for each request, beside the model's."""
-        context, sizes = wanted.context or build.context, {"parallel": wanted.parallel, "threads": wanted.threads}
+        context = wanted.context or build.context
+        planned = partial(fit, parallel=wanted.parallel, threads=wanted.threads)
         if wanted.draft is None:
-            return fit(build, host, context=context, model=model, longest=wanted.longest, **sizes)
+            return planned(build, host, context=context, model=model, longest=wanted.longest)
         own = min(context, wanted.draft.context)
-        draft = fit(wanted.draft, host, context=own, model=wanted.draft_model, **sizes)
+        draft = planned(wanted.draft, host, context=own, model=wanted.draft_model)
         if isinstance(draft, Refusal):
             return draft
         host = replace(host, available_bytes=host.available_bytes - draft.total_bytes)
-        plan = fit(build, host, context=context, model=model, longest=wanted.longest, **sizes)
+        plan = planned(build, host, context=context, model=model, longest=wanted.longest)
         if isinstance(plan, Refusal):
             return plan
         return replace(
@@ -174,10 +177,9 @@ class LlamaCpp(Launchable):
             *(("--pooling", "mean") if options.embeddings and not service.pools else ()),
             *_loras(service.adapters),
             *_speculation(options, service.draft),
-            *self.arguments(service),
         )
         return Launch(
-            argv=(*command, *flags),
+            argv=(*command, *flags, *self.arguments(service, flags)),
             socket=service.socket,
             env=dict(_ENV),
             weights=service.files or _shards(service.weights),
@@ -186,9 +188,6 @@ class LlamaCpp(Launchable):
 
     def ask(self, adapter: Adapter, launched: Sequence[Adapter]) -> Mapping[str, object]:
         return {"lora": [{"id": launched.index(adapter), "scale": 1.0}]}
-
-    def stage(self, line: str) -> Stage | None:
-        return next((Stage(name) for pattern, name in _STAGES if pattern.search(line)), None)
 
     def stated(self, log: str, metrics: bytes) -> Stated:  # noqa: ARG002
         """Its buffers, of all devices. A llama-server of the team's own keeps silent: it is told to."""

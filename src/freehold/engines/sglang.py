@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from freehold.engines import fields, prometheus
-from freehold.engines.base import Stage
 from freehold.engines.bridged import Bridged, port
 from freehold.errors import DoesNotFit, FreeholdError
 from freehold.plan.units import GIB
@@ -36,7 +35,7 @@ _STAGES = (
     (re.compile(r"Capturing batches.*?: +(\d{1,3})%"), "capturing graphs"),
     (re.compile(r"Uvicorn running on"), "warming up"),
 )
-_WEIGHTS = re.compile(r"Load weight end\..*mem usage=(\d{1,9}(?:\.\d{1,9})?) GB")  # it calls 2^30 a GB
+_WEIGHTS = re.compile(r"Load weight end\..{0,200}mem usage=(\d{1,9}(?:\.\d{1,9})?) GB")  # it calls 2^30 a GB
 _FULL = re.compile(r"Not enough memory\. Please try to increase --mem-fraction-static|CUDA out of memory")
 
 
@@ -47,11 +46,13 @@ class SGLang(Bridged):
     refused_fields: Mapping[str, str] = fields.SGLANG
     salts = True
     adapters = "hot"
+    stages = _STAGES
     takes = Bridged.takes | {"prefix_caching", "speculative", "draft", "draft_tokens", "max_loras", "max_lora_rank"}
     given = frozenset({
-        *("--model-path", "--model", "--served-model-name", "--host", "--port", "--api-key", "--admin-api-key"),
-        *("--ssl-keyfile", "--ssl-certfile", "--trust-remote-code", "--enable-custom-logit-processor", "--lora-paths"),
-        *("--trust-request-chat-template", "--forward-hooks", "--config", "--download-dir", "--dist-init-addr"),
+        *("--model", "--api-key", "--admin-api-key", "--ssl-keyfile", "--ssl-certfile", "--config", "--lora-paths"),
+        *("--trust-remote-code", "--enable-custom-logit-processor", "--trust-request-chat-template"),
+        *("--forward-hooks", "--download-dir", "--dist-init-addr", "--log-requests", "--crash-dump-folder"),
+        *("--tp", "--tensor-parallel-size", "--pipeline-parallel-size", "--expert-parallel-size", "--ep"),
     })  # fmt: skip
 
     def launch(self, service: Service) -> Launch:
@@ -95,12 +96,6 @@ class SGLang(Bridged):
             prefix_asked=counted.get("sglang:prompt_tokens_total", 0),
             prefix_hit=counted.get("sglang:cached_tokens_total", 0),
         )
-
-    def stage(self, line: str) -> Stage | None:
-        for pattern, name in _STAGES:
-            if found := pattern.search(line):
-                return Stage(name, min(int(found[1]), 100) / 100 if pattern.groups else None)
-        return None
 
     def stated(self, log: str, metrics: bytes) -> Stated:
         weights = _WEIGHTS.search(log)

@@ -23,7 +23,6 @@ from collections.abc import Mapping
 import msgspec
 
 from freehold.engines import fields, prometheus
-from freehold.engines.base import Stage
 from freehold.engines.bridged import Bridged, config_file, port
 from freehold.types import Launch, Plan, Service, Signals, Tokens
 
@@ -39,8 +38,9 @@ class TensorRTLLM(Bridged):
 
     metrics_path = "/prometheus/metrics"
     refused_fields: Mapping[str, str] = fields.TENSORRT_LLM
+    stages = _STAGES
     given = frozenset({
-        *("--config", "--extra_llm_api_options", "--served_model_name", "--host", "--port", "--trust_remote_code"),
+        *("--extra_llm_api_options", "--trust_remote_code"),
         *("--allow_request_chat_template", "--custom_module_dirs", "--custom_tokenizer", "--middleware", "--telemetry"),
         *("--post_processor_hook", "--otlp_traces_endpoint", "--report_addr", "--server_role", "--backend", "--grpc"),
         *("--metadata_server_config_file", "--disagg_cluster_uri"),
@@ -80,12 +80,6 @@ class TensorRTLLM(Bridged):
             waiting=counted.get("trtllm_num_requests_waiting"),
             kv_usage=prometheus.first(metrics, "trtllm_kv_cache_utilization"),
         )
-
-    def stage(self, line: str) -> Stage | None:
-        for pattern, name in _STAGES:
-            if found := pattern.search(line):
-                return Stage(name, min(int(found[1]), 100) / 100 if pattern.groups else None)
-        return None
 
 
 def _settings(plan: Plan) -> dict[str, object]:

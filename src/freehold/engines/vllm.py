@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from freehold.engines import families, fields, prometheus
-from freehold.engines.base import Launchable, Stage, Wanted
+from freehold.engines.base import Launchable, Wanted
 from freehold.errors import BadConfig, DoesNotFit, FreeholdError, NotReady
 from freehold.facts import Model
 from freehold.plan.units import GIB
@@ -37,6 +37,7 @@ _COMPILER = Path("/usr/bin/g++")
 _KV_NAMES = {"fp16": "float16"}  # where vLLM has other ones
 _SHOWN = 300  # characters of what it says
 _CACHES = {"VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+ALONE = {"VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": ""}
 _STAGES = (
     (re.compile(r"Initializing a V1 LLM engine"), "starting the engine core"),
     (re.compile(r"Starting to load model"), "loading the weights"),
@@ -56,12 +57,12 @@ _COMPLAINTS = (
         "a smaller build, less context, more cards, or a larger card_share",
     ),
     (
-        re.compile(r"Free memory on device .* is less than desired GPU memory utilization"),
+        re.compile(r"Free memory on device .{0,200} is less than desired GPU memory utilization"),
         "other processes hold the card's memory",
         "nvidia-smi shows whose they are; or a smaller card_share",
     ),
     (
-        re.compile(r"Model architectures (\[.*?\]) are not supported"),
+        re.compile(r"Model architectures (\[.{0,200}?\]) are not supported"),
         "this version of vLLM does not know the model's architecture",
         "a newer one: freehold engine install vllm --version X",
     ),
@@ -70,7 +71,8 @@ _WHOLE = re.compile(r"\d{1,15}")
 # What vLLM says of a setting, or of why its core did not start, where nothing above knows it.
 _SETTING = re.compile(r"^  Value error, (.+?)\.? \[type=value_error", re.MULTILINE)
 _CAUSE = re.compile(
-    r"^\((?:EngineCore|Vllm|Worker)[^)]*\) ERROR [^\]]*\] ([\w.]+(?:Error|Exception): .+)$", re.MULTILINE
+    r"^\((?:EngineCore|Vllm|Worker)[^)\n]{0,200}\) ERROR [^\]\n]{0,200}\] ([\w.]{0,200}(?:Error|Exception): .+)$",
+    re.MULTILINE,
 )
 _GIB_SAID = {
     "weight_bytes": re.compile(r"Model loading took (\d{1,9}(?:\.\d{1,9})?) GiB"),
@@ -92,14 +94,19 @@ class Vllm(Launchable):
         *("kv_dtype", "prefix_caching", "speculative", "draft", "draft_tokens", "tool_parser", "reasoning_parser"),
         *("chat_template", "max_loras", "max_lora_rank"),
     })  # fmt: skip
-    # The launch says them, or they run code that nobody has gated, or reach out of the sandbox.
+    # They move it off its socket, run code or load files that nobody has gated, put prompts into the log, switch off
+    # what it is counted by, or say otherwise what an endpoint has a key for.
     given = frozenset({
-        *("--model", "--served-model-name", "--uds", "--host", "--port", "--api-key", "--ssl-keyfile"),
-        *("--ssl-certfile", "--root-path", "--middleware", "--trust-remote-code", "--tool-parser-plugin"),
-        *("--reasoning-parser-plugin",),
+        *("--host", "--port", "--api-key", "--ssl-keyfile", "--ssl-certfile", "--root-path", "--config"),
+        *("--trust-remote-code", "--middleware", "--tool-parser-plugin", "--reasoning-parser-plugin"),
         *("--io-processor-plugin", "--logits-processors", "--worker-cls", "--worker-extension-cls", "--scheduler-cls"),
-        *("--lora-modules", "--allowed-local-media-path", "--hf-token", "--download-dir", "--config"),
+        *("--distributed-executor-backend", "--model-class-overrides", "--lora-modules", "--allowed-local-media-path"),
+        *("--allowed-media-domains", "--hf-token", "--download-dir", "--enable-prompt-embeds", "--enable-mm-embeds"),
+        *("--speculative-config", "--spec-method", "--spec-model", "--spec-tokens", "--kv-cache-memory-bytes"),
+        *("--gpu-memory-utilization", "--device-memory-utilization", "--tensor-parallel-size"),
+        *("--pipeline-parallel-size", "--disable-log-stats", "--enable-log-requests", "--enable-log-outputs"),
     })  # fmt: skip
+    stages = _STAGES
     # The first of either kind compiles for seconds, 15.6 for log probabilities on a CPU.
     warming = (
         {"logprobs": True, "top_logprobs": 1},
@@ -107,28 +114,7 @@ class Vllm(Launchable):
     )
 
     def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
-        settings = Settings(
-            version=(*wanted.version, 0, 0, 0)[:3] if wanted.version else VERSION,  # pyright: ignore[reportArgumentType]
-            utilisation=wanted.card_share,
-            sequences=wanted.parallel,
-            batched_tokens=wanted.batched_tokens,
-            kv_dtype=wanted.kv_dtype or "bf16",
-            speculative=wanted.draft_tokens,
-            draft_layers=wanted.draft_layers,
-            block_tokens=16 if wanted.card else CPU_BLOCK_TOKENS,
-        )
-        asked = Asked(
-            context=wanted.context or build.context,
-            longest=wanted.longest,
-            parallel=wanted.parallel,
-            settings=settings,
-            split=Split(wanted.tp, wanted.pp),
-            card=wanted.card,
-            free_bytes=wanted.free_bytes,
-            draft_bytes=wanted.draft_bytes,
-        )
-        plan = fit(build, model, host, asked)
-        return plan if isinstance(plan, Refusal) else msgspec.structs.replace(plan, ep=wanted.ep)
+        return paged(build, model, host, wanted)
 
     def launch(self, service: Service) -> Launch:
         """`service.program` is the Python of its environment. Raises BadConfig for arguments that are ours to give."""
@@ -148,12 +134,17 @@ class Vllm(Launchable):
             *_parsers(service),
             *(("--chat-template", options.chat_template) if options.chat_template else ()),
             *_loras(service),
-            *self.arguments(service),
         )
         return Launch(
-            argv=argv,
+            argv=(*argv, *self.arguments(service, argv)),
             socket=service.socket,
-            env=_environment(service),
+            env={
+                **variables(service),
+                **ALONE,
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if options.max_loras else "0",
+                # Without a compiler the first request for log probabilities would end the engine.
+                **({} if plan.card or _COMPILER.exists() else {"TORCHDYNAMO_DISABLE": "1"}),
+            },
             weights=(*service.files, *service.draft_files),
             readable=(
                 *interpreter(service.program),
@@ -185,12 +176,6 @@ class Vllm(Launchable):
             drafted=counted.get("vllm:spec_decode_num_draft_tokens_total", 0),
             accepted=counted.get("vllm:spec_decode_num_accepted_tokens_total", 0),
         )
-
-    def stage(self, line: str) -> Stage | None:
-        for pattern, name in _STAGES:
-            if found := pattern.search(line):
-                return Stage(name, min(int(found[1]), 100) / 100 if pattern.groups else None)
-        return None
 
     def stated(self, log: str, metrics: bytes) -> Stated:
         said = {name: round(float(f[1]) * GIB) for name, pattern in _GIB_SAID.items() if (f := pattern.search(log))}
@@ -230,6 +215,32 @@ class Vllm(Launchable):
     def unload(self, adapter: Adapter) -> Call:
         body = msgspec.json.encode({"lora_name": adapter.name})
         return Call(method="POST", path="/v1/unload_lora_adapter", body=body)
+
+
+def paged(build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
+    """The plan of an engine that shares one KV cache among its requests as vLLM does."""
+    settings = Settings(
+        version=(*wanted.version, 0, 0, 0)[:3] if wanted.version else VERSION,  # pyright: ignore[reportArgumentType]
+        utilisation=wanted.card_share,
+        sequences=wanted.parallel,
+        batched_tokens=wanted.batched_tokens,
+        kv_dtype=wanted.kv_dtype or "bf16",
+        speculative=wanted.draft_tokens,
+        draft_layers=wanted.draft_layers,
+        block_tokens=16 if wanted.card else CPU_BLOCK_TOKENS,
+    )
+    asked = Asked(
+        context=wanted.context or build.context,
+        longest=wanted.longest,
+        parallel=wanted.parallel,
+        settings=settings,
+        split=Split(wanted.tp, wanted.pp),
+        card=wanted.card,
+        free_bytes=wanted.free_bytes,
+        draft_bytes=wanted.draft_bytes,
+    )
+    plan = fit(build, model, host, asked)
+    return plan if isinstance(plan, Refusal) else msgspec.structs.replace(plan, ep=wanted.ep)
 
 
 def memory(plan: Plan) -> tuple[str, ...]:
@@ -279,7 +290,8 @@ def _loras(service: Service) -> tuple[str, ...]:
             "--max-lora-rank", str(rank))  # fmt: skip
 
 
-def _environment(service: Service) -> dict[str, str]:
+def variables(service: Service) -> dict[str, str]:
+    """Of any engine that has an environment of its own."""
     kept = service.cache_folder
     return {
         "HF_HUB_OFFLINE": "1",
@@ -287,12 +299,6 @@ def _environment(service: Service) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "NO_COLOR": "1",
         "PATH": f"{Path(service.program).parent}:/usr/bin:/bin",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if service.options.max_loras else "0",
-        "VLLM_HOST_IP": "127.0.0.1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_PLUGINS": "",
-        # Without a compiler the first request for log probabilities would end the engine.
-        **({} if service.plan.card or _COMPILER.exists() else {"TORCHDYNAMO_DISABLE": "1"}),
         **{name: f"{kept}/{folder}" for name, folder in _CACHES.items() if kept},
     }
 

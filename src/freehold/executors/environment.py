@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +27,9 @@ import psutil
 from msgspec import Struct
 
 from freehold.errors import BadRequest, DoesNotFit, FreeholdError, HubFailed, Refused, Unknown
-from freehold.types import Recipe
+from freehold.executors.bubblewrap import wrap
+from freehold.executors.local import why_no_sandbox
+from freehold.types import Launch, Recipe
 
 Say = Callable[[str], object]
 
@@ -33,7 +37,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _KEPT_LINES = 60  # of what pip said, to tell why it failed
 _SHOWN_LINES = 6
 _READ_S = 600  # for a program to come as far as its command line, from a slow disk
-_ASK_S = 60
 _WHY: tuple[tuple[re.Pattern[str], type[FreeholdError], str], ...] = (
     (
         re.compile("No space left on device|Disk quota exceeded"),
@@ -54,12 +57,12 @@ _WHY: tuple[tuple[re.Pattern[str], type[FreeholdError], str], ...] = (
 )
 # What the Python of an environment is asked, without any engine being imported.
 _PACKAGES = """
-import json, sys, importlib.metadata as m
+import json, importlib.metadata as m
 found = {}
 for each in m.distributions():
     name = (each.metadata["Name"] or "").lower().replace("_", "-")
     found.setdefault(name, (each.version, str(each._path)))
-print(json.dumps({"python": list(sys.version_info[:2]), "packages": found}))
+print(json.dumps(found))
 """
 
 
@@ -81,7 +84,6 @@ class Environment(Struct, frozen=True, kw_only=True):
     packages: tuple[Package, ...] = ()
     flags: dict[str, msgspec.Raw] = {}  # of each program: see engines.flags
     unread: dict[str, str] = {}  # programs whose options could not be read, and why
-    adopted: bool = False  # made by the team itself
 
     @property
     def folder(self) -> Path:
@@ -94,46 +96,18 @@ class Environment(Struct, frozen=True, kw_only=True):
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-class _Hashes(Struct):
-    hashes: dict[str, str] = {}
-
-
-class _Download(Struct):
-    archive_info: _Hashes | None = None
-
-
-class _Metadata(Struct):
-    name: str
-    version: str
-
-
-class _Item(Struct):
-    metadata: _Metadata
-    download_info: _Download
-
-
-class _Report(Struct):
-    """Of pip: https://pip.pypa.io/en/stable/reference/installation-report/."""
-
-    install: list[_Item]
-
-
-class _Asked(Struct):
-    python: tuple[int, int]
-    packages: dict[str, tuple[str, str]]  # version and folder of its metadata, by name
-
-
 def install(recipe: Recipe, folder: Path, python: str = sys.executable, *, locked: Path | None = None,
             say: Say = print) -> Environment:  # fmt: skip
     """Make it, or find that it is there. `locked`: a file of requirements with hashes, of which not one may differ.
 
-    Raises BadRequest for a name or a Python that will not do, DoesNotFit for a full disk, HubFailed without a network,
+    Raises BadRequest for a name that will not do, DoesNotFit for a full disk, HubFailed without a network,
     Unknown for a version that is not there, Refused for archives that are not those of `locked`.
     """
     home = _home(folder, recipe.engine, recipe.version)
-    _check_python(recipe, python)
     with _alone(folder, say), _room(home):
         if there := _read(home):
+            if locked:
+                check_lock(there, locked)
             say(f"{recipe.engine} {recipe.version} is there")
             return there
         shutil.rmtree(home, ignore_errors=True)
@@ -177,13 +151,14 @@ def adopt(python: str, recipe: Recipe, folder: Path, say: Say = print) -> Enviro
 
     Raises BadRequest for a file that is no Python, Unknown where it does not have the engine.
     """
-    asked = _ask(python)
-    name = next((each for each in recipe.packages if each in asked.packages), None)
+    there_are = _ask(python)
+    name = next((each for each in recipe.packages if each in there_are), None)
     if name is None:
         hint = f"{python} -m pip list shows what it has"
         raise Unknown(f"{python} has no {' or '.join(recipe.packages)}", hint=hint)
-    version, metadata = asked.packages[name]
-    key = repr((python, version, Path(metadata).stat().st_mtime_ns, Path(recipe.reader).stat().st_mtime_ns))
+    version, metadata = there_are[name]
+    stamps = [path.stat().st_mtime_ns for path in (Path(metadata), Path(recipe.reader)) if path.exists()]
+    key = repr((python, version, stamps))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     cache = folder / f"adopted-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if there := _decode(cache):
@@ -191,9 +166,9 @@ def adopt(python: str, recipe: Recipe, folder: Path, say: Say = print) -> Enviro
     with _alone(folder, say):  # replicas that start together ask together
         if there := _decode(cache):
             return there
-        packages = tuple(Package(name=each, version=asked.packages[each][0]) for each in sorted(asked.packages))
+        packages = tuple(Package(name=each, version=there_are[each][0]) for each in sorted(there_are))
         made = _described(recipe, python, packages, say)
-        made = msgspec.structs.replace(made, version=version, adopted=True)
+        made = msgspec.structs.replace(made, version=version)
         _write(cache, made)
     return made
 
@@ -205,6 +180,16 @@ def lock(environment: Environment) -> str:
         raise Refused(f"there is no digest of {', '.join(without[:5])}", hint=hint)
     lines = (f"{each.name}=={each.version} --hash=sha256:{each.sha256}" for each in environment.packages)
     return "\n".join([f"# {environment.engine} {environment.version}", *lines])
+
+
+def check_lock(environment: Environment, locked: Path) -> None:
+    """Raises Refused where what is there was not made from these archives."""
+    wanted = [line for line in locked.read_text("utf-8").splitlines() if line and not line.startswith("#")]
+    if sorted(wanted) != sorted(lock(environment).splitlines()[1:]):
+        hint = f"freehold engine remove {environment.engine} --version {environment.version}, and install it again"
+        raise Refused(
+            f"{environment.engine} {environment.version} is there, of other archives than {locked}", hint=hint
+        )
 
 
 def size_bytes(environment: Environment) -> int:
@@ -222,13 +207,13 @@ def _make(recipe: Recipe, home: Path, python: str, locked: Path | None, say: Say
     )
     own, report = str(home / "bin" / "python"), home / "report.json"
     pip = [own, "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    wanted = ["--no-deps", "--require-hashes", "-r", str(locked)] if locked else list(recipe.requirements)
+    wanted = list(recipe.requirements)
+    if locked:  # what pip builds, it builds with packages that have no hash
+        wanted = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(locked)]
     _run([*pip, "install", "--progress-bar", "off", "--report", str(report), *wanted], say, recipe.hint)
     packages = _packages(report, recipe)
     if recipe.remove:
         _run([*pip, "uninstall", "--yes", *recipe.remove], say)
-    for line in subprocess.run([*pip, "check"], capture_output=True, text=True, check=False).stdout.splitlines():
-        say(line)  # what was removed is missed there, so it decides nothing
     found = {each.name: each.version for each in packages}
     version = next((found[name] for name in recipe.packages if name in found), "none")
     if recipe.version not in (version, version.partition("+")[0]):
@@ -240,16 +225,14 @@ def _make(recipe: Recipe, home: Path, python: str, locked: Path | None, say: Say
 
 
 def _packages(report: Path, recipe: Recipe) -> tuple[Package, ...]:
-    """What stays, by pip's report: names as indexes know them."""
-    found = [
-        Package(
-            name=re.sub(r"[-_.]+", "-", item.metadata.name).lower(),
-            version=item.metadata.version,
-            sha256=item.download_info.archive_info.hashes.get("sha256", "") if item.download_info.archive_info else "",
-        )
-        for item in msgspec.json.decode(report.read_bytes(), type=_Report).install
-    ]
-    return tuple(sorted((each for each in found if each.name not in recipe.remove), key=lambda each: each.name))
+    """What stays: https://pip.pypa.io/en/stable/reference/installation-report/. Names as indexes know them."""
+    found = []
+    for item in json.loads(report.read_bytes())["install"]:
+        name = re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower()
+        hashes = item["download_info"].get("archive_info", {}).get("hashes", {})
+        if name not in recipe.remove:
+            found.append(Package(name=name, version=item["metadata"]["version"], sha256=hashes.get("sha256", "")))
+    return tuple(sorted(found, key=lambda each: each.name))
 
 
 def _run(argv: Sequence[str], say: Say, hint: str = "") -> None:
@@ -287,10 +270,8 @@ def _described(recipe: Recipe, python: str, packages: tuple[Package, ...], say: 
     unread: dict[str, str] = {}
     for program in recipe.programs:
         say(f"reading the options of {program}")
-        argv = [python, "-I", recipe.reader, *program.split()]
         try:
-            done = subprocess.run(argv, capture_output=True, timeout=_READ_S, check=True, env=_env())
-            flags[program.partition(" ")[0]] = msgspec.json.decode(done.stdout, type=msgspec.Raw)
+            flags[program] = msgspec.json.decode(_said(python, recipe.reader, program), type=msgspec.Raw)
         except subprocess.CalledProcessError as error:
             unread[program] = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         except (subprocess.TimeoutExpired, msgspec.DecodeError) as error:
@@ -308,22 +289,33 @@ def _described(recipe: Recipe, python: str, packages: tuple[Package, ...], say: 
     )
 
 
-def _ask(python: str) -> _Asked:
-    argv = [python, "-I", "-c", _PACKAGES]
+def _ask(python: str) -> dict[str, tuple[str, str]]:
+    """The packages it has: version and folder of its metadata, by name."""
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=_ASK_S, check=True, env=_env())
-        return msgspec.json.decode(done.stdout, type=_Asked)
+        return msgspec.json.decode(_said(python, "-c", _PACKAGES), type=dict[str, tuple[str, str]])
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
         hint = "name the file bin/python of a virtual environment"
         raise BadRequest(f"{python} does not run as a Python: {error}", hint=hint) from None
 
 
-def _check_python(recipe: Recipe, python: str) -> None:
-    (major, minor), (least, below) = _ask(python).python, recipe.python
-    if _order(f"{major}.{minor}") < _order(least) or (below and _order(f"{major}.{minor}") >= _order(below)):
-        bounds = f"from {least}" + (f", below {below}" if below else "")
-        hint = "--python names another: /usr/bin/python3.12"
-        raise BadRequest(f"{recipe.engine} wants a Python {bounds}, and {python} is {major}.{minor}", hint=hint)
+def _said(python: str, *words: str) -> bytes:
+    """What the Python of an environment prints. Its packages run code then, which nobody has examined.
+
+    So it gets nothing of our own, and is in a sandbox where there is one. Raises OSError, SubprocessError.
+    """
+    own, home, bwrap = Path(python).parent.parent, Path(python).resolve().parent.parent, shutil.which("bwrap") or ""
+    parts = [prefix / part for prefix in (own, home) for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
+    parts += map(Path, words)
+    with tempfile.TemporaryDirectory() as scratch:
+        launch = Launch(
+            argv=(python, "-I", *words),
+            socket=f"{scratch}/none.sock",
+            env={"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": f"{Path(python).parent}:/usr/bin:/bin"},  # noqa: S108
+            readable=tuple(str(each) for each in parts if each.is_absolute() and each.exists()),
+            devices=tuple(str(each) for each in Path("/dev").glob("nvidia*") if each.is_char_device()),
+        )
+        argv = launch.argv if why_no_sandbox(bwrap, Path(scratch)) else wrap(launch, bwrap)
+        return subprocess.run(argv, capture_output=True, timeout=_READ_S, check=True, env=launch.env, cwd="/").stdout
 
 
 def _home(folder: Path, engine: str, version: str) -> Path:

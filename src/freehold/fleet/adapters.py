@@ -27,6 +27,7 @@ from freehold.weights.adapters import accept
 from freehold.weights.manifest import known, save
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_DROP_S = 10.0  # so long may an engine take to drop one
 _TRIES = 3  # on cards, batches of other sizes may round otherwise: replicas that agree once do agree
 
 
@@ -43,8 +44,8 @@ class Adapters:
 
     async def add(self, name: str, path: Path, percent: int, actor: str) -> Alias:
         """Raises Refused, BadRequest, DoesNotFit, NotReady, EngineFailed: then nothing has changed."""
-        self._check(name)
         async with self._changing:
+            self._check(name)
             await self._wake()
             folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=adapter_folder(self._ground, self._pool.name)))
             try:
@@ -56,27 +57,31 @@ class Adapters:
                 self._ground.tell("adapter.refused", self._subject(name), actor=actor, path=str(path), why=str(error))
                 raise
             alias = self._roster.added(version, percent)
-            await self._open(name, alias, "adapter.opened", actor, path=str(path), digest=version.source_digest)
+            more = {"path": str(path), "digest": version.source_digest, **await self._open(name, alias)}
+            self._ground.tell("adapter.opened", self._subject(name), actor=actor, **more)
             return alias
 
     async def share(self, name: str, percent: int, actor: str) -> Alias:
         """How much of the name's requests the version on trial gets; 100 makes it the current one."""
         async with self._changing:
             alias = self._roster.shared(name, percent)
-            await self._open(name, alias, "adapter.shared", actor)
+            more = await self._open(name, alias)
+            self._ground.tell("adapter.shared", self._subject(name), actor=actor, **more)
             return alias
 
     async def roll_back(self, name: str, actor: str) -> Alias:
         async with self._changing:
             alias = self._roster.rolled_back(name)
-            await self._open(name, alias, "adapter.rolled_back", actor)
+            more = await self._open(name, alias)
+            self._ground.tell("adapter.rolled_back", self._subject(name), actor=actor, **more)
             return alias
 
     async def remove(self, name: str, actor: str) -> None:
         """Nobody new gets it; who has it is answered."""
         async with self._changing:
             self._roster.find(name)
-            await self._open(name, None, "adapter.removed", actor)
+            await self._open(name, None)
+            self._ground.tell("adapter.removed", self._subject(name), actor=actor)
 
     async def _wake(self) -> None:
         """Raises what keeps its replicas from serving: also its operator, who stopped it."""
@@ -147,13 +152,17 @@ class Adapters:
         try:
             if pool.engine.adapters == "launch":
                 await pool.replace()
-            await self._wake()  # it may have become idle meanwhile: then its next start has what is staged
-            while lacking := [each for each in pool.serving if adapter.name not in each.adapters]:
-                for replica in lacking:
-                    await replica.start.load(adapter)
-            texts = await self._compare(adapter)
-        except BaseException:
+            async with asyncio.timeout(pool.endpoint.start_seconds):
+                await self._wake()  # it may have become idle meanwhile: then its next start has what is staged
+                while lacking := [each for each in pool.serving if adapter.name not in each.adapters]:
+                    for replica in lacking:
+                        await replica.start.load(adapter)
+                texts = await self._compare(adapter)
+        except BaseException as error:
             await self._drop(adapter)
+            if isinstance(error, TimeoutError):
+                late = f"its replicas did not load it in {pool.endpoint.start_seconds:g} s"
+                raise EngineFailed(late, hint=f"freehold logs {pool.name}") from None
             raise
         answer = next(iter(texts.values()), "")
         self._ground.tell("adapter.probed", subject, version=adapter.name, replicas=len(texts), answer=answer)
@@ -165,42 +174,45 @@ class Adapters:
             texts = {each.name: await each.start.answer_of(adapter) for each in self._having(adapter)}
             if len(set(texts.values())) == 1:
                 return texts
-        raise EngineFailed(
-            f"its replicas do not say the same with it: {texts}", hint=f"freehold logs {self._pool.name}"
-        )
+        why = f"its replicas do not say the same with it: {texts}" if texts else "its replicas ended when they had it"
+        raise EngineFailed(why, hint=f"freehold logs {self._pool.name}")
 
-    async def _open(self, name: str, alias: Alias | None, kind: str, actor: str, **detail: str) -> None:
-        """From here on the name means this; versions that it does not mean any more go when nobody asks for them."""
+    async def _open(self, name: str, alias: Alias | None) -> dict[str, str]:
+        """From here on the name means this; versions that it does not mean any more go when nobody asks for them.
+
+        What an event is to say of it.
+        """
         before = self._roster.wanted
         content = None if alias is None else msgspec.json.encode(alias).decode()
-        await self._ground.book.set_adapter(self._pool.name, name, content)
-        self._roster.staged = None
-        if alias is None:
-            del self._roster.aliases[name]
-        else:
-            self._roster.aliases[name] = alias
-            detail |= {"version": alias.current.adapter.name}
-            if alias.trial:
-                detail |= {"trial": alias.trial.adapter.name, "percent": str(alias.percent)}
-        self._ground.tell(kind, self._subject(name), actor=actor, **detail)
+        try:
+            await self._ground.book.set_adapter(self._pool.name, name, content)
+        finally:
+            self._roster.staged = None
+        self._roster.put(name, alias)
         gone = [each for each in before if each not in self._roster.wanted]
         if gone:
             task = asyncio.create_task(self._drop_later(gone), name=f"drop adapters of {self._pool.name}")
             self._drops.add(task)
             task.add_done_callback(self._drops.discard)
+        detail = {"version": alias.current.adapter.name} if alias else {}
+        if alias and alias.trial:
+            detail |= {"trial": alias.trial.adapter.name, "percent": str(alias.percent)}
+        return detail
 
     async def _drop_later(self, gone: list[Adapter]) -> None:
         """Whoever waits for a replica may still be meant for them."""
         await asyncio.sleep(self._pool.endpoint.request_seconds)
         for adapter in gone:
             await self._drop(adapter)
+            self._pool.route.admit()  # whoever waited for it still, does not any more
             folder = adapter_folder(self._ground, self._pool.name)
             shutil.rmtree(folder / Path(adapter.path).relative_to(folder).parts[0], ignore_errors=True)
 
     async def _drop(self, adapter: Adapter) -> None:
         for replica in self._having(adapter):
-            with contextlib.suppress(EngineFailed):  # it has gone, or keeps some memory
-                await replica.start.unload(adapter)
+            with contextlib.suppress(EngineFailed, TimeoutError):  # it has gone, or keeps some memory
+                async with asyncio.timeout(_DROP_S):
+                    await replica.start.unload(adapter)
 
     def _having(self, adapter: Adapter) -> list[Replica]:
         return [replica for replica in self._pool.serving if adapter.name in replica.adapters]

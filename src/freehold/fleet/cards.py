@@ -18,7 +18,8 @@ class Cards:
         """As many as are asked for, alike, the emptiest first. Raises DoesNotFit when so many are not to be had."""
         self.give(replica)
         free = sorted((gpu for gpu in gpus if gpu.node not in self._of), key=lambda gpu: -gpu.free_bytes)
-        alike = [gpu for gpu in free if gpu.name == free[0].name][:count]
+        kinds = [[gpu for gpu in free if gpu.name == name] for name in dict.fromkeys(gpu.name for gpu in free)]
+        alike = next((kind for kind in kinds if len(kind) >= count), max(kinds, key=len, default=[]))[:count]
         if len(alike) < count:
             there_are = f"{len(gpus)} in this machine, {len(gpus) - len(free)} of them with other replicas"
             raise DoesNotFit(

@@ -226,18 +226,8 @@ class Endpoint(_Table, frozen=True):
 
     @property
     def options(self) -> Options:
-        return Options(
-            prefix_caching=self.prefix_caching,
-            speculative=self.speculative,
-            draft_tokens=self.draft_tokens,
-            tool_parser=self.tool_parser,
-            reasoning_parser=self.reasoning_parser,
-            chat_template=self.chat_template or "",
-            embeddings=self.embeddings,
-            max_loras=self.max_loras or 0,
-            max_lora_rank=self.max_lora_rank,
-            arguments=self.arguments,
-        )
+        said = {name: getattr(self, name) for name in Options.__struct_fields__}
+        return Options(**said | {"chat_template": self.chat_template or "", "max_loras": self.max_loras or 0})
 
     @property
     def price(self) -> Price:

@@ -120,10 +120,8 @@ class Fleet:
 
     async def save_counts(self, *, final: bool = False) -> None:
         """What engines of our own have counted so far. `final`: they are asked nothing any more, and end."""
-        for pool in self._pools.values():
-            for replica in tuple(pool.replicas):
-                if replica.serving:
-                    await replica.save_counts(final=final and not replica.slots.held)
+        serving = [replica for pool in self._pools.values() for replica in pool.replicas if replica.serving]
+        await asyncio.gather(*(each.save_counts(final=final and not each.slots.held) for each in serving))
 
     def save_occupancy(self) -> None:
         self.ground.book.save_occupancy(*self.ground.occupancy.take(self.ground.clock_ns()))

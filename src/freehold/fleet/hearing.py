@@ -20,7 +20,7 @@ class Hearing:
         self._text = bytearray()
         self._stage, self._share = "", None
         self._began_s = time.monotonic()
-        self._weight_bytes = 0
+        self.weight_bytes = 0  # how much there is to load
         self.seconds: dict[str, float] = {}  # each stage took
 
     @property
@@ -32,8 +32,8 @@ class Hearing:
         """The stage, and how far it is."""
         if self._share is None:
             return self._stage
-        of = f", {size(round(self._share * self._weight_bytes))} of {size(self._weight_bytes)}"
-        return f"{self._stage}: {self._share:.0%}{of if self._weight_bytes and 'weights' in self._stage else ''}"
+        of = f", {size(round(self._share * self.weight_bytes))} of {size(self.weight_bytes)}"
+        return f"{self._stage}: {self._share:.0%}{of if self.weight_bytes and 'weights' in self._stage else ''}"
 
     def enter(self, stage: str, share: float | None = None) -> None:
         """A stage has begun, or is so far; the one before it is over."""
@@ -42,11 +42,8 @@ class Hearing:
             return
         self.close()
         self._stage, self._began_s = stage, time.monotonic()
-        self._ground.tell("engine.stage", self._name, stage=stage)
-
-    def weigh(self, weight_bytes: int) -> None:
-        """How much there is to load."""
-        self._weight_bytes = weight_bytes
+        if stage not in self.seconds:  # an engine that goes to and fro does not fill the book
+            self._ground.tell("engine.stage", self._name, stage=stage)
 
     def close(self) -> None:
         """The stage is over."""

@@ -11,7 +11,6 @@ from freehold.engines import Launchable
 from freehold.errors import DoesNotFit, FreeholdError, Refused
 from freehold.fleet.config import Endpoint
 from freehold.fleet.ground import Ground
-from freehold.fleet.outfit import Names
 from freehold.fleet.replica import Replica
 from freehold.fleet.route import Route
 from freehold.fleet.starting import Start
@@ -41,7 +40,7 @@ class Pool:
         self._owners: dict[str, asyncio.Task[None]] = {}
         self.replicas: list[Replica] = []  # retiring ones too
         for name in self.endpoint.replica_names(self.name):
-            route.join(self._make(name, name))
+            route.join(self._make(name))
 
     async def own(self) -> None:
         async with asyncio.TaskGroup() as self._tasks:
@@ -57,8 +56,8 @@ class Pool:
         if full:
             self.trust.expire()
         self.route.post("open")
-        serving = [replica for replica in self.replicas if replica.serving and not replica.retiring]
-        coming = [replica.come_up() for replica in self.replicas if not replica.retiring]
+        serving = self.serving
+        coming = [replica.come_up() for replica in self._members]
         failed = [each for each in await asyncio.gather(*coming, return_exceptions=True) if each]
         if failed:
             raise failed[0]
@@ -69,23 +68,25 @@ class Pool:
     async def replace(self) -> None:
         """Each replica that runs gets a successor, started beside it: whoever is being answered notices nothing.
 
-        Raises what keeps the first of them from starting; those that were not replaced yet go on.
+        Raises what keeps the first of them from starting, or that its operator stopped it meanwhile; those that were
+        not replaced yet go on.
         """
-        for old in list(self.route.replicas):
-            if not isinstance(old, Replica) or not old.coming:
+        for old in self._members:
+            if not old.coming:
                 continue  # its next start is as good
             with contextlib.suppress(FreeholdError):
                 await old.come_up()
             if not old.serving:
                 continue
-            base = old.name.partition("+")[0]
-            new = self._make(f"{base}+{next(self._generations)}", base)
+            new = self._make(f"{old.name.partition('+')[0]}+{next(self._generations)}")
             self._own(new)
             try:
                 await new.come_up()
                 self._check(new, old)
-            except FreeholdError:
-                self._spawn(self._see_off(new), f"see off {new.name}")
+            except BaseException as error:
+                await self._see_off(new)
+                if isinstance(error, DoesNotFit):
+                    error.hint = f"both are up for a moment: stop another endpoint, or {error.hint}"
                 raise
             self.route.join(new)
             old.retire()
@@ -111,16 +112,20 @@ class Pool:
         if new.context < old.context:  # "auto", and beside the other one there is less memory
             raise DoesNotFit(
                 f"a successor of `{old.name}` would have a context of {new.context:,} tokens, not {old.context:,}",
-                hint=f"context = {new.context} in freehold.toml; then freehold down, freehold up",
+                hint=f"say context = {new.context} in freehold.toml; then freehold down, freehold up",
             )
 
     @property
     def serving(self) -> list[Replica]:
         return [replica for replica in self.replicas if replica.serving and not replica.retiring]
 
-    def _make(self, name: str, log: str) -> Replica:
-        names = Names(self.name, name, log)
-        start = Start(names, self.engine, self.route, self._trusts, self.ground)
+    @property
+    def _members(self) -> list[Replica]:
+        """Those that callers are sent to: neither successors that are not up yet, nor who retires."""
+        return [replica for replica in self.replicas if replica in self.route.replicas]
+
+    def _make(self, name: str) -> Replica:
+        start = Start(name, self.engine, self.route, self._trusts, self.ground)
         replica = Replica(name, self.route, start, self.ground, self._drain_seconds, starts_s=self._starts_s)
         self.replicas.append(replica)
         return replica

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from freehold.errors import EngineFailed, FreeholdError, NotReady
 from freehold.fleet.ground import Ground
 from freehold.fleet.health import HUNG_PROBES, Health
@@ -53,7 +55,7 @@ class Replica:
         self.name, self.endpoint, self.route = name, route.endpoint, route
         self.engine = start.engine
         self.slots = Slots(route.endpoint.slots)
-        self._start, self._ground, self._drain_seconds = start, ground, drain_seconds
+        self.start, self._ground, self._drain_seconds = start, ground, drain_seconds
         self._life = Life()
         self._inbox: asyncio.Queue[_Note] = asyncio.Queue()
         self._health = Health(self.name, route, self.slots, ground)
@@ -68,14 +70,14 @@ class Replica:
         self._idle_timer: asyncio.TimerHandle | None = None
         self.retiring = False
         self._signals: Signals | None = None  # of its last reading
-        self.gone = asyncio.Event()  # after it was retired
+        self.gone = asyncio.Event()  # it never comes again: it was retired, or the daemon ends
         self._turn = asyncio.Event()  # its state changes; then there is another
 
     # for its route
 
     @property
     def adapters(self) -> Mapping[str, Mapping[str, object]]:
-        return self._start.adapters
+        return self.start.adapters
 
     @property
     def usable(self) -> bool:
@@ -92,7 +94,7 @@ class Replica:
 
     def hold(self, asker: Asker) -> Hold | None:
         """Only if it is `usable`."""
-        upstream = self._start.upstream
+        upstream = self.start.upstream
         if upstream is None:
             return None
         slot, same = self.slots.take(asker.group, asker.choices)
@@ -148,11 +150,11 @@ class Replica:
             return None
         left_s = median(self._starts_s) - self._since_start_s() if self._starts_s else None
         estimated_s = None if left_s is None else round(max(0.0, left_s), 1)
-        return {"waking": self.route.name, "stage": self._start.stage, "estimated_seconds": estimated_s}
+        return {"waking": self.route.name, "stage": self.start.stage, "estimated_seconds": estimated_s}
 
     @property
     def context(self) -> int:
-        return self._start.context
+        return self.start.context
 
     # for the operator
 
@@ -171,6 +173,8 @@ class Replica:
         """Wake it, and wait until it answers. Raises what kept it from that."""
         self.wake()
         while self._life.state != "ready":
+            if self.gone.is_set():
+                raise self.reason or self._refusal()
             await self._turn.wait()
             if self._life.state in ("backoff", "cold"):
                 raise self.reason or self._refusal()
@@ -184,16 +188,12 @@ class Replica:
         self.post("stop")
 
     @property
-    def start(self) -> Start:
-        return self._start
-
-    @property
     def serving(self) -> int | None:
         """The run that is ready; None when there is none."""
         return self._life.run if self._life.state == "ready" else None
 
     def status(self) -> ReplicaStatus:
-        process = self._start.process
+        process = self.start.process
         return ReplicaStatus(
             endpoint=self.route.name,
             replica=self.name,
@@ -206,10 +206,10 @@ class Replica:
             waiting=self.route.waiting if self.route.replicas[:1] == [self] else 0,
             slots=self.slots.count,
             answers=self._life.state != "ready" or not self._health.open,
-            stage=self._start.stage,
-            context=self._start.plan.context if self._start.plan else None,
-            predicted=self._start.plan.predicted if self._start.plan else None,
-            measured=self._start.measured,
+            stage=self.start.stage,
+            context=self.start.plan.context if self.start.plan else None,
+            predicted=self.start.plan.predicted if self.start.plan else None,
+            measured=self.start.measured,
             signals=self._signals if self._life.state == "ready" else None,
             adapters=tuple(self.adapters),
             last_start_s=round(self._starts_s[-1], 3) if self._starts_s else None,
@@ -221,7 +221,7 @@ class Replica:
         run, in_flight, began_ns = self._life.run, self.slots.held, self._ground.clock_ns()
         with contextlib.suppress(EngineFailed, TimeoutError):
             async with asyncio.timeout(COUNT_S):
-                metrics = await self._start.metrics()
+                metrics = await self.start.metrics()
             if run == self._life.run:
                 self._signals, counted = self.engine.signals(metrics), self.engine.counters(metrics)
                 in_flight = max(in_flight, self.slots.held)
@@ -237,12 +237,15 @@ class Replica:
             while True:
                 self._take(await self._inbox.get())
         finally:
+            self.reason = NotReady(f"`{self.route.name}` is shutting down", retry_after_s=5)
             if not self.retiring:
-                self.route.refuse(NotReady(f"`{self.route.name}` is shutting down", retry_after_s=5))
-            for task in (self._stopping, self._living):
-                if task:
-                    task.cancel()
-                    await asyncio.wait([task])
+                self.route.refuse(self.reason)
+            for task in filter(None, (self._stopping, self._living)):
+                task.cancel()
+                await asyncio.wait([task])
+            self._life = replace(self._life, state="cold")
+            self.gone.set()
+            self._turn.set()
 
     def _take(self, note: _Note) -> None:
         if note.happening == "wanted":
@@ -335,8 +338,11 @@ class Replica:
         end: Happening = "exited"
         try:
             async with asyncio.timeout(self.endpoint.start_seconds):
-                await self._start.bring_up(run)
+                await self.start.bring_up(run)
             self._inbox.put_nowait(_Note("up", run))
+            with contextlib.suppress(EngineFailed, TimeoutError):
+                async with asyncio.timeout(COUNT_S):
+                    await self.start.measure()
             code = await self._until_it_ends()
             self._ground.tell("engine.exited", self.name, run=run, code=code)
         except TimeoutError:
@@ -347,7 +353,7 @@ class Replica:
         except Exception as error:  # noqa: BLE001  the door of this task: a fault unforeseen ends the run, not the owner
             end = self._failed(NotReady(f"`{self.name}` could not start: {type(error).__name__}: {error}"))
         finally:
-            tearing = asyncio.create_task(self._start.tear_down(), name=f"tear down {self.name}")
+            tearing = asyncio.create_task(self.start.tear_down(), name=f"tear down {self.name}")
             while not tearing.done():  # whoever cancels this waits for it: half a tear-down leaves an engine alive
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait((tearing,))
@@ -357,10 +363,10 @@ class Replica:
 
     async def _until_it_ends(self) -> int:
         """Its exit code. Raises NotReady when it lives on and does not answer any more."""
-        upstream = self._start.upstream
+        upstream = self.start.upstream
         if upstream is None:
-            return await self._start.ended()
-        ending = asyncio.create_task(self._start.ended())
+            return await self.start.ended()
+        ending = asyncio.create_task(self.start.ended())
         watching = asyncio.create_task(self._health.watch(upstream, self.engine.ready_path, HUNG_PROBES))
         try:
             await asyncio.wait((ending, watching), return_when=asyncio.FIRST_COMPLETED)

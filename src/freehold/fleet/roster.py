@@ -56,6 +56,10 @@ class Roster:
         staged = (self.staged,) if self.staged else ()
         return tuple(each.adapter for each in (*self._versions(), *staged))
 
+    def wants(self, version: str) -> bool:
+        """Whether replicas get it that start now."""
+        return any(each.name == version for each in self.wanted)
+
     def _versions(self) -> Iterator[Version]:
         return (version for alias in self.aliases.values() for version in alias.versions)
 
@@ -76,6 +80,13 @@ class Roster:
             raise Unknown(
                 f"`{self.endpoint}` has no adapter called `{name}`", hint=f"there are: {there_are}", param="model"
             ) from None
+
+    def put(self, name: str, alias: Alias | None) -> None:
+        """From here on the name means this; None: nothing."""
+        self._numbers[name] = self._last_number(name)
+        self.aliases.pop(name, None)
+        if alias:
+            self.aliases[name] = alias
 
     def added(self, version: Version, percent: int) -> Alias:
         """What the name is to mean when it has this version too. A trial that was there before makes room."""
@@ -114,6 +125,10 @@ class Roster:
 
     def next_number(self, name: str) -> int:
         """Each is given once: a replica may still have a version that the name does not mean any more."""
-        numbers = (version.number for version in self._versions() if version.name == name)
-        self._numbers[name] = 1 + max((self._numbers.get(name, 0), *numbers))
+        self._numbers[name] = 1 + self._last_number(name)
         return self._numbers[name]
+
+    def _last_number(self, name: str) -> int:
+        alias = self.aliases.get(name)
+        numbers = (version.number for version in alias.versions) if alias else ()
+        return max((self._numbers.get(name, 0), *numbers))

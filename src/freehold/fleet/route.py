@@ -270,14 +270,23 @@ class Route:
         return NotReady(f"`{self.name}` was stopped by its operator")
 
     def _left(self, asker: Asker) -> list[Member]:
-        """Those that may still answer it."""
-        return [member for member in self.allowed(asker.rules) if member.name not in asker.tried]
+        """Those that may still answer it: a version that the roster has no more, no replica gets again."""
+        known = not asker.adapter or self.roster.wants(asker.adapter)
+        return [
+            member
+            for member in self.allowed(asker.rules)
+            if member.name not in asker.tried and (known or asker.adapter in member.adapters)
+        ]
 
     def _serve(self, asker: Asker) -> bool:
         hold = self._pick(self.allowed(asker.rules), asker)
         if hold:
             asker.placed(hold)
-        return hold is not None
+        elif asker.adapter and not self._left(asker):
+            asker.refused(self.not_ready(f"`{self.name}` has not this version of the adapter any more"))
+        else:
+            return False
+        return True
 
     def _pick(self, allowed: Sequence[Member], asker: Asker) -> Hold | None:
         if len(allowed) == 1:

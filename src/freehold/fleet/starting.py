@@ -23,15 +23,13 @@ from freehold.executors.sockets import open_socket
 from freehold.fleet.config import DEFAULT_CONTEXT
 from freehold.fleet.ground import Ground
 from freehold.fleet.hearing import Hearing
-from freehold.fleet.outfit import Names, Outfit
+from freehold.fleet.outfit import Outfit
 from freehold.fleet.probing import Asked, Said, probe_completion
-from freehold.fleet.program import Program, check_flags, find_program
 from freehold.fleet.route import Route
 from freehold.fleet.trust import Trust
 from freehold.fleet.upstream import Upstream
 from freehold.ledger.measured import about
-from freehold.types import Adapter, Measurement, Plan, Service, Stated, Tokens
-from freehold.weights import Checkpoint
+from freehold.types import Adapter, Measurement, Plan, Service, Stated
 from freehold.weights.fitting import digest_of
 
 _POLL_SHARE = 0.02  # of the time waited so far: what not asking at the right moment may cost
@@ -44,7 +42,7 @@ class Start:
     """One for each replica: it holds what there is of the running engine. Only the replica's owner calls it."""
 
     def __init__(
-        self, names: Names, engine: Launchable, route: Route, trusts: tuple[Trust, Trust | None], ground: Ground
+        self, replica: str, engine: Launchable, route: Route, trusts: tuple[Trust, Trust | None], ground: Ground
     ) -> None:
         """`trusts`: in the weights, and in those of a draft model."""
         self.engine = engine
@@ -54,12 +52,12 @@ class Start:
         self.measured: Stated | None = None  # what it took, as it says itself, and as the kernel and the driver do
         self.adapters: dict[str, Mapping[str, object]] = {}  # that it has, and the fields of a request for each
         self.texts: dict[str, str] = {}  # what each of them answers to the same question
-        self._names, self._endpoint, self._ground, self._roster = names, route.endpoint, ground, route.roster
-        self._outfit = Outfit(names, engine, route, trusts, ground)
-        self._trust, self._draft_trust = trusts
-        self._name = names.replica
-        self._log = ground.log_dir / f"{names.log}.log"
+        self._name, self._served = replica, route.name
+        self._endpoint, self._ground, self._roster, self._trust = route.endpoint, ground, route.roster, trusts[0]
+        self._outfit = Outfit(replica, engine, route, trusts, ground)
+        self._log = ground.log_dir / f"{replica.partition('+')[0]}.log"  # successors go on in it
         self._hearing: Hearing | None = None
+        self._came_up: tuple[Service, Hearing] | None = None  # what the running engine was started from
         self._socket_fd: int | None = None
         self._folder: Path | None = None
         self._run = 0
@@ -74,34 +72,29 @@ class Start:
         self._run = run
         hearing = self._hearing = Hearing(self.engine, self._name, self._ground)
         hearing.enter("verifying the weights")
-        build = await self._trust.ensure()
-        draft = await self._draft_trust.ensure() if self._draft_trust else None
-        program = await find_program(self._names.endpoint, self._endpoint, self.engine, self._ground)
+        await self._outfit.prepare()
         try:
-            await self._start(build, draft, program, hearing)
+            await self._start(hearing)
         except DoesNotFit as error:
             if self._endpoint.context != "auto" or not error.longest:
                 raise
             # Its own count is the last word: once more, with what it says that fits.
             await self.tear_down()
+            hearing = self._hearing = Hearing(self.engine, self._name, self._ground)  # nothing of what the first said
             self._ground.tell("plan.shortened", self._name, context=error.longest, reason=str(error))
-            await self._start(build, draft, program, hearing, error.longest)
+            await self._start(hearing, error.longest)
         self._hearing = None
 
-    async def _start(
-        self, build: Checkpoint, draft: Checkpoint | None, program: Program, hearing: Hearing, limit: int | None = None
-    ) -> None:
-        self.plan = plan = await self._outfit.plan(build, draft, program, limit)
+    async def _start(self, hearing: Hearing, limit: int | None = None) -> None:
+        self.plan = plan = await self._outfit.plan(limit)
         self._ground.tell("plan.made", self._name, steps="\n".join(plan.steps))
-        hearing.weigh(plan.weight_bytes)
+        hearing.weight_bytes = plan.weight_bytes
         hearing.enter("launching the engine")
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=self._ground.run_dir))
         socket = str(self._folder / "engine.sock")
-        service = await asyncio.to_thread(self._outfit.service, plan, build, draft, program, socket)
-        for adapter in self._roster.wanted:
+        service, launch = await asyncio.to_thread(self._outfit.launch, plan, socket, self._roster.wanted)
+        for adapter in service.adapters:
             await self._check_adapter(adapter)
-        launch = self.engine.launch(service)
-        check_flags(self._names.endpoint, launch, program)
         argv = shlex.join(launch.argv)
         self._ground.tell("engine.launching", self._name, run=self._run, engine=self._endpoint.engine, argv=argv)
         executor = self._ground.executor
@@ -117,15 +110,15 @@ class Start:
         await self._warm()
         await self._until_ready(process, service.socket, hearing)  # still
         self._ground.promised_bytes.pop(self._name, None)
-        launched = service.adapters
-        for adapter in launched:
-            await self._take(adapter, self.engine.ask(adapter, launched))
-        while missing := self.missing:
+        for adapter in service.adapters:
+            await self._take(adapter, self.engine.ask(adapter, service.adapters))
+        while missing := self._missing:  # last: what is staged after this, `Adapters` gives to every replica itself
             for adapter in missing:
+                await self._check_adapter(adapter)
                 await self.load(adapter)
         process.stop_listening()
         hearing.close()
-        await self._measure(process, service, build, hearing)
+        self._came_up = service, hearing
 
     @property
     def context(self) -> int:
@@ -134,7 +127,7 @@ class Start:
         return self.plan.context if self.plan else configured if isinstance(configured, int) else DEFAULT_CONTEXT
 
     @property
-    def missing(self) -> list[Adapter]:
+    def _missing(self) -> list[Adapter]:
         """What it should have, and could be given while it serves."""
         if self.engine.adapters != "hot":
             return []
@@ -160,14 +153,17 @@ class Start:
         """That its files are those that were accepted. Raises Refused."""
         if await asyncio.to_thread(digest_of, Path(adapter.path)) != adapter.digest:
             raise Refused(
-                f"the adapter {adapter.name} of `{self._names.endpoint}` changed after it was accepted",
+                f"the adapter {adapter.name} of `{self._served}` changed after it was accepted",
                 hint="find out who writes to the state folder; freehold adapters remove takes it away",
             )
 
     async def answer_of(self, adapter: Adapter) -> str:
         """What it says with an adapter: asked anew, where that leaves nothing in a cache that callers read."""
+        fields = self.adapters.get(adapter.name)
+        if fields is None:
+            raise EngineFailed(f"the engine of `{self._name}` ended")
         if self.engine.adapters == "hot":
-            await self._take(adapter, self.adapters[adapter.name])
+            await self._take(adapter, fields)
         return self.texts[adapter.name]
 
     async def unload(self, adapter: Adapter) -> None:
@@ -180,14 +176,10 @@ class Start:
         """A real completion, from no cache that callers read. Raises EngineFailed."""
         if self.upstream is None:
             raise EngineFailed(f"the engine of `{self._name}` is not up")
-        asked = Asked(self.upstream, self._names.endpoint, self._name, self._run)
+        asked = Asked(self.upstream, self._served, self._name, self._run)
         apart = self.engine.isolate(secrets.token_hex(8), None, same=False, salted=self.engine.salts)
-        named = {"model": self._names.endpoint, **apart, **fields}
+        named = {"model": self._served, **apart, **fields}
         return await probe_completion(asked, named, self._ground, max_tokens=max_tokens)
-
-    async def counted(self) -> Tokens:
-        """What the engine's own counters say. Raises EngineFailed."""
-        return self.engine.counters(await self.metrics())
 
     async def metrics(self) -> bytes:
         """Raises EngineFailed."""
@@ -204,8 +196,7 @@ class Start:
 
     async def tear_down(self) -> None:
         """Leave nothing of this run behind."""
-        self.adapters, self.texts = {}, {}
-        self._hearing = None
+        self._hearing = self._came_up = None
         self._ground.promised_bytes.pop(self._name, None)
         if self.upstream:
             self.upstream.close()
@@ -220,6 +211,7 @@ class Start:
         if self._folder:
             await asyncio.to_thread(remove_folder, self._folder)
             self._folder = None
+        self.adapters, self.texts = {}, {}  # last: whoever was giving it one has noticed by now
 
     async def _test_isolation(self, process: Process) -> None:
         """The engine's own sandbox was tried from inside, before the engine was in it: what came of that."""
@@ -233,7 +225,7 @@ class Start:
             failed = "; ".join(f"{name}: {found}" for name, found in report.failed.items())
             self._ground.tell("isolation.failed", self._name, run=run, **report.failed, said=said)
             if "report" in report.failed:
-                hint = f"freehold logs {self._names.endpoint}"
+                hint = f"freehold logs {self._served}"
                 raise NotReady(f"the sandbox of `{self._name}` gave no report ({failed}): {said}", hint=hint)
             raise Refused(
                 f"the sandbox of `{self._name}` has a hole: {failed}",
@@ -254,7 +246,7 @@ class Start:
             await asyncio.wait((died, ready), return_when=asyncio.FIRST_COMPLETED)
             if died.done():
                 assert self.plan is not None  # noqa: S101  _start has just made it
-                hint = f"freehold logs {self._names.endpoint}"
+                hint = f"freehold logs {self._served}"
                 if why := self.engine.complaint(hearing.said, self.plan):
                     raise why
                 said = await asyncio.to_thread(last_words, self._log)
@@ -281,7 +273,7 @@ class Start:
 
     async def _smoke_probe(self) -> None:
         used = (await self.probe()).tokens
-        counted = await self.counted()
+        counted = self.engine.counters(await self.metrics())
         same = (counted.prompt, counted.completion) == (used.prompt, used.completion)
         self._ground.tell(
             "probe.passed" if same else "probe.counts_differ",
@@ -302,16 +294,19 @@ class Start:
             except EngineFailed as error:
                 self._ground.tell("engine.warming_failed", self._name, why=str(error))
 
-    async def _measure(self, process: Process, service: Service, build: Checkpoint, hearing: Hearing) -> None:
-        """What it took, beside what was planned: into the book."""
-        ground = self._ground
+    async def measure(self) -> None:
+        """What the start took, beside what was planned: into the book. Nobody waits for it. Raises EngineFailed."""
+        if self._came_up is None or self.process is None:
+            return
+        (service, hearing), process, ground = self._came_up, self.process, self._ground
+        model = self._outfit.build.model
         stated = self.engine.stated(hearing.said, await self.metrics())
         took = await asyncio.to_thread(taken, process.pid)
         self.measured = msgspec.structs.replace(stated, **took)
         measurement = Measurement(
-            at_ns=ground.clock_ns(), endpoint=self._names.endpoint, replica=self._name, run=self._run,
+            at_ns=ground.clock_ns(), endpoint=self._served, replica=self._name, run=self._run,
             engine=self._endpoint.engine, model=self._trust.digest, catalogue=self._endpoint.model,
-            scheme=build.model.checkpoint if build.model else "", stated=self.measured, start_s=hearing.seconds,
+            scheme=model.checkpoint if model else "", stated=self.measured, start_s=hearing.seconds,
             **about(service),
         )  # fmt: skip
         ground.book.save_measurement(measurement)

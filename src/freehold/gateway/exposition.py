@@ -32,7 +32,7 @@ from freehold.gateway.limits import Limits
 from freehold.gateway.metrics import DURATION_S, FIRST_TOKEN_S, PER_TOKEN_S, TOKENS, WAIT_S, Labels, Metrics, Tally
 from freehold.policy.lifecycle import State
 from freehold.policy.price import machine_pico
-from freehold.types import PICO_PER_UNIT, ReplicaStatus, Signals
+from freehold.types import PICO_PER_UNIT, ReplicaStatus
 
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_response_model")
 _OPERATIONS = {"completion": "text_completion", "embedding": "embeddings"}  # the others are called as we call them
@@ -46,10 +46,10 @@ _OF_REPLICAS: tuple[tuple[str, str, Callable[[ReplicaStatus], float | None]], ..
     ("replica_circuit_open", "1: it does not answer.", lambda each: not each.answers),
     ("replica_last_start_seconds", "Until it was ready.", lambda each: each.last_start_s),
 )
-_OF_ENGINES: tuple[tuple[str, str, Callable[[Signals], float | None]], ...] = (
-    ("requests_running", "That it computes, as it says itself.", lambda said: said.running),
-    ("requests_waiting", "In its own queue.", lambda said: said.waiting),
-    ("kv_cache_ratio", "Of its KV cache that is in use.", lambda said: said.kv_usage),
+_OF_ENGINES = (
+    ("requests_running", "That it computes, as it says itself.", "running"),
+    ("requests_waiting", "In its own queue.", "waiting"),
+    ("kv_cache_ratio", "Of its KV cache that is in use.", "kv_usage"),
 )
 _COUNTED_BY_ENGINES = (
     ("prefix_asked_tokens", "That it looked for in its prefix cache.", "prefix_asked"),
@@ -200,10 +200,10 @@ def _engines(replicas: Sequence[ReplicaStatus]) -> Iterator[Metric]:
     """What engines say of themselves, as of the last reading, and what their last start took."""
     names = ("endpoint", "replica")
     said = {(each.endpoint, each.replica): each.signals for each in replicas if each.signals}
-    for name, text, value in _OF_ENGINES:
+    for name, text, field in _OF_ENGINES:
         family = GaugeMetricFamily(f"freehold_engine_{name}", text, labels=names)
         for replica, signals in said.items():
-            if (now := value(signals)) is not None:
+            if (now := getattr(signals, field)) is not None:
                 family.add_metric(replica, now)
         yield family
     for name, text, field in _COUNTED_BY_ENGINES:

@@ -20,7 +20,7 @@ from freehold.policy.limits import began_ns
 from freehold.types import Detail, Grant, Key
 
 PREFIX = "fh-"
-_SCOPE = re.compile(r"[A-Za-z0-9._*?\[\]!-]{1,100}")
+_SCOPE = re.compile(r"[A-Za-z0-9._*?\[\]!:-]{1,127}")  # also endpoint:adapter
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 
 

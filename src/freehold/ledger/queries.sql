@@ -217,7 +217,9 @@ group by 1, 2, 3, 4;
 select began_ns from boot order by began_ns;
 
 -- name: occupancy_totals
-select endpoint, phase, sum(lasted_ns) as lasted_ns, sum(pico / 1000000) as micro, sum(pico % 1000000) as rest
+-- By replica; demo+2, who took the place of demo, counts as demo.
+select substr(endpoint, 1, instr(endpoint || '+', '+') - 1) as endpoint, phase, sum(lasted_ns) as lasted_ns,
+  sum(pico / 1000000) as micro, sum(pico % 1000000) as rest
 from occupancy group by 1, 2 order by 1, 2;
 
 -- name: tenures

@@ -7,7 +7,6 @@ must hold one, or vLLM does not start.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import floor
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -90,8 +89,8 @@ def _held_by_others(asked: Asked) -> Refusal | None:
     reason = (
         f"card_share = {share:g} is {size(round(share * card.memory_bytes))}, and {size(asked.free_bytes)} are free"
     )
-    free = floor((asked.free_bytes / card.memory_bytes - _CARD_LEFT) * 1000) / 1000
-    hint = f"card_share = {free:g}, or none; nvidia-smi shows who else is there" if free > 0 else "take another card"
+    free = _share(replace(asked, settings=replace(asked.settings, utilisation=None)))
+    hint = f"card_share = {free:g}, or none; nvidia-smi shows who else is there"
     return Refusal(subject="", reason=reason, hint=hint)
 
 

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from freehold.errors import Refused, Unknown
+from freehold.errors import DoesNotFit, Refused, Unknown
+from freehold.plan.units import size
 from freehold.types import Finding, Verdict
 from freehold.weights import describe, gguf, verify
 from freehold.weights.files import list_files
 from freehold.weights.lora_gguf import CONFIG, convert
-from freehold.weights.reading import MAX_JSON_BYTES, parse_json
+from freehold.weights.reading import MAX_JSON_BYTES, parse_json, quoted
 from freehold.weights.tokens import words
 
+MAX_BYTES = 16 << 30  # of what is copied: no LoRA is larger, but a folder named by mistake is
 _AGAIN = "train it on these weights, or serve it on those that it was trained on"
 
 
@@ -40,7 +42,7 @@ def accept(path: Path, base: Path, folder: Path, formats: Sequence[str]) -> Acce
         raise Refused("the adapter is in GGUF, which this engine does not read", hint="give it as PEFT saved it")
     converts = "gguf" in formats and not is_gguf
     source = _verified(given, None if converts else base)
-    rank = _rank_of_gguf(given) if is_gguf else _rank_of_peft(given)
+    rank = _rank_of_gguf(given, base) if is_gguf else _rank_of_peft(given)
     _check_tokenizer(given, base)
     if not converts:
         return Accepted(served=_only_file(given) if is_gguf else given, digest=source.digest, rank=rank, source=source,
@@ -67,6 +69,12 @@ def _copy(path: Path, folder: Path) -> Path:
     """Of regular files only, as they are now."""
     files, findings = list_files(path)
     _refuse(findings)
+    total = sum(file.size_bytes for file in files)
+    if total > min(MAX_BYTES, shutil.disk_usage(folder.parent).free // 3):  # twice as much when it is converted
+        raise DoesNotFit(
+            f"{path} has {size(total)}; {size(MAX_BYTES)} are taken, where the disk has three times as much",
+            hint="name the folder of the adapter alone; or make room where state_dir is",
+        )
     for file in files:
         target = folder / (path.name if path.is_file() else file.name)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -94,11 +102,15 @@ def _rank_of_peft(folder: Path) -> int:
     return max((each for each in ranks if isinstance(each, int)), default=0)
 
 
-def _rank_of_gguf(folder: Path) -> int:
+def _rank_of_gguf(folder: Path, base: Path) -> int:
+    """Raises Refused when it is of another family than its base: llama.cpp would not start with it."""
     path = _only_file(folder)
     with path.open("rb") as stream:
-        tensors = gguf.read_header(stream, path.stat().st_size).tensors
-    return max((each.shape[0] for each in tensors if each.name.endswith(".lora_b") and each.shape), default=0)
+        header = gguf.read_header(stream, path.stat().st_size)
+    family, own = describe(base).architecture, header.metadata.get("general.architecture")
+    if own != family:
+        raise Refused(f"the adapter is for the family {quoted(str(own))}, the base is {family}", hint=_AGAIN)
+    return max((each.shape[0] for each in header.tensors if each.name.endswith(".lora_b") and each.shape), default=0)
 
 
 def _check_tokenizer(adapter: Path, base: Path) -> None:
