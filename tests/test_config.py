@@ -47,7 +47,7 @@ def written(tmp_path, text):
         ("[policy.accepted.mit]\nby = 'x'\non = 2026-01-01", "why", "docs/freehold.toml"),
         ("[policy.accepted.mrl-0.1]\nby = 'x'", "unknown key `1` in [policy.accepted.mrl-0]", "known keys: by"),
         ("[endpoints.a]\nweights = 'x'\ncountry = 'DE'", "country means nothing", ""),
-        ("[endpoints.a]\nweights = 'x'\nreplicas = [{ url = 'http://x' }]", "takes a number of replicas", "docs/freehold.toml"),
+        ("[endpoints.a]\nweights = 'x'\nreplicas = [{ url = 'http://x' }]", "takes a number of replicas", "docs"),
         ("[endpoints.a]\nengine = 'external'\nurl = 'http://x'\nreplicas = 2", "takes [[endpoints.NAME.replicas]]", ""),
         ("[endpoints.a]\nweights = 'x'\nspeculative = 'draft'", "go together", "draft ="),
         ("[endpoints.a]\nengine = 'external'\nurl = 'http://x'\nmax_loras = 2", "max_loras means nothing", ""),

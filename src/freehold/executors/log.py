@@ -19,6 +19,7 @@ class Log:
     def __init__(self, path: Path, heard: Callable[[bytes], None] | None = None) -> None:
         """`heard` gets what is printed, until somebody takes it away."""
         self._path, self.heard = path, heard
+        self._closed = False
         self._file = self._open()
         self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._read_end, False)
@@ -26,6 +27,8 @@ class Log:
 
     def copy(self) -> None:
         """Some of what is there by now; the loop calls again for the rest."""
+        if self._closed:  # its numbers may be somebody else's by now
+            return
         with contextlib.suppress(BlockingIOError):
             for _ in range(_PIECES):
                 text = os.read(self._read_end, _PIECE_BYTES)
@@ -40,6 +43,7 @@ class Log:
     def close(self) -> None:
         self.copy()
         asyncio.get_running_loop().remove_reader(self._read_end)
+        self._closed = True
         os.close(self._read_end)
         os.close(self._file)
 
