@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := .venv-lock/bin/uv pip compile --no-config --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header --quiet $(LOCK_FLAGS) pyproject.toml --group build
 
-.PHONY: up down hub test check bench soak lock
+.PHONY: up down hub test test-vllm check bench soak lock
 
 up: .venv/.base
 	@$(BIN)/freehold up
@@ -19,6 +19,10 @@ hub: .venv/.base
 
 test: .venv/.test
 	$(BIN)/pytest $(PYTEST_FLAGS)
+
+# The real vLLM on the CPU, in an environment as users get it: 3.6 GB and two minutes, once; then some minutes of tests.
+test-vllm: .venv/.vllm
+	FREEHOLD_VLLM="$$(echo $(CURDIR)/.venv/vllm/.freehold/engines/vllm-*/bin/python)" $(BIN)/pytest -m vllm $(PYTEST_FLAGS)
 
 check: .venv/.test
 	$(BIN)/ruff check
@@ -51,6 +55,11 @@ lock: .venv-lock/bin/uv
 
 .venv/.test: .venv/.base requirements-test.lock
 	$(PIP) --require-hashes -r requirements-test.lock
+	@touch $@
+
+.venv/.vllm: .venv/.test
+	mkdir -p .venv/vllm && touch .venv/vllm/freehold.toml
+	cd .venv/vllm && ../bin/freehold engine install vllm
 	@touch $@
 
 .venv-lock/bin/uv:

@@ -171,7 +171,7 @@ def test_what_it_finds_in_the_sandbox(tmp_path: Path) -> None:
     (made / "bin" / "python").symlink_to(base / "bin" / "python3")
     asked = service(ON_CPU, {"chat_template": "/w/chat.jinja"}, adapter_folder="/state/adapters")
     launch = VLLM.launch(replace(asked, program=str(made / "bin" / "python"), devices=("/dev/nvidia0",)))
-    expected = {str(made), *(str(base / part) for part in ("bin", "lib", "include"))}
+    expected = {str(made / "bin"), *(str(base / part) for part in ("bin", "lib", "include"))}
     assert expected | {"/w/chat.jinja", "/state/adapters"} <= set(launch.readable)
     assert launch.weights == asked.files
     assert launch.devices == ("/dev/nvidia0",)

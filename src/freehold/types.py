@@ -404,6 +404,7 @@ class UsageRecord(Struct, kw_only=True, omit_defaults=True, gc=False):
     wake_ms: float = 0.0  # part of queue_ms: until a replica was up at all
     held_tokens: int = 0  # a daemon died: how much more than was seen the engine may have produced,
     held_pico: int = 0  # and what that may cost; budgets go by it
+    repeated_tokens: int = 0  # of the prompt, that the engine counts again for each further choice; nobody pays them
 
 
 class Content(Struct, frozen=True, kw_only=True):

@@ -96,6 +96,7 @@ class Engine:
     answers_by_stream = False  # ask it for a stream even when the caller wants the answer whole
     refused_fields: Mapping[str, str] = fields.EXTERNAL  # of a request: they reach past it; why
     holds_only: Mapping[str, tuple[Sequence[bytes], str]] = {}  # of a field these values, as JSON; what to do instead
+    repeats_prompts = False  # its counters have the prompt once for each choice
     hides_cache_hits = True  # one cache for all callers, so none may see its hits; unless a salt keeps them apart
 
     def isolate(self, salt: str, slot: int | None, *, same: bool, salted: bool) -> Mapping[str, object]:  # noqa: ARG002

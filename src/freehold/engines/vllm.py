@@ -8,7 +8,7 @@ What it does, as seen of 0.32.0 on its Unix socket, in the sandbox:
 - An adapter that is loaded again under its name may answer from cached prompts of the old one (vLLM #42125): so each
   version has a name of its own. It takes a rank up to --max-lora-rank, of a list of its own.
 - POST /sleep is answered with 200 where sleep mode is off, and nothing is freed: memory says, not the status.
-- `usage` counts the prompt with what the cache gave; prompt_tokens_total does too.
+- `usage` counts the prompt with what the cache gave; prompt_tokens_total does too, and once for each choice.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ VERSION = (0, 32, 0)  # that was run
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 _CPU_FOLDERS = ("/sys/devices/system",)
 _GPU_FOLDERS = ("/sys/devices", "/sys/bus/pci", "/sys/class/infiniband")
+_PARTS = ("bin", "lib", "lib64", "include", "share", "opt", "pyvenv.cfg")
 _COMPILER = Path("/usr/bin/g++")
 _KV_NAMES = {"fp16": "float16"}  # where vLLM has other ones
 _SHOWN = 300  # characters of what it says
@@ -84,7 +85,7 @@ _GIB_SAID = {
 class Vllm(Launchable):
     """One process group serves one folder of safetensors, its KV cache shared by all requests."""
 
-    stream_fields: Mapping[str, object] = {}
+    repeats_prompts = True
     refused_fields: Mapping[str, str] = fields.VLLM
     environment = True
     salts = True
@@ -309,7 +310,10 @@ def machine_folders(plan: Plan) -> tuple[str, ...]:
 
 
 def interpreter(program: str) -> tuple[str, ...]:
-    """An environment, and the Python that it was made from."""
+    """An environment, and the Python that it was made from: of both only their own parts, beside which a team may have
+    other things. What is compiled includes Python.h.
+    """
     folder, home = Path(program).parent.parent, Path(program).resolve().parent.parent
-    parts = (home / part for part in ("bin", "lib", "lib64", "include"))  # what it compiles includes Python.h
-    return (str(folder), *(str(part) for part in parts if part.exists() and not str(part).startswith("/usr/")))
+    parts = (at / part for at in dict.fromkeys((folder, home)) for part in _PARTS)
+    shown = (part for part in parts if part.exists() and not part.is_relative_to("/usr"))
+    return tuple(dict.fromkeys((str(folder / "bin"), *map(str, shown))))

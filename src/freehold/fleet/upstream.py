@@ -112,7 +112,9 @@ class Upstream:
             async with asyncio.timeout(CONNECT_S):
                 connection = await self._connect()
         except (OSError, ValueError) as error:  # TimeoutError among them, and a name that can be none of a host
-            _log.warning("cannot reach the engine at %s: %s", self.url, error)  # its address is not for callers
+            if (said := str(error)) != self._unreached:  # a start asks four times a second
+                self._unreached = said
+                _log.warning("cannot reach the engine at %s: %s", self.url, error)  # its address is not for callers
             sink.on_failure("it cannot be reached", answered=False, sent=False)
             return
         if self._closed or not sink.wanted:

@@ -410,6 +410,8 @@ class Passage:
         record.outcome = outcome
         record.prompt_tokens, record.completion_tokens = tokens.prompt, tokens.completion
         record.cached_tokens, record.reasoning_tokens = tokens.cached, tokens.reasoning
+        if self.choices > 1 and self._route.engine.repeats_prompts:
+            record.repeated_tokens = tokens.prompt * (self.choices // self._ask.prompts - 1)
         record.lower_bound = not self.meter.exact and self._asked > 0 and (self._some_done or self._status in (0, 200))
         record.charge_pico = self._route.price.charge_pico(tokens)
         now_ns = self._now_ns = desk.ground.clock_ns()

@@ -190,7 +190,7 @@ select boot_ns, endpoint, replica, run, at_ns, prompt_tokens, completion_tokens,
 -- What the records say of each run: of requests that had ended at its reading, and of those that were under way then.
 -- Without a replica are those that a daemon's death cut: which one they were at is not known.
 with records as (
-  select usage.*, prompt_tokens + completion_tokens as tokens,
+  select usage.*, prompt_tokens + repeated_tokens + completion_tokens as tokens,
     substr(endpoint, 1, instr(endpoint || ':', ':') - 1) as base,  -- an adapter's name begins with its endpoint's
     (select max(began_ns) from boot where began_ns <= started_ns) as boot_ns,
     started_ns + cast(total_ms * 1000000 as integer) as ended_ns
@@ -198,7 +198,7 @@ with records as (
 )
 select records.boot_ns, records.base, records.replica, records.run,
   count(*) filter (where ended) as requests, count(*) filter (where ended and kind = 'probe') as probes,
-  ifnull(sum(records.prompt_tokens) filter (where ended), 0) as prompt_tokens,
+  ifnull(sum(records.prompt_tokens + repeated_tokens) filter (where ended), 0) as prompt_tokens,
   ifnull(sum(records.completion_tokens) filter (where ended), 0) as completion_tokens,
   count(*) filter (where ended and lower_bound) as cut,
   count(*) filter (where lower_bound and held_tokens = 0) as unknown,
