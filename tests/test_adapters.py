@@ -186,6 +186,27 @@ def test_there_is_nothing_there(tmp_path):
         take(tmp_path / "nowhere", tmp_path / "taken")
 
 
+def test_a_folder_without_its_configuration_is_refused_in_words(mine, tmp_path):
+    (mine / "adapter_config.json").unlink()
+    with pytest.raises(Refused, match=r"adapter_config\.json"):
+        take(mine, tmp_path / "taken", base=MODEL, formats=PEFT)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Unknown, match="empty is empty"):
+        take(tmp_path / "empty", tmp_path / "taken")
+
+
+def test_one_with_a_value_that_is_no_number_is_refused(mine, tmp_path):
+    path = mine / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-4:] = b"\0\0\xc0\x7f"
+    path.write_bytes(data)
+    with pytest.raises(Refused, match="no finite numbers"):
+        take(mine, tmp_path / "taken")
+
+
 def test_other_matrices_are_another_adapter(tmp_path):
     other = take(scaled(tmp_path / "inverse", -1), tmp_path / "other")
     assert other.digest != take(GERMAN, tmp_path / "taken").digest

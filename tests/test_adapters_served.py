@@ -346,3 +346,22 @@ def test_what_an_external_endpoint_says(team):
         team.daemon.ask("POST", "/endpoints/far/adapters", {"name": "german", "path": str(GERMAN)})
         pytest.fail("it was added")
     assert "external" in team.run("adapters", "add", "german", str(GERMAN), "--base", "far", code=2)
+
+
+def test_other_weights_close_its_names_until_the_old_ones_are_back(team):
+    from conftest import DEMO
+
+    start(team, "")
+    add(team, "german", GERMAN)
+    team.end()
+    other = bytearray(DEMO.read_bytes())
+    other[-1000] ^= 1  # a weight
+    (team.folder / "other.gguf").write_bytes(other)
+    team.write(demo='weights = "other.gguf"\ncontext = 512')
+    team.serve()
+    assert team.up("demo") == {"up": "demo"}
+    assert team.post("demo:german").status == 404
+    assert [event["subject"] for event in team.events("adapter.closed")] == ["demo:german"]
+    team.end()
+    start(team, "")
+    assert team.post("demo:german").status == 200

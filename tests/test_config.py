@@ -50,6 +50,8 @@ def written(tmp_path, text):
         ("[endpoints.a]\nweights = 'x'\nreplicas = [{ url = 'http://x' }]", "takes a number of replicas", "docs"),
         ("[endpoints.a]\nengine = 'external'\nurl = 'http://x'\nreplicas = 2", "takes [[endpoints.NAME.replicas]]", ""),
         ("[endpoints.a]\nweights = 'x'\nspeculative = 'draft'", "go together", "draft ="),
+        ("[endpoints.a]\nweights = 'x'\ndraft_tokens = 5", "without speculative", "ngram"),
+        ("[endpoints.a]\nweights = 'x'\nembeddings = true\nparallel = 2", "one request at a time", "parallel = 1"),
         ("[endpoints.a]\nengine = 'external'\nurl = 'http://x'\nmax_loras = 2", "max_loras means nothing", ""),
         ("[endpoints.a]\nengine = 'external'\nurl = 'http://x'\ncontext = 'auto'", "needs an engine", "name"),
         ("[[rates]]\nqqq = 1", "unknown key `qqq` in [rates]", "known keys"),

@@ -26,7 +26,8 @@ CONTEXT = 2048
 TITLES = {"llamacpp": "llama.cpp b11549", "vllm": "vLLM 0.32"}
 VLLM = os.environ.get("FREEHOLD_VLLM", "")
 ENGINES = {
-    "llamacpp": f'weights = "{HERE.parent}/demo/demo.gguf"\nembeddings = true\nparallel = 2\n',
+    "llamacpp": f'weights = "{HERE.parent}/demo/demo.gguf"\nparallel = 2\n',
+    "embedding": f'weights = "{HERE.parent}/demo/demo.gguf"\nembeddings = true\n',
     "vllm": f'engine = "vllm"\nweights = "{HERE.parent}/demo/model"\nbinary = "{VLLM}"\nparallel = 8\n'
     'tool_parser = "hermes"\narguments = ["--enforce-eager"]\n',
 }
@@ -112,9 +113,16 @@ def vllm(tmp_path_factory):
         yield both
 
 
+@pytest.fixture(scope="module")
+def embedding(tmp_path_factory):
+    with talks("embedding", tmp_path_factory.mktemp("embedding")) as both:
+        yield both
+
+
 @pytest.mark.parametrize("feature", FEATURES)
-def test_llamacpp(llamacpp, feature):
-    got = tuple(outcome(FEATURES[feature], talk) for talk in llamacpp)
+def test_llamacpp(request, feature):
+    both = request.getfixturevalue("embedding" if feature == "embeddings" else "llamacpp")
+    got = tuple(outcome(FEATURES[feature], talk) for talk in both)
     assert got == expected("llamacpp", feature)
 
 

@@ -55,6 +55,15 @@ def test_names_take_turns_apart_and_without_a_trial_all_go_to_the_current_one():
     assert {german for german, _ in picked} == {ONE.adapter.name}
 
 
+def test_names_are_closed_when_the_weights_are_others_than_they_were_accepted_on():
+    names = roster(ALONE)
+    assert names.close_others("b" * 64) == []
+    assert names.close_others("c" * 64) == ["german"]
+    assert names.wanted == ()
+    with pytest.raises(Unknown):
+        names.pick("german")
+
+
 def test_a_name_that_is_not_there_says_which_are():
     with pytest.raises(Unknown, match="`demo` has no adapter called `french`") as error:
         roster(ALONE).pick("french")

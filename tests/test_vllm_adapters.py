@@ -1,7 +1,7 @@
 """Adapters on the real vLLM, on two replicas, while many ask: added, tried, taken back, removed, and a replica killed.
 
 What is right is what vLLM answers to one question at a time. FREEHOLD_VLLM names the Python of an environment that has
-it. Room is made for one adapter at once, and two beside it: the others are loaded again from their folders, by vLLM.
+it. Room is made for as many adapters as are asked for at once: a further one would wait until one of them rests.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def pair(tmp_path_factory) -> Iterator[Pair]:
     inverse = scaled(folder / "inverse", -1)
     with team_in(folder) as team:
         team.write(
-            demo=f'{ENGINE}weights = "{MODEL}"\ncontext = 512\nreplicas = 2\nmax_loras = 1\nmax_lora_rank = 16\n'
+            demo=f'{ENGINE}weights = "{MODEL}"\ncontext = 512\nreplicas = 2\nmax_loras = 4\nmax_lora_rank = 16\n'
             f"request_seconds = {REQUEST_S}\n"
         )
         team.serve()

@@ -182,6 +182,12 @@ def test_what_it_finds_in_the_sandbox(tmp_path: Path) -> None:
     }
 
 
+def test_replicas_on_a_cpu_are_not_bound_to_the_same_cores() -> None:
+    env = VLLM.launch(service({**ON_CPU, "threads": 7})).env
+    assert (env["OMP_NUM_THREADS"], env["VLLM_CPU_OMP_THREADS_BIND"]) == ("7", "nobind")
+    assert not {name for name in VLLM.launch(service()).env if "OMP" in name}
+
+
 def test_its_environment_asks_nobody() -> None:
     env = VLLM.launch(service()).env
     assert (env["HF_HUB_OFFLINE"], env["VLLM_NO_USAGE_STATS"], env["VLLM_HOST_IP"]) == ("1", "1", "127.0.0.1")

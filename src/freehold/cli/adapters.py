@@ -30,7 +30,9 @@ def add(config_path: Path, name: str, path: Path, base: str, percent: int) -> No
     cannot load it; then the version before goes on.
     """
     ask = {"name": name, "path": str(path.resolve()), "percent": percent}
-    _say(base, name, _change(config_path, "POST", base, "", ask))
+    _say(base, name, alias := _change(config_path, "POST", base, "", ask))
+    if percent < 100 and not alias["trial"]:
+        click.echo("it is the first of that name, so all requests go to it")
 
 
 @command.command

@@ -216,6 +216,8 @@ def write(path: Path, name: str, page: Page, weights: Path | None) -> str:
             path.write_text(before)
         raise
     then = f"freehold up {name} starts it"
+    if plan.engine == "llamacpp" and weights and weights.suffix != ".gguf":
+        then = f"first convert {weights} to {_planned_file(plan)} (llama.cpp's convert_hf_to_gguf.py); then: {then}"
     if plan.engine == "vllm" and _ours(page, plan):
         then = f"freehold engine install vllm, and freehold pull, bring what is not here yet; then: freehold up {name}"
     elif plan.engine != "llamacpp":
@@ -229,7 +231,7 @@ def _endpoint(page: Page, plan: Deployment, folder: Path, weights: Path | None) 
     if weights is None:
         yield f"model = {_quoted(plan.model)}"
     if plan.engine == "llamacpp":
-        file = f"models/{plan.model}-{plan.scheme.removeprefix('gguf-')}.gguf"
+        file = _planned_file(plan)
         if weights and weights.suffix == ".gguf":
             file = weights.resolve().as_posix()
             file = file.removeprefix(f"{folder.resolve().as_posix()}/")
@@ -252,6 +254,10 @@ def _endpoint(page: Page, plan: Deployment, folder: Path, weights: Path | None) 
             yield f"country = {_quoted(place.country)}"
         if place.offer and place.offer.provider != "own":
             yield f"operator = {_quoted(place.offer.provider)}"
+
+
+def _planned_file(plan: Deployment) -> str:
+    return f"models/{plan.model}-{plan.scheme.removeprefix('gguf-')}.gguf"
 
 
 def _ours(page: Page, plan: Deployment) -> bool:

@@ -46,6 +46,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     draft: Build | None = None  # a small model that guesses
     draft_model: Model | None = None
     draft_tokens: int = 0
+    mtp: bool = False  # guessed by the model's own layers
     version: tuple[int, ...] = ()
 
     @property

@@ -33,7 +33,7 @@ from msgspec.structs import replace
 
 from freehold.engines import fields, prometheus
 from freehold.engines.base import Launchable, Wanted
-from freehold.errors import Unknown
+from freehold.errors import BadConfig, Unknown
 from freehold.facts import Model
 from freehold.plan.llamacpp import fit
 from freehold.types import (
@@ -130,6 +130,9 @@ class LlamaCpp(Launchable):
 
     def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
         """A draft model keeps a cache of its own for each request, beside the model's."""
+        if wanted.mtp and not (model and model.mtp):
+            reason = "the file has no layers for multi-token prediction that are known"
+            return Refusal(subject=f"{build.name} on {host.name}", reason=reason, hint='speculative = "ngram"')
         context = wanted.context or build.context
         planned = partial(fit, parallel=wanted.parallel, threads=wanted.threads)
         if wanted.draft is None:
@@ -158,6 +161,9 @@ class LlamaCpp(Launchable):
         llama.cpp inside xllamacpp.
         """
         plan, options, binary = service.plan, service.options, service.program
+        if options.arguments and not binary:
+            hint = "name a llama-server of your own under binary"
+            raise BadConfig("the llama.cpp that comes with Freehold takes no arguments", hint=hint)
         if not service.socket.endswith(".sock"):
             raise ValueError(f"{service.socket}: llama.cpp listens on a Unix socket only if its name ends in .sock")
         command = (binary,) if binary else (sys.executable, "-I", str(_SERVER))

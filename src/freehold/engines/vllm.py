@@ -2,7 +2,7 @@
 
 What it does, as seen of 0.32.0 on its Unix socket, in the sandbox:
 
-- HTTP answers only once everything is loaded: before, there is no socket, so no 503. A start is seen in its log.
+- HTTP answers only once everything is loaded: before, its socket refuses, so no 503. A start is seen in its log.
 - It runs lscpu, which reads /sys/devices/system, and asks for its own address, which is VLLM_HOST_IP.
 - kill -9 of the API server leaves EngineCore and its workers: only the sandbox ends them with it.
 - An adapter that is loaded again under its name may answer from cached prompts of the old one (vLLM #42125): so each
@@ -115,6 +115,9 @@ class Vllm(Launchable):
     )
 
     def fit(self, build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan | Refusal:
+        if wanted.draft_tokens and not wanted.card:
+            reason = "on a CPU vLLM 0.32 answers nonsense with speculation, wherever the temperature is above 0"
+            return Refusal(subject=f"{build.name} on {host.name}", reason=reason, hint="leave speculative out")
         return paged(build, model, host, wanted)
 
     def launch(self, service: Service) -> Launch:
@@ -143,8 +146,7 @@ class Vllm(Launchable):
                 **variables(service),
                 **ALONE,
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if options.max_loras else "0",
-                # Without a compiler the first request for log probabilities would end the engine.
-                **({} if plan.card or _COMPILER.exists() else {"TORCHDYNAMO_DISABLE": "1"}),
+                **({} if plan.card else _on_cpu(plan)),
             },
             weights=(*service.files, *service.draft_files),
             readable=(
@@ -234,6 +236,7 @@ def paged(build: Build, model: Model | None, host: Host, wanted: Wanted) -> Plan
         context=wanted.context or build.context,
         longest=wanted.longest,
         parallel=wanted.parallel,
+        threads=wanted.threads,
         settings=settings,
         split=Split(wanted.tp, wanted.pp),
         card=wanted.card,
@@ -301,6 +304,17 @@ def variables(service: Service) -> dict[str, str]:
         "NO_COLOR": "1",
         "PATH": f"{Path(service.program).parent}:/usr/bin:/bin",
         **{name: f"{kept}/{folder}" for name, folder in _CACHES.items() if kept},
+    }
+
+
+def _on_cpu(plan: Plan) -> dict[str, str]:
+    """Left to itself every replica binds its threads to the same cores: beside a busy one another never comes up."""
+    return {
+        "OMP_NUM_THREADS": str(plan.threads or 1),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # Without a compiler the first request for log probabilities would end the engine.
+        **({} if _COMPILER.exists() else {"TORCHDYNAMO_DISABLE": "1"}),
     }
 
 

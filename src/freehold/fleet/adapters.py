@@ -133,7 +133,7 @@ class Adapters:
             )  # fmt: skip
             await asyncio.to_thread(save, ground.state, said, key)
         number = self._roster.next_number(name)
-        internal = f"{name}@{number}-{taken.digest[:8]}"  # other files never get a name that a cache may know
+        internal = f"{name}@{number}-{digest[:8]}"  # other files never get a name that a cache may know
         return Version(
             name=name,
             number=number,

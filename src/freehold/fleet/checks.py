@@ -77,18 +77,28 @@ def _check_endpoint(where: str, name: str, endpoint: Endpoint, endpoints: dict[s
         others = (*_EXTERNAL, *(key for key in _SOME if key not in kind.takes))
     if stray := [key for key in others if getattr(endpoint, key) != defaults[key]]:
         raise BadConfig(f"{where}: {', '.join(stray)} means nothing with engine = '{endpoint.engine}'")
-    if external and endpoint.context == "auto":
-        raise BadConfig(f"{where}: context = 'auto' needs an engine that Freehold starts", hint="name the tokens")
-    if (endpoint.draft is not None) != (endpoint.speculative == "draft"):
-        raise BadConfig(
-            f"{where}: draft and speculative = 'draft' go together", hint="draft = the small model's weights"
-        )
+    _check_pairs(where, endpoint)
     _check_replicas(where, name, endpoint, endpoints)
     for other in endpoint.fallback:
         if other not in endpoints or other == name:
             what = "is this endpoint itself" if other == name else "is no endpoint"
             there_are = ", ".join(sorted(endpoints.keys() - {name})) or "no others"
             raise BadConfig(f"{where} fallback: `{other}` {what}", hint=f"there are: {there_are}")
+
+
+def _check_pairs(where: str, endpoint: Endpoint) -> None:
+    """Keys that go together, or not."""
+    if endpoint.engine == "external" and endpoint.context == "auto":
+        raise BadConfig(f"{where}: context = 'auto' needs an engine that Freehold starts", hint="name the tokens")
+    if (endpoint.draft is not None) != (endpoint.speculative == "draft"):
+        raise BadConfig(
+            f"{where}: draft and speculative = 'draft' go together", hint="draft = the small model's weights"
+        )
+    if endpoint.draft_tokens != type(endpoint)().draft_tokens and not endpoint.speculative:
+        raise BadConfig(f"{where}: draft_tokens means nothing without speculative", hint='speculative = "ngram"')
+    if endpoint.embeddings and endpoint.engine == "llamacpp" and (endpoint.slots or 0) > 1:
+        # llama.cpp b11549 computes texts of other lengths together, and gets their vectors wrong: cosines of 0.7
+        raise BadConfig(f"{where}: with embeddings llama.cpp answers one request at a time", hint="parallel = 1")
 
 
 def _check_replicas(where: str, name: str, endpoint: Endpoint, endpoints: dict[str, Endpoint]) -> None:

@@ -206,7 +206,8 @@ class Endpoint(_Table, frozen=True):
         """Requests that one replica answers at once; None: as many as come."""
         if self.engine == "external":
             return self.parallel or None
-        return self.parallel or (DEFAULT_PARALLEL if self.engine == "llamacpp" else PAGED_PARALLEL)
+        alone = 1 if self.embeddings else DEFAULT_PARALLEL  # see checks.py
+        return self.parallel or (alone if self.engine == "llamacpp" else PAGED_PARALLEL)
 
     @property
     def embeds(self) -> bool:

@@ -60,6 +60,8 @@ class Outfit:
 
     async def _find_program(self) -> Program:
         endpoint, folder = self._endpoint, self._ground.engines_dir
+        if endpoint.binary and not Path(endpoint.binary).exists():  # noqa: ASYNC240  a stat is no waiting
+            raise BadConfig(f"[endpoints.{self._name}] binary: there is no {endpoint.binary}", hint="name another")
         if not self._engine.environment:
             return Program(path=endpoint.binary or "", about=endpoint.binary or endpoint.engine)
         if endpoint.binary:
@@ -107,6 +109,7 @@ class Outfit:
             draft=draft,
             draft_model=draft.model if draft else None,
             draft_tokens=endpoint.draft_tokens if endpoint.speculative else 0,
+            mtp=endpoint.speculative == "mtp",
             version=self._program.version,
         )
         answer = self._engine.fit(build, build.model, host, wanted)

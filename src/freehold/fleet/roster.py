@@ -72,6 +72,13 @@ class Roster:
         self._turns[name] = turn % 100
         return (alias.trial if turn >= 100 else alias.current).adapter
 
+    def close_others(self, base_digest: str) -> list[str]:
+        """Adapters are for the weights that they were accepted on: the names of those that were, and are closed now."""
+        others = [name for name, alias in self.aliases.items() if alias.current.base_digest != base_digest]
+        for name in others:
+            del self.aliases[name]
+        return others
+
     def find(self, name: str) -> Alias:
         try:
             return self.aliases[name]

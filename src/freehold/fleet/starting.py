@@ -73,6 +73,9 @@ class Start:
         hearing = self._hearing = Hearing(self.engine, self._name, self._ground)
         hearing.enter("verifying the weights")
         await self._outfit.prepare()
+        for name in self._roster.close_others(self._trust.digest):
+            why = "the weights are not those that it was accepted on"
+            self._ground.tell("adapter.closed", f"{self._served}:{name}", why=why)
         try:
             await self._start(hearing)
         except DoesNotFit as error:

@@ -63,6 +63,7 @@ class Upstream:
         self.idle: list[Connection] = []
         self._dialling: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._unreached = ""  # why, the last time
         host = parts.netloc.rpartition("@")[2] or "engine"
         key = f"authorization: Bearer {api_key}\r\n" if api_key else ""
         self._headers = f" HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n{key}"
@@ -121,6 +122,7 @@ class Upstream:
             connection.transport.abort()
             sink.on_failure("its run is over", answered=False, sent=False)
         else:
+            self._unreached = ""
             connection.send(sink, request)
 
     async def _connect(self) -> Connection:

@@ -149,7 +149,9 @@ class Desk:
         With it the version of the adapter that `endpoint:adapter` means; "" where the base is asked for.
         """
         endpoint, colon, alias = name.partition(":")
-        route = self.fleet.find(endpoint if colon else name)
+        if colon and endpoint not in self.fleet.endpoints:
+            raise unknown_model(name)
+        route = self.fleet.find(endpoint)
         if colon and alias not in route.roster.aliases:
             raise unknown_model(name)
         terms.require_endpoint(name)

@@ -26,6 +26,7 @@ from freehold.fleet.fleet import Fleet
 from freehold.fleet.ground import Ground
 from freehold.fleet.occupancy import Occupancy
 from freehold.fleet.replica import STARTS_REMEMBERED
+from freehold.fleet.starting import remove_folder
 from freehold.gateway import tls
 from freehold.gateway.admin import Admin
 from freehold.gateway.app import Gateway
@@ -63,6 +64,9 @@ async def serve(config: Config, config_digest: str, config_path: Path) -> None:
         stack.enter_context(lock(state))
         run = run_dir(state)
         swept = sweep(run)
+        for left in run.iterdir():  # sockets of engines that a daemon left when it was killed
+            if left.is_dir():
+                remove_folder(left)
         ground = await stack.enter_async_context(_ground(config, state, run, [config_path, *_secrets(config)]))
         _tell_before(ground, swept)
         await note_config(ground, config)

@@ -13,6 +13,7 @@ from freehold.plan.units import size
 from freehold.types import Finding, Verdict
 from freehold.weights import describe, gguf, verify
 from freehold.weights.files import list_files
+from freehold.weights.finite import not_finite
 from freehold.weights.lora_gguf import CONFIG, convert
 from freehold.weights.reading import MAX_JSON_BYTES, parse_json, quoted
 from freehold.weights.tokens import words
@@ -44,6 +45,9 @@ def accept(path: Path, base: Path, folder: Path, formats: Sequence[str]) -> Acce
     source = _verified(given, None if converts else base)
     rank = _rank_of_gguf(given, base) if is_gguf else _rank_of_peft(given)
     _check_tokenizer(given, base)
+    if odd := not_finite(list_files(given)[0]):
+        what = f"{len(odd)} tensors, {odd[0]} the first, have values that are no finite numbers"
+        raise Refused(f"the adapter was refused: {what}", hint="its training went wrong: take an earlier checkpoint")
     if not converts:
         return Accepted(served=_only_file(given) if is_gguf else given, digest=source.digest, rank=rank, source=source,
                         converted=False)  # fmt: skip
@@ -69,6 +73,8 @@ def _copy(path: Path, folder: Path) -> Path:
     """Of regular files only, as they are now."""
     files, findings = list_files(path)
     _refuse(findings)
+    if not files:
+        raise Unknown(f"{path} is empty", hint="name the folder that PEFT's save_pretrained made, or a GGUF adapter")
     total = sum(file.size_bytes for file in files)
     if total > min(MAX_BYTES, shutil.disk_usage(folder.parent).free // 3):  # twice as much when it is converted
         raise DoesNotFit(
@@ -96,8 +102,11 @@ def _only_file(folder: Path) -> Path:
 
 def _rank_of_peft(folder: Path) -> int:
     """The largest of its modules; 0: it does not say. The gate has read the file by now."""
-    with (folder / CONFIG).open("rb") as file:
-        config = parse_json(file.read(MAX_JSON_BYTES))
+    try:
+        with (folder / CONFIG).open("rb") as file:
+            config = parse_json(file.read(MAX_JSON_BYTES))
+    except FileNotFoundError:
+        raise Refused(f"the adapter has no {CONFIG}", hint="name the folder that PEFT's save_pretrained made") from None
     ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
     return max((each for each in ranks if isinstance(each, int)), default=0)
 
