@@ -14,7 +14,6 @@ import signal
 import struct
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -27,9 +26,8 @@ import pytest
 from asking import ASKING, chat, connect
 from conftest import DEMO, Team, alive, team_in
 from conversation import ANSWER, SCHEMA
-from lora_mix import QUESTIONS
 
-from freehold.engines import families, prometheus
+from freehold.engines import families
 from freehold.executors.memory import tree
 from freehold.ledger import report
 from freehold.types import Measurement, Stated
@@ -85,13 +83,14 @@ def served(tmp_path_factory) -> Iterator[Served]:
         team.write(
             server='metrics = "127.0.0.1:0"',
             demo=f"{own}context = {CONTEXT}\n",
-            guess=f'{own}context = "auto"\nspeculative = "ngram"\n{FEW}',
+            few=f'{own}context = "auto"\n{FEW}',
+            guess=f'{own}context = 512\nspeculative = "ngram"\n',
             low=f"{own}context = 512\nbatched_tokens = 4\n",
             wrong=f'{own}context = 512\narguments = ["--max-num-sequences", "8"]\n',
             large=f'{ENGINE}weights = "{large(folder / "large")}"\ncontext = 131072\n',
         )
         team.serve()
-        names = ["demo", "guess", "low"]
+        names = ["demo", "few", "low"]
         with ThreadPoolExecutor(len(names)) as pool:
             yield Served(team, dict(zip(names, pool.map(team.up, names), strict=True)))
 
@@ -197,34 +196,23 @@ def test_a_context_that_does_not_fit_is_refused_with_one_that_does(team):
 def test_where_vllm_itself_counts_otherwise_it_is_started_again_with_what_it_names(served):
     """Its cache is smaller than was planned, by an argument of the team's own: its word is the last."""
     team = served.team
-    assert served.said["guess"] == {"up": "guess"}
-    (shortened,) = events(team, "plan.shortened", "guess")
-    assert shortened["detail"]["context"] == team.status("guess")["context"] == (BLOCKS - 1) * 128
-    assert len(events(team, "engine.started", "guess")) == 2
-    assert team.status("guess")["measured"]["kv_tokens"] == BLOCKS * 128
-    refused = team.post("guess", "model " * 600)
+    assert served.said["few"] == {"up": "few"}
+    (shortened,) = events(team, "plan.shortened", "few")
+    assert shortened["detail"]["context"] == team.status("few")["context"] == (BLOCKS - 1) * 128
+    assert len(events(team, "engine.started", "few")) == 2
+    assert team.status("few")["measured"]["kv_tokens"] == BLOCKS * 128
+    refused = team.post("few", "model " * 600)
     assert (refused.status, json.loads(refused.read())["error"]["code"]) == (400, "context_length_exceeded")
 
 
 # what it serves
 
 
-def test_what_was_guessed_right_is_counted_and_changes_no_answer(team):
-    for question in (ASKING[0]["content"], *QUESTIONS):
-        assert ask(team, "guess", question) == ask(team, "demo", question)
-    assert ask(team, "guess", ASKING[0]["content"]) == ANSWER
-    replicas = {each["endpoint"]: each for each in json.loads(team.run("ps", "--wide", "--json"))["endpoints"]}
-    said = replicas["guess"]["signals"]
-    assert 0 < said["accepted"] < said["drafted"]
-    assert replicas["demo"]["signals"]["drafted"] == 0
-    share = f"{said['accepted'] / said['drafted']:.0%} of {said['drafted']:,}"
-    assert share in team.run("ps", "--wide")
-    with urllib.request.urlopen(team.daemon.ask("GET", "/status")["metrics"], timeout=20) as page:
-        counted = prometheus.totals(page.read())
-    assert (counted["freehold_engine_accepted_tokens_total"], counted["freehold_engine_drafted_tokens_total"]) == (
-        *(said["accepted"], said["drafted"]),
-    )
-    say("guessed right:", share)
+def test_speculation_is_refused_where_its_answers_go_wrong(team):
+    """With ngram on a CPU 150 of 160 short questions at a temperature of 1 got nonsense; greedily they were right."""
+    said = team.up("guess")
+    assert "vLLM 0.32 answers nonsense with speculation" in said["error"]
+    assert not events(team, "engine.started", "guess")
 
 
 def test_groups_do_not_read_each_other_s_cache(team):
@@ -293,6 +281,7 @@ def test_killed_it_leaves_nothing_and_who_asks_meanwhile_is_answered(team):
         gone_s = time.monotonic() - began_s
         assert {each.result().choices[0].message.content for each in answers} == {ANSWER}
     answered_s = time.monotonic() - began_s
+    team.until(lambda: measurement(team, "demo").run == first.run + 1)
     again = measurement(team, "demo")
     say(f"kill -9: {len(there.pids)} processes gone after {gone_s:.2f} s, the next answer after {answered_s:.1f} s")
     assert (first.run, again.run) == (1, 2)
