@@ -30,6 +30,7 @@ class FakeStart:
     context = 512
     plan = measured = None
     adapters: dict = {}  # noqa: RUF012
+    full = False
 
     def __init__(self) -> None:
         self.upstream: Upstream | None = None

@@ -290,7 +290,7 @@ def test_cards_of_one_kind_are_found_beside_a_lonely_one():
 
 async def test_a_second_attempt_hears_nothing_of_the_first(tmp_path):
     async with floor_in(tmp_path, context="auto") as floor:
-        start = Start("demo+2", LlamaCpp(), floor.route, (SimpleNamespace(), None), floor.ground)
+        start = Start("demo+2", LlamaCpp(), floor.route, (SimpleNamespace(digest=""), None), floor.ground)
         assert start._log == tmp_path / "demo.log"
         tried = []
 

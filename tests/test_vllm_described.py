@@ -79,6 +79,9 @@ LAUNCHES: dict[str, tuple[Service, dict[str, str], set[str]]] = {  # what it mus
         {"--enable-lora": "", "--max-loras": "4", "--max-cpu-loras": "8", "--max-lora-rank": "32"},
         set(),
     ),
+    "room for adapters on a CPU": (
+        service(ON_CPU, {"max_loras": 4, "max_lora_rank": 8}), {"--max-loras": "5", "--max-cpu-loras": "8"}, set(),
+    ),
     "arguments of the team's own": (service(options={"arguments": ("--seed", "7")}), {"--seed": "7"}, set()),
 }  # fmt: skip
 
@@ -322,6 +325,12 @@ def test_what_it_counts() -> None:
     assert VLLM.signals(METRICS) == Signals(
         running=2, waiting=1, kv_usage=0.25, prefix_asked=300, prefix_hit=128, drafted=30, accepted=12
     )
+
+
+def test_on_a_cpu_the_last_slot_stays_empty() -> None:
+    asked = service(ON_CPU, {"max_loras": 4})
+    assert VLLM.room(asked) == int(given_to(asked)["--max-loras"]) - 1 == 4
+    assert VLLM.room(service(options={"max_loras": 4})) is None
 
 
 def test_adapters_are_put_on_it_while_it_serves() -> None:

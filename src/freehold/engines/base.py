@@ -193,6 +193,10 @@ class Launchable(Engine):
         """Give it an adapter while it serves; None: it has those of its launch."""
         return None
 
+    def room(self, service: Service) -> int | None:  # noqa: ARG002
+        """How many adapters one process may ever be given, those it dropped among them; None: any number."""
+        return None
+
     def unload(self, adapter: Adapter) -> Call | None:  # noqa: ARG002
         return None
 

@@ -7,6 +7,8 @@ What it does, as seen of 0.32.0 on its Unix socket, in the sandbox:
 - kill -9 of the API server leaves EngineCore and its workers: only the sandbox ends them with it.
 - An adapter that is loaded again under its name may answer from cached prompts of the old one (vLLM #42125): so each
   version has a name of its own. It takes a rank up to --max-lora-rank, of a list of its own.
+- On a CPU requests for the base that share a step with others get the adapter of the last slot (`lora_weights[-1]` in
+  lora/ops/torch_ops/lora_ops.py), and unloading empties no slot. Kernels for cards skip them.
 - POST /sleep is answered with 200 where sleep mode is off, and nothing is freed: memory says, not the status.
 - `usage` counts the prompt with what the cache gave; prompt_tokens_total does too, and once for each choice.
 """
@@ -215,6 +217,10 @@ class Vllm(Launchable):
         body = msgspec.json.encode({"lora_name": adapter.name, "lora_path": adapter.path})
         return Call(method="POST", path="/v1/load_lora_adapter", body=body)
 
+    def room(self, service: Service) -> int | None:
+        """On a CPU requests without an adapter get what is in the last of its slots, and none is ever emptied."""
+        return None if service.plan.card else service.options.max_loras
+
     def unload(self, adapter: Adapter) -> Call:
         body = msgspec.json.encode({"lora_name": adapter.name})
         return Call(method="POST", path="/v1/unload_lora_adapter", body=body)
@@ -289,7 +295,7 @@ def _loras(service: Service) -> tuple[str, ...]:
     if not options.max_loras:
         return ()
     rank = next((each for each in _RANKS if each >= options.max_lora_rank), _RANKS[-1])
-    many = str(options.max_loras)
+    many = str(options.max_loras + (not service.plan.card))  # one is never filled there: see `room`
     return ("--enable-lora", "--max-loras", many, "--max-cpu-loras", str(2 * options.max_loras),
             "--max-lora-rank", str(rank))  # fmt: skip
 

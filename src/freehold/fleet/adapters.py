@@ -103,7 +103,7 @@ class Adapters:
                 f"`{pool.name}` was started without room for adapters",
                 hint="max_loras = 4 in freehold.toml says how many at once; then freehold down, freehold up",
             )
-        if kind == "launch" and len(self._roster.wanted) >= most:  # the others are swapped by the engine itself
+        if self._replaces and len(self._roster.wanted) >= most:  # the others are swapped by the engine itself
             raise BadRequest(
                 f"`{pool.name}` has {len(self._roster.wanted)} versions of adapters, and max_loras is {most}",
                 hint="freehold adapters remove takes one away; or a larger max_loras",
@@ -150,7 +150,7 @@ class Adapters:
         self._roster.staged = version
         self._ground.tell("adapter.loading", subject, version=adapter.name, replicas=len(pool.serving))
         try:
-            if pool.engine.adapters == "launch":
+            if self._replaces:
                 await pool.replace()
             async with asyncio.timeout(pool.endpoint.start_seconds):
                 await self._wake()  # it may have become idle meanwhile: then its next start has what is staged
@@ -166,6 +166,11 @@ class Adapters:
             raise
         answer = next(iter(texts.values()), "")
         self._ground.tell("adapter.probed", subject, version=adapter.name, replicas=len(texts), answer=answer)
+
+    @property
+    def _replaces(self) -> bool:
+        """Only a successor of each replica can have one more."""
+        return self._pool.engine.adapters == "launch" or any(each.start.full for each in self._pool.serving)
 
     async def _compare(self, adapter: Adapter) -> dict[str, str]:
         """What each replica answers with it. Raises EngineFailed when they do not come to say the same."""

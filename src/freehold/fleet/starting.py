@@ -58,6 +58,8 @@ class Start:
         self._log = ground.log_dir / f"{replica.partition('+')[0]}.log"  # successors go on in it
         self._hearing: Hearing | None = None
         self._came_up: tuple[Service, Hearing] | None = None  # what the running engine was started from
+        self._room: int | None = None  # adapters that it may ever be given
+        self._given = 0
         self._socket_fd: int | None = None
         self._folder: Path | None = None
         self._run = 0
@@ -96,6 +98,7 @@ class Start:
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name[:12]}-", dir=self._ground.run_dir))
         socket = str(self._folder / "engine.sock")
         service, launch = await asyncio.to_thread(self._outfit.launch, plan, socket, self._roster.wanted)
+        self._room, self._given = self.engine.room(service), 0
         for adapter in service.adapters:
             await self._check_adapter(adapter)
         argv = shlex.join(launch.argv)
@@ -136,8 +139,16 @@ class Start:
             return []
         return [adapter for adapter in self._roster.wanted if adapter.name not in self.adapters]
 
+    @property
+    def full(self) -> bool:
+        """It may be given no adapter more: only its successor may."""
+        return self._room is not None and self._given >= self._room
+
     async def load(self, adapter: Adapter) -> None:
-        """Give the running engine an adapter. Raises EngineFailed with its words."""
+        """Give the running engine an adapter. Raises EngineFailed with its words, DoesNotFit when it is full."""
+        if self.full:
+            hint = "freehold adapters remove takes one away; or a larger max_loras"
+            raise DoesNotFit(f"`{self._name}` has room for {self._room} versions of adapters", hint=hint)
         call = self.engine.load(adapter)
         if call is None or self.upstream is None:
             raise EngineFailed(f"the engine of `{self._name}` is not up")
@@ -145,6 +156,7 @@ class Start:
         if answer.status != 200:
             _, said = self.engine.error(answer.status, answer.body)
             raise EngineFailed(f"`{self._name}` could not load {adapter.name}: {said.message}")
+        self._given += 1
         await self._take(adapter, self.engine.ask(adapter, ()))
 
     async def _take(self, adapter: Adapter, fields: Mapping[str, object]) -> None:
