@@ -161,9 +161,17 @@ def service(folder: Path, context: int = 2048, **options) -> Service:
 
 @pytest.mark.parametrize("context", [256, 2048])
 async def test_llamacpp_takes_what_was_predicted(tmp_path, context):
-    llamacpp, asked, heard = LlamaCpp(), service(tmp_path, context), bytearray()
-    process = await Local(tmp_path / "run").start(llamacpp.launch(asked), "acme", tmp_path / "log", heard.extend)
+    llamacpp, asked, heard, said = LlamaCpp(), service(tmp_path, context), bytearray(), asyncio.Event()
+
+    def hear(text: bytes) -> None:
+        heard.extend(text)
+        if b"n_ctx_slot" in heard:  # the last that counts; its log may come after it is ready
+            said.set()
+
+    process = await Local(tmp_path / "run").start(llamacpp.launch(asked), "acme", tmp_path / "log", hear)
     try:
+        async with asyncio.timeout(20):
+            await said.wait()
         await asyncio.to_thread(unixhttp.wait_ready, asked.socket, llamacpp.ready_path, tmp_path / "log")
         _, metrics = await asyncio.to_thread(unixhttp.request, asked.socket, "GET", llamacpp.metrics_path)
         process.stop_listening()

@@ -199,7 +199,7 @@ def test_when_one_was_given_all_it_may_be_given_successors_take_over(pair):
     began_s = time.monotonic()
     team.daemon.ask("POST", "/endpoints/demo/adapters", wanted, timeout_s=None)
     say(f"two successors in {time.monotonic() - began_s:.1f} s")
-    assert statuses(team).keys() == {"demo-1+2", "demo-2+3"}
+    team.until(lambda: statuses(team).keys() == {"demo-1+2", "demo-2+3"})
     for replica in statuses(team):
         assert known_to(team, replica) == {"german@2", "inverse@2", "half@1"}
     with load(team, *pair.right, threads=6, most=60) as asked:

@@ -122,7 +122,6 @@ class Start:
             for adapter in missing:
                 await self._check_adapter(adapter)
                 await self.load(adapter)
-        process.stop_listening()
         hearing.close()
         self._came_up = service, hearing
 
@@ -315,8 +314,11 @@ class Start:
             return
         (service, hearing), process, ground = self._came_up, self.process, self._ground
         model = self._outfit.build.model
-        stated = self.engine.stated(hearing.said, await self.metrics())
-        took = await asyncio.to_thread(taken, process.pid)
+        try:
+            metrics, took = await self.metrics(), await asyncio.to_thread(taken, process.pid)
+        finally:  # its log may come a little after it is ready
+            process.stop_listening()
+        stated = self.engine.stated(hearing.said, metrics)
         self.measured = msgspec.structs.replace(stated, **took)
         measurement = Measurement(
             at_ns=ground.clock_ns(), endpoint=self._served, replica=self._name, run=self._run,
