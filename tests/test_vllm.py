@@ -242,6 +242,10 @@ def test_requests_of_every_kind_are_counted_to_the_token(team):
         assert all(pool.map(lambda more: client.chat.completions.create(**asked | more).choices, kinds * 3))
         assert client.completions.create(model="demo", prompt=["Qwen3-8B is", "The"], max_tokens=5).choices
     (run,) = [each for each in json.loads(team.run("usage", "--reconcile", "--json")) if each["endpoint"] == "demo"]
+    of_one = next(row["prompt_tokens"] for row in team.records() if row["completion_tokens"] == 3)
+    assert run["counted_prompt"] - run["recorded_prompt"] == of_one, (
+        "only the prompt of the one that was cut is not known"
+    )
     say("reconciled:", run)
     assert "differs" not in team.run("usage", "--reconcile")
 
