@@ -38,6 +38,7 @@ MIX = {
     "no such model": (0.05, "-m json -c 8 -M nothing"),
     "no such key": (0.05, "-m json -c 8 -k fh-nobody"),
 }
+LATE = 0.01  # of those who left, at most
 EXPECTED = {"no such model": "404", "no such key": "401"}
 
 
@@ -85,14 +86,17 @@ def soak(scratch: Path, gateway: wire.Gateway, rate: float, minutes: float) -> t
 def judge(counted: dict[str, Counter], records: dict[str, int], at_engine: int) -> list[str]:
     """What is not as it must be. A record for each request that an engine saw, and none for those refused."""
     wrong = []
-    asked = {"ok": counted["whole"]["ok"] + counted["streamed"]["ok"], "cut": counted["left"]["cut"]}
-    if records != {outcome: n for outcome, n in asked.items() if n}:
+    left = counted["left"]
+    asked = {"ok": counted["whole"]["ok"] + counted["streamed"]["ok"] + left["ok"], "cut": left["cut"]}
+    # On a machine that stands still for a moment a stream may have been sent to its end before its caller leaves.
+    late = records.get("ok", 0) - asked["ok"]
+    if sum(records.values()) != sum(asked.values()) or not 0 <= late <= LATE * asked["cut"]:
         wrong.append(f"callers counted {asked}, the book holds {records}")
     if at_engine != sum(records.values()):
         wrong.append(f"{at_engine} requests reached the engine, the book holds {sum(records.values())}")
     for kind, counts in counted.items():
         status = EXPECTED.get(kind)
-        as_expected = counts[f"status {status}"] if status else counts["cut"] if kind == "left" else counts["ok"]
+        as_expected = counts[f"status {status}"] if status else counts["ok"] + counts["cut"] * (kind == "left")
         if as_expected != counts["ok"] + counts["bad"] + counts["cut"] + counts["err"] or counts["open_at_end"]:
             wrong.append(f"{kind}: {dict(counts)}")
     return wrong
