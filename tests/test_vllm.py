@@ -101,10 +101,15 @@ def team(served) -> Team:
 
 
 def measurement(team: Team, endpoint: str) -> Measurement:
-    """Of its last start."""
-    team.daemon.ask("POST", "/flush")
-    with report.reading(team.state) as db:
-        values = db.execute("select * from measurement where endpoint = ? order by run desc", (endpoint,)).fetchone()
+    """Of its last start, which is measured a little after it is up."""
+
+    def last():
+        team.daemon.ask("POST", "/flush")
+        with report.reading(team.state) as db:
+            found = db.execute("select * from measurement where endpoint = ? order by run desc", (endpoint,))
+            return found.fetchone()
+
+    values = team.until(last)
     kinds = {"predicted": Stated, "stated": Stated, "start_s": dict[str, float]}
     said = {name: msgspec.json.decode(values[name], type=kind) for name, kind in kinds.items()}
     return Measurement(**{**dict(values), **said})

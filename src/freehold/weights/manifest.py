@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def save(state: Path, manifest: Manifest, signer: Signer) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     signed = Signed(manifest=manifest, key=signer.public, signature=signer.sign("manifest", _message(manifest)))
     path = folder / f"{manifest.digest}.json"
-    draft = path.with_suffix(f".{os.getpid()}.new")
+    draft = path.with_suffix(f".{secrets.token_hex(8)}.new")  # endpoints that share weights may start together
     draft.write_bytes(msgspec.json.format(msgspec.json.encode(signed)) + b"\n")
     draft.replace(path)
     return path
