@@ -34,6 +34,30 @@ def test_an_engine_that_is_not_there(team):
     assert team.daemon.running()
 
 
+def test_what_the_configuration_asks_and_cannot_be_is_said_before_an_engine_is_started(team):
+    mtp = team.demo('speculative = "mtp"')
+    team.write(
+        options=team.demo('arguments = ["--temp", "0.5"]'), absent=team.demo('binary = "/nowhere/llama"'), mtp=mtp
+    )
+    team.serve()
+    why = {name: team.up(name)["error"] for name in ("options", "absent", "mtp")}
+    assert "takes no arguments" in why["options"]
+    assert why["absent"] == "[endpoints.absent] binary: there is no /nowhere/llama"
+    assert "no layers for multi-token prediction" in why["mtp"]
+    assert team.events("engine.started") == []
+
+
+def test_what_a_killed_daemon_left_of_its_engines_is_cleared_away(team):
+    team.write(demo=team.fake())
+    team.serve()
+    team.up("demo")
+    left = team.socket("demo").parent
+    team.kill()
+    assert left.exists()
+    team.serve()
+    assert not left.exists()
+
+
 def test_every_start_ends_with_a_real_completion_on_record(team):
     team.write(demo=team.fake())
     team.serve()

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from freehold.engines import contract, families, flags
+from freehold.engines import Wanted, contract, families, flags
 from freehold.engines.vllm import VERSION, Vllm
 from freehold.errors import BadConfig, DoesNotFit, NotReady
-from freehold.types import Adapter, Options, Plan, Service, Signals, Stated, Tokens
+from freehold.types import Adapter, Build, Host, Options, Plan, Refusal, Service, Signals, Stated, Tokens
 
 VLLM = Vllm()
 GIB = 1 << 30
@@ -325,6 +325,22 @@ def test_what_it_counts() -> None:
     assert VLLM.signals(METRICS) == Signals(
         running=2, waiting=1, kv_usage=0.25, prefix_asked=300, prefix_hit=128, drafted=30, accepted=12
     )
+
+
+def test_on_a_cpu_it_is_not_started_with_speculation() -> None:
+    """Its answers go wrong; see docs/engines.md. With a card it is planned."""
+    build, host = small(), Host(name="here", cpu="", cores=2, memory_bytes=1 << 40, available_bytes=1 << 40)
+    refused = VLLM.fit(build, None, host, Wanted(context=64, draft_tokens=3))
+    assert isinstance(refused, Refusal)
+    assert "speculation" in refused.reason
+    assert isinstance(VLLM.fit(build, None, host, Wanted(context=64)), Plan)
+
+
+def small() -> Build:
+    return Build(
+        name="small", format="safetensors", architecture="llama", precision="BF16", weight_bytes=1 << 20, layers=2,
+        kv_heads=2, key_dim=64, value_dim=64, hidden_size=128, vocabulary=1000, context=128,
+    )  # fmt: skip
 
 
 def test_on_a_cpu_the_last_slot_stays_empty() -> None:

@@ -63,10 +63,7 @@ async def serve(config: Config, config_digest: str, config_path: Path) -> None:
     async with AsyncExitStack() as stack:
         stack.enter_context(lock(state))
         run = run_dir(state)
-        swept = sweep(run)
-        for left in run.iterdir():  # sockets of engines that a daemon left when it was killed
-            if left.is_dir():
-                remove_folder(left)
+        swept = _sweep_run(run)
         ground = await stack.enter_async_context(_ground(config, state, run, [config_path, *_secrets(config)]))
         _tell_before(ground, swept)
         await note_config(ground, config)
@@ -108,6 +105,15 @@ async def serve(config: Config, config_digest: str, config_path: Path) -> None:
             await custody.attest()
         if ground.book.broken:
             raise FreeholdError("the book could not be written any more", hint="is the disk full? freehold doctor")
+
+
+def _sweep_run(run: Path) -> int:
+    """Clear away what a daemon left that was killed; how many engines were still there."""
+    swept = sweep(run)
+    for left in run.iterdir():  # their sockets' folders
+        if left.is_dir():
+            remove_folder(left)
+    return swept
 
 
 def _front(gateway: Gateway, server: Server, ground: Ground, secured: tls.Certificate | None) -> _Server:
