@@ -295,3 +295,54 @@ class ApiPrice(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
     date: str = ""  # "": undated
     source: str = ""
     note: str = ""
+
+
+class Cohort(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Scores that may be compared with each other: one benchmark, run by one party in one way."""
+
+    id: str  # short and stable, for example euroeval-german-knowledge
+    benchmark: str
+    variant: str = ""  # subset, language and metric, length, scaffold
+    measured_by: str
+    kind: Literal["independent", "publisher", "own"]  # own: imported by the company
+    version: str = ""  # of the harness or the run; where nobody said it, its date
+    mode: str = ""  # of thinking, as the source says it; "": not stated
+    setting: str = ""  # shots, tools, split: what else was the same for all
+    unit: str = "percent"
+    lower_is_better: bool = False
+    language: str = ""  # ISO 639-1
+    tasks: tuple[str, ...] = ()  # reasoning, coding, agentic, maths, instruction, long-context
+    informs: str = ""  # why it does not rank: superseded, saturated, a baseline of pairs; "": it ranks
+
+
+class Score(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What one model reached in one cohort."""
+
+    cohort: str  # id
+    model: str  # id
+    value: float
+    error: float | None = None  # half of the 95 % interval, where the source prints one
+    served: str = ""  # precision it was served in, where the source says so
+    date: str = ""
+    source: str = ""
+    note: str = ""
+    trust: Literal["high", "medium", "low"] = "high"
+
+
+class Pair(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The same model in two precisions, measured by the same party in the same harness."""
+
+    model: str  # id; of a model that is not in the catalogue its name
+    scheme: str  # a key of plan.weights.SCHEMES; "": none of them
+    label: str  # as the source names what was measured
+    base: str  # a key of plan.weights.SCHEMES, or as the source names it
+    benchmark: str
+    base_value: float
+    value: float
+    unit: Literal["score", "kl-divergence", "perplexity", "agreement"] = "score"
+    measured_by: str
+    maker: bool = False  # whoever measured also made the quantized files
+    date: str = ""
+    source: str = ""
+    note: str = ""
+    trust: Literal["high", "medium", "low"] = "high"
