@@ -30,6 +30,9 @@ check: .venv/.test
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tools/rooms.py --check
+	$(BIN)/python tools/scores.py --check
+	$(BIN)/python tools/quantization.py --check
+	$(BIN)/python tools/claims.py --check
 	$(BIN)/python tools/base_size.py
 
 bench: .venv/.test

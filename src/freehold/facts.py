@@ -312,6 +312,7 @@ class Cohort(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     lower_is_better: bool = False
     language: str = ""  # ISO 639-1
     tasks: tuple[str, ...] = ()  # reasoning, coding, agentic, maths, instruction, long-context
+    items: int = 0  # questions of the benchmark, where a source says; 0: not known
     informs: str = ""  # why it does not rank: superseded, saturated, a baseline of pairs; "": it ranks
 
 
@@ -330,19 +331,21 @@ class Score(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
 
 
 class Pair(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The same model in two precisions, measured by the same party in the same harness."""
+    """The same model in two precisions, measured by the same party in the same harness; or why it is no such pair."""
 
     model: str  # id; of a model that is not in the catalogue its name
     scheme: str  # a key of plan.weights.SCHEMES; "": none of them
     label: str  # as the source names what was measured
     base: str  # a key of plan.weights.SCHEMES, or as the source names it
     benchmark: str
-    base_value: float
-    value: float
-    unit: Literal["score", "kl-divergence", "perplexity", "agreement"] = "score"
+    base_value: float | None = None
+    value: float | None = None
+    printed: float | None = None  # value in percent of the base, as the source prints it
+    unit: Literal["score", "fraction", "kl-divergence", "perplexity", "agreement"] = "score"  # a score is of 100
     measured_by: str
     maker: bool = False  # whoever measured also made the quantized files
     date: str = ""
     source: str = ""
     note: str = ""
     trust: Literal["high", "medium", "low"] = "high"
+    left_out: str = ""  # why it says nothing of a loss

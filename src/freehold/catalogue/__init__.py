@@ -8,9 +8,10 @@ import msgspec
 from msgspec import Struct
 
 from freehold.catalogue.names import Match, find
-from freehold.facts import ApiPrice, Card, Licence, Model, Offer, Provider, Rate
+from freehold.catalogue.scored import scores
+from freehold.facts import ApiPrice, Card, Licence, Model, Offer, Pair, Provider, Rate
 
-__all__ = ["Catalogue", "Match", "load", "match", "model"]
+__all__ = ["Catalogue", "Match", "load", "match", "model", "pairs", "scores"]
 
 
 class Catalogue(Struct, frozen=True, kw_only=True):
@@ -39,3 +40,8 @@ def match(catalogue: Catalogue, name: str) -> Match:
 def model(catalogue: Catalogue, name: str) -> Model:
     """The model a name means. Raises Unknown with the nearest names."""
     return match(catalogue, name).model
+
+
+def pairs() -> tuple[Pair, ...]:
+    """Read the pairs of models in two precisions: a file of their own, for who asks what quantization loses."""
+    return msgspec.json.decode((Path(__file__).parent / "data" / "pairs.json").read_bytes(), type=tuple[Pair, ...])

@@ -17,6 +17,7 @@ from freehold.facts import Licence, Model, Provider
 from freehold.plan.choose import Choice, choose
 from freehold.plan.deployment import Place
 from freehold.plan.need import Need, check
+from freehold.plan.scores import NOTHING, Scores, floor_of
 from freehold.plan.search import largest
 from freehold.policy.countries import expand
 from freehold.policy.law import Rules, judge_model, licence_of, unnamed_model
@@ -50,6 +51,7 @@ class Situation(Struct, frozen=True, kw_only=True):
     country: str = ""  # of it
     operator: Provider | None = None  # of it; None: the company itself
     today: str = ""
+    scores: Scores = NOTHING  # where a floor of quality is asked
 
 
 def decide(
@@ -65,7 +67,9 @@ def decide(
         return _decide(replace(catalogue, models=models), need, situation, model, every=False)
 
     found = _decide(catalogue, need, situation, model, every=every)
-    return found if found.choice.plans else replace(found, changes=tuple(_changes(need, ask)))
+    if found.choice.plans:
+        return found
+    return replace(found, changes=(*_changes(need, ask), *_lower(need, ask, situation.scores)))
 
 
 def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model | None, *, every: bool) -> Decision:
@@ -106,7 +110,10 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
         rulings = {models[0].id: unnamed_model() if rules.asks_for_model else nobody}
     return Decision(
         need=need,
-        choice=choose(need, models, rulings, allowed, every=every),
+        choice=choose(
+            replace(need, unscored=need.unscored or rules.unscored), models, rulings, allowed,
+            every=every, scores=situation.scores,
+        ),
         places=tuple(allowed),
         places_refused=tuple(refused),
         notes=tuple(notes),
@@ -130,6 +137,22 @@ def _changes(need: Need, ask: Callable[..., Decision]) -> Iterator[Change]:
         if found.choice.plans:
             said = _nearest(found, bound, getattr(need, bound), ask) if bound in _STEPS else _instead(found, bound, ask)
             yield Change(bound=bound, change=said)
+
+
+def _lower(need: Need, ask: Callable[..., Decision], scores: Scores) -> Iterator[Change]:
+    """Floors of quality of which letting one go is enough, and the value that the best of what is then possible has."""
+    for text in need.floor:
+        found = ask(replace(need, floor=tuple(each for each in need.floor if each != text)))
+        cohort = floor_of(text, scores).cohort
+        names = list(dict.fromkeys(plan.model for plan in found.choice.plans))
+        reached = [(each, name) for name in names if (each := scores.of(cohort.id, name))]
+        if reached:
+            best, name = (min if cohort.lower_is_better else max)(reached, key=lambda each: each[0].value)
+            way = "<=" if cohort.lower_is_better else ">="
+            yield Change(bound="floor", change=f"a floor of {cohort.id}{way}{best.value:g}, for example with {name}")
+        elif names:
+            said = f"no floor in {cohort.id}, or --unscored allow: nothing possible has a score there"
+            yield Change(bound="floor", change=said)
 
 
 def _nearest(found: Decision, bound: str, asked: float, ask: Callable[..., Decision]) -> str:

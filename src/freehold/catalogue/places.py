@@ -13,6 +13,7 @@ from freehold.catalogue.own import OwnHost, naming
 from freehold.errors import BadRequest, Unknown
 from freehold.facts import Card, Offer, Provider
 from freehold.plan.cost import exchange, owned_hourly, superseded
+from freehold.plan.cpu_speed import Memory
 from freehold.plan.deployment import MOST_CARDS, Place
 from freehold.plan.llamacpp import RESERVE_BYTES
 from freehold.plan.need import Need
@@ -55,7 +56,15 @@ def at_hand(catalogue: Catalogue, need: Need) -> Place:
     return Place(name=f"{count} x {cards[0].id} at hand", card=cards[0], cards=count, machines=1)
 
 
-def here(catalogue: Catalogue, host: Host, hourly_price: float, need: Need, currency: str) -> list[Place]:
+def here(
+    catalogue: Catalogue,
+    host: Host,
+    hourly_price: float,
+    need: Need,
+    currency: str,
+    *,
+    memory: Memory | None = None,
+) -> list[Place]:
     """This machine: its processor, and its cards. `hourly_price` of 0 says nothing of what it costs."""
     alike = [gpu for gpu in host.gpus if gpu.name == host.gpus[0].name]
     count = max(1, len(alike))
@@ -65,12 +74,15 @@ def here(catalogue: Catalogue, host: Host, hourly_price: float, need: Need, curr
     ) if hourly_price else None  # fmt: skip
     rate = exchange(currency, need.currency, catalogue.rates) if offer else 1.0
     ram = max(0, host.available_bytes - RESERVE_BYTES)
-    found = [Place(name="this machine", card=None, cards=1, machines=1, offer=offer, rate=rate, ram_bytes=ram)]
+    own = Place(
+        name="this machine", card=None, cards=1, machines=1, offer=offer, rate=rate, ram_bytes=ram, memory=memory
+    )
+    found = [own]
     if alike:
         card = card_of(catalogue, alike)
         ram = 0 if card.unified else ram  # then it is the same memory
         name = "this machine's cards"
-        found.append(Place(name=name, card=card, ram_bytes=ram, cards=count, machines=1, offer=offer, rate=rate))
+        found.append(replace(own, name=name, card=card, ram_bytes=ram, cards=count))
     return found
 
 

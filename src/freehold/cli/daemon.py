@@ -85,20 +85,23 @@ def _said(status: int, body: bytes) -> FreeholdError:
     return error
 
 
-def report(config: Config, kind: str, subject: str, detail: Detail, *, pin: str | None = None) -> None:
-    """Put what a person did into the book, and with `pin` what `subject` must be from now on.
+def report(
+    config: Config, kind: str, subject: str, detail: Detail, *, pin: str | None = None, scores: str | None = None
+) -> None:
+    """Put what a person did into the book; with `pin` what `subject` must be from now on, with `scores` their table.
 
     Through the daemon, which knows who asks; where none runs, alone, with the lock that a daemon would hold.
     """
     from freehold.errors import Refused
     from freehold.gateway.alone import Report, write
 
-    state, ask = Path(config.state_dir), {"kind": kind, "subject": subject, "detail": detail, "pin": pin}
+    state = Path(config.state_dir)
+    ask = {"kind": kind, "subject": subject, "detail": detail, "pin": pin, "scores": scores}
     try:
         Daemon(state).ask("POST", "/events", ask)
     except NoDaemon:
         try:
-            write(state, Report(kind=kind, subject=subject, detail=detail, pin=pin))
+            write(state, Report(kind=kind, subject=subject, detail=detail, pin=pin, scores=scores))
         except Refused:  # a daemon started in between
             Daemon(state).ask("POST", "/events", ask)
 

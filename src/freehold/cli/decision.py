@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from textwrap import wrap
@@ -13,14 +14,15 @@ from typing import Any
 
 import msgspec
 
-from freehold.catalogue import Catalogue
+from freehold.catalogue import Catalogue, pairs
 from freehold.catalogue.decide import Decision
 from freehold.cli.tables import beside, markdown, moment, printable, table
 from freehold.errors import BadConfig
-from freehold.facts import Model
+from freehold.facts import Model, Pair
 from freehold.plan.choose import ORDER
 from freehold.plan.deployment import Deployment
-from freehold.plan.explain import assumptions, explain
+from freehold.plan.explain import assumptions, explain, quality
+from freehold.plan.scores import NOTHING, Scores, floor_of, standing
 from freehold.plan.units import size
 from freehold.plan.weights import SCHEMES
 from freehold.types import Measurement, Refusal
@@ -42,11 +44,19 @@ class Page:
         catalogue: Catalogue,
         read: Model | None,
         start: Callable[[Deployment], Measurement | None] = lambda _: None,
+        *,
+        scores: Scores = NOTHING,
     ) -> None:
+        self.floors, self.scores = [floor_of(each, scores).cohort for each in decision.need.floor], scores
         self.decision, self.need, self.start = decision, decision.need, start
         known = (*catalogue.known, *catalogue.models, *((read,) if read else ()))
         self.models = {each.id: each for each in known}
         self.places = {place.name: place for place in decision.places}
+
+    @cached_property
+    def pairs(self) -> tuple[Pair, ...]:
+        """What quantization was measured to lose: read only for who wants the arithmetic."""
+        return pairs()
 
     def render(self, top: int, *, paper: bool, full: bool) -> str:
         """For a person; `paper`: as Markdown. `full`: with the arithmetic of each deployment shown."""
@@ -76,9 +86,21 @@ class Page:
             row |= {"cards": plan.cards, "country": place.country, "start": flags(plan, model, self.need.kv_dtype)}
             row["assumptions"] = assumptions(plan, place, self.need)
             row["measured"] = self.start(plan)
+            row["scored"] = self._scored(plan)
             if full:
                 row["steps"] = explain(plan, model, place, self.need)
+                row["quality"] = self._quality(plan)
         return msgspec.json.format(msgspec.json.encode(built)).decode()
+
+    def _quality(self, plan: Deployment) -> tuple[str, ...]:
+        sizes = {name: size for name, each in self.models.items() if (size := each.parameters.total)}
+        return quality(plan, self.pairs, sizes)
+
+    def _scored(self, plan: Deployment) -> list[str]:
+        """What it reached in the cohorts that a floor is asked in."""
+        shipped = self.models[plan.model].checkpoint
+        precisions = plan.scheme, shipped
+        return [standing(each, self.scores, plan.model, precisions, self.pairs) for each in self.floors]
 
     def _title(self) -> str:
         need, choice = self.need, self.decision.choice
@@ -114,6 +136,9 @@ class Page:
         yield from (f"Note: {note}." for note in self.decision.notes)
         if any(not plan.native for plan in plans):
             yield "+ not what the publisher ships, but quantized from it: what that loses is not part of this table."
+        for each in self.floors:
+            if unscored := [p.model for p in plans if self.scores.of(each.id, p.model) is None]:
+                yield f"Allowed without a score in {each.id}: {', '.join(dict.fromkeys(unscored))}."
         if any(map(self.start, plans)):
             yield "# started here before: --explain says what it took then, beside what was predicted."
         if any(plan.undated for plan in plans):
@@ -131,12 +156,14 @@ class Page:
         yield f"  memory   {size(plan.weight_bytes)} of weights{where}, {size(plan.pool_bytes)} left for the KV cache"
         tokens, longest = f"{plan.kv_tokens:,} tokens in all", f"{plan.longest:,} for {plan.users} at once"
         yield f"  context  {tokens}; {plan.requests:,} requests of {plan.context:,}; the longest is {longest}"
+        yield from (f"  scored   {each}" for each in self._scored(plan))
         yield from (f"  duty     {duty}" for duty in plan.duties)
         if plan.accepted:
             yield f"  accepted {plan.accepted}"
         yield f"  start    {flags(plan, model, self.need.kv_dtype)}"
         yield from (f"  assumed  {each}" for each in assumptions(plan, place, self.need))
         if full:
+            yield from (f"  {line}" for line in self._quality(plan))
             yield from (f"  {line}" for line in _measured(self.start(plan)))
             yield from (f"  {line}" for line in explain(plan, model, place, self.need))
             for field in ("dims", "licence"):

@@ -12,7 +12,7 @@ from freehold import __version__
 from freehold.errors import FreeholdError
 
 COMMANDS = (
-    *("plan", "models", "show", "compare", "cost"),
+    *("plan", "models", "show", "compare", "cost", "quantization", "scores"),
     *("up", "down", "serve", "ps", "logs", "start", "stop"),
     *("engine", "adapters"),
     *("pull", "verify", "pin", "keys", "usage", "audit", "doctor", "harden", "schema", "completion"),

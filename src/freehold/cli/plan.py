@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     from freehold.errors import FreeholdError
     from freehold.facts import Model
     from freehold.fleet.config import Config
+    from freehold.plan.cpu_speed import Memory
     from freehold.plan.deployment import Deployment
     from freehold.plan.need import Need
-    from freehold.types import Measurement
+    from freehold.types import Host, Measurement
 
 _SHOWN = 12  # deployments, unless more are asked for
 _FLAGS = {  # where they are not called as the field
@@ -60,6 +62,10 @@ def tokens(_: click.Context, parameter: click.Parameter, value: str | None) -> i
     help="Only offers of this kind.",
 )
 @click.option("--hours", "hours_a_day", type=float, metavar="H", help="A day on which machines are paid.")
+@click.option("--floor", multiple=True, metavar="COHORT>=VALUE", help="Of quality: see freehold scores.")
+@click.option("--unscored", type=click.Choice(["refuse", "allow"]), help="Models without a score in such a cohort.")
+@click.option("--pareto", metavar="COHORT", help="Quality against cost: who is best at its price.")
+@click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), help="With --pareto, a plot into this file.")
 @click.option("--quantization", multiple=True, metavar="SCHEME", help="Only these: fp8, int4-awq, gguf-q4_k_m ...")
 @click.option("--vllm", metavar="VERSION", help="The vLLM that is sized: 0.26, 0.19 ...")
 @click.option("--kv-dtype", metavar="TYPE", help="Of the KV cache: bf16, fp8, nvfp4.")
@@ -91,16 +97,30 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
     from freehold.plan.need import Need
 
     explain, as_json, as_markdown = (flags.pop(key) for key in ("explain", "as_json", "as_markdown"))
-    endpoint = flags.pop("write")
+    endpoint, pareto, svg = flags.pop("write"), flags.pop("pareto"), flags.pop("svg")
+    if svg and not pareto:
+        raise click.UsageError("--svg draws what --pareto COHORT compares")
     if here and (flags["cards"] or flags["kinds"]):
         raise click.UsageError("--here and --cards or --offer contradict each other: leave one of them out")
     catalogue, config = known(config_path)
     need, read = _need(config.need if config else Need(), catalogue, model, flags)
     need, situation = _situation(config, catalogue, need, here=here)
-    decision = decide(catalogue, need, situation, model=read, every=every)
+    if need.floor or pareto:
+        from freehold.cli.scores import everything
+
+        situation = replace(situation, scores=everything(config))
+    decision = decide(catalogue, need, situation, model=read, every=every or bool(pareto))
+    if pareto and decision.choice.plans:
+        from freehold.cli.pareto import Plot
+
+        plot = Plot(decision, catalogue, situation.scores, situation.scores.cohort(pareto))
+        click.echo(plot.json() if as_json else plot.render())
+        if svg:
+            svg.write_text(plot.svg(), encoding="utf-8")
+        return
     start, why_not = _starts(config, Path(model) if read and model else None)
     decision = replace(decision, notes=(*decision.notes, *why_not))
-    page = Page(decision, catalogue, read, start)
+    page = Page(decision, catalogue, read, start, scores=situation.scores)
     click.echo(page.json(full=explain) if as_json else page.render(top, paper=as_markdown, full=explain))
     if not decision.choice.plans:
         raise _nothing(decision)
@@ -195,6 +215,17 @@ def _starts(config: Config | None, path: Path | None) -> tuple[Callable[[Deploym
     return lambda plan: measured.find(those, plan, digest), why_not
 
 
+def _memory(config: Config | None, host: Host) -> Memory | None:
+    """How fast this machine's is, by `freehold doctor`; None where it was not asked, or the book is not readable."""
+    from freehold.errors import FreeholdError
+    from freehold.ledger import measured, report
+
+    if config:
+        with suppress(FreeholdError), report.reading(Path(config.state_dir)) as db:
+            return measured.memory(db, host)
+    return None
+
+
 def _sizes(text: str) -> dict[str, float]:
     found = re.fullmatch(r"(\d+\.?\d*)(?:\s*-\s*(\d+\.?\d*))?[bB]?", text)
     if not found:
@@ -242,7 +273,8 @@ def _situation(config: Config | None, catalogue: Catalogue, need: Need, *, here:
     from freehold.fleet.host import probe
 
     price, currency = (config.machine.hourly_price, config.machine.currency) if config else (0.0, need.currency)
-    found = places.here(catalogue, probe(), price, need, currency)
+    host = probe()
+    found = places.here(catalogue, host, price, need, currency, memory=_memory(config, host))
     if not need.speed and all(place.card is None or place.card.bandwidth_gb_s for place in found):
         need = replace(need, speed=_READABLE)
     country, runs = (config.machine.country, config.machine.operator) if config else ("", "")

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from freehold.executors.local import why_no_sandbox
 from freehold.fleet.host import cpu_facts, probe
+from freehold.plan.cpu_speed import Memory
 from freehold.types import Host
 
 GIB = 1 << 30
@@ -61,6 +62,17 @@ def check_machine(host: Host) -> Check:
         return Check(name="cores and RAM", state="ok", found=found)
     fix = "free some memory or raise the container's limit: 2 GiB is little even for a model of 1 B parameters"
     return Check(name="cores and RAM", state="warn", found=found, fix=fix)
+
+
+def check_memory_speed(memory: Memory, measured: str, unkept: str) -> Check:
+    """`measured`: when. `unkept`: why plans will not know it; "": they will."""
+    found = (
+        f"{memory.all_gb_s:g} GB/s read by {memory.cores} cores together, {memory.one_gb_s:g} by one; "
+        f"{memory.cache_gb_s:g} by one from its cache; measured {measured}"
+    )
+    if not unkept:
+        return Check(name="memory speed", state="ok", found=found)
+    return Check(name="memory speed", state="warn", found=f"{found}, and not kept for plans", fix=unkept)
 
 
 def check_cpu(machine: str, flags: str) -> Check:

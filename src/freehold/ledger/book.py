@@ -298,6 +298,13 @@ class Book:
         else:
             await self.do(lambda db: db.execute(QUERIES["set_adapter"], (endpoint, name, content)))
 
+    async def set_scores(self, name: str, table: str | None, actor: str) -> None:
+        """An import of scores under its name, in place of one of that name; None: there is none any more."""
+        if table is None:
+            await self.do(lambda db: db.execute(QUERIES["remove_scores"], (name,)))
+        else:
+            await self.do(lambda db: db.execute(QUERIES["set_scores"], (name, time.time_ns(), actor, table)))
+
     async def recent_starts(self, count: int) -> dict[str, list[float]]:
         """Seconds that the last `count` starts of each endpoint took, the newest last."""
         starts: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""What starts of engines took, beside what was predicted: measurements in the book.
+"""What starts of engines took, beside what was predicted, and how fast the memory is: measurements in the book.
 
 They are figures for people and plans, not evidence: the trail has the event of each start.
 """
@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from freehold.ledger.sql import QUERIES
+from freehold.plan.cpu_speed import Memory
 from freehold.plan.deployment import Deployment
-from freehold.types import Measurement, Service, Stated
+from freehold.types import Host, Measurement, Service, Stated
 
 _COLUMNS = Measurement.__struct_fields__
 _NAMES = ", ".join(_COLUMNS)
@@ -60,14 +61,28 @@ def measurements(db: sqlite3.Connection) -> list[Measurement]:
     return found
 
 
+def memory_of(host: str) -> str:
+    """What the book calls the speed of that machine's memory, which it has once."""
+    return f"memory of {host}"
+
+
+def memory(db: sqlite3.Connection, host: Host) -> Memory | None:
+    """As it was measured last on this machine; None where nobody did, or its processor is another one by now."""
+    row = db.execute(QUERIES["about"], (memory_of(host.name),)).fetchone()
+    found = msgspec.json.decode(row[0], type=Memory) if row else None
+    return found if found and (found.cpu, found.cores) == (host.cpu, host.cores) else None
+
+
 def find(those: Iterable[Measurement], plan: Deployment, digest: str = "") -> Measurement | None:
     """The newest start of this model by this engine on such cards.
 
     `digest`: of the files that are planned for, where it is files; else the model is the catalogue's, at one precision.
     """
+    return next((each for each in those if alike(each, plan, digest)), None)
+
+
+def alike(known: Any, plan: Deployment, digest: str) -> bool:
+    """Whether it, a Measurement or a Pace, is of this model by this engine on such cards."""
     where = (digest or plan.model, plan.scheme, plan.engine, plan.card, plan.tp, plan.pp)
-    for each in those:
-        known_as = each.model if digest else each.catalogue
-        if (known_as, each.scheme, each.engine, each.card, each.tp, each.pp) == where:
-            return each
-    return None
+    known_as = known.model if digest else known.catalogue
+    return (known_as, known.scheme, known.engine, known.card, known.tp, known.pp) == where

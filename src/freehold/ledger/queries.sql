@@ -235,6 +235,17 @@ select {measured} from (
   from measurement
 ) where age = 1 order by at_ns desc;
 
+-- name: newest_runs
+-- The columns of a paces.Run.
+select at_ns, endpoint, replica, run, model, catalogue, scheme, engine, engine_version, options, card, host, tp, pp
+from measurement order by rowid desc limit ?;
+
+-- name: newest_requests
+-- The columns of a paces.Request, of requests that a process of ours answered.
+select endpoint, replica, run, started_ns, queue_ms, first_byte_ms, total_ms, prompt_tokens, completion_tokens,
+  stream and outcome = 'ok' and kind in ('chat', 'completion') and repeated_tokens = 0 as fit
+from usage where run > 0 order by started_ns desc limit ?;
+
 -- name: has_measurements
 select 1 from sqlite_master where name = 'measurement';
 
@@ -246,3 +257,16 @@ insert or replace into adapter (endpoint, name, content) values (?, ?, ?);
 
 -- name: remove_adapter
 delete from adapter where endpoint = ? and name = ?;
+
+-- name: set_scores
+insert into imported_scores (name, at_ns, actor, content) values (?, ?, ?, ?)
+on conflict (name) do update set at_ns = excluded.at_ns, actor = excluded.actor, content = excluded.content;
+
+-- name: remove_scores
+delete from imported_scores where name = ?;
+
+-- name: imported_scores
+select name, at_ns, actor, content from imported_scores order by name;
+
+-- name: has_imported_scores
+select 1 from sqlite_master where name = 'imported_scores';

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -88,6 +88,22 @@ def requests(db: sqlite3.Connection, request_id: str) -> list[dict[str, Any]]:
 def pin(db: sqlite3.Connection, subject: str) -> str | None:
     row = db.execute(QUERIES["pin"], (subject,)).fetchone()
     return row["digest"] if row else None
+
+
+class Imported(NamedTuple):
+    """Scores that a company brought, as the table that was given."""
+
+    name: str
+    at_ns: int
+    actor: str
+    content: str
+
+
+def imported_scores(db: sqlite3.Connection) -> list[Imported]:
+    """None of a book from before there were."""
+    if not db.execute(QUERIES["has_imported_scores"]).fetchone():
+        return []
+    return [Imported(*row) for row in db.execute(QUERIES["imported_scores"])]
 
 
 def cost(db: sqlite3.Connection) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from freehold.plan import search as ways
 from freehold.plan.deployment import Deployment, Place, settings
 from freehold.plan.need import Need
 from freehold.plan.params import Counts, count
+from freehold.plan.scores import NOTHING, Floor, Scores, floor_of, refusal
 from freehold.plan.search import Search
 from freehold.policy.law import in_words
 from freehold.types import Refusal, Ruling
@@ -42,8 +43,13 @@ def choose(
     places: Sequence[Place],
     *,
     every: bool = False,
+    scores: Scores = NOTHING,
 ) -> Choice:
-    """Rank what is allowed and possible. `rulings` by model id are policy's; `places` are those that policy allows."""
+    """Rank what is allowed and possible. `rulings` by model id are policy's; `places` are those that policy allows.
+
+    `scores` are what the need's floors of quality are about. Raises BadRequest and Unknown for a floor that is none.
+    """
+    floors = [floor_of(each, scores) for each in need.floor]
     spots = ways.spots(places, need, settings(need))
     with_ram = [place for place in places if place.ram_bytes]
     plans: list[Deployment] = []
@@ -51,7 +57,8 @@ def choose(
     considered = 0
     for model in models:
         ruling = rulings.get(model.id, Ruling())
-        if reasons := _unsuited(model, need, ruling):
+        reasons = _unsuited(model, need, ruling)
+        if reasons := reasons + _too_low(model, floors, scores, need):
             hint = ruling.objections[0].hint if ruling.objections else ""
             refusals.append(Refusal(subject=model.id, reason=reasons[0], hint=hint, steps=tuple(reasons)))
             continue
@@ -65,9 +72,13 @@ def choose(
         for place in with_ram:
             search.llamacpp(place)
         considered += search.considered
-        if search.found:
-            best = sorted(search.found, key=_RANK) if every else [min(search.found, key=_RANK)]
+        low = {each.way.scheme: _too_low(model, floors, scores, need, each.way.scheme) for each in search.found}
+        if found := [each for each in search.found if not low[each.way.scheme]]:
+            best = sorted(found, key=_RANK) if every else [min(found, key=_RANK)]
             plans += [search.describe(each, ruling) for each in best]
+        elif search.found:
+            steps = tuple(dict.fromkeys(why for reasons in low.values() for why in reasons))
+            refusals.append(Refusal(subject=model.id, reason=steps[0], steps=steps))
         else:
             refusals.append(search.refusal())
     by_id = {model.id: model for model in models}
@@ -102,6 +113,11 @@ def _unknown(model: Model, counts: Counts | None) -> str:
     if stored and not model.file_bytes and counts.total + copy < _EXPLAINED * stored:
         return f"the dimensions explain {counts.total / 1e9:,.0f} of {stored / 1e9:,.0f} billion stored values"
     return ""
+
+
+def _too_low(model: Model, floors: Sequence[Floor], scores: Scores, need: Need, scheme: str = "") -> list[str]:
+    """Which floors of quality it does not reach, or is not known to; `scheme` counts where it was scored in it."""
+    return [why for each in floors if (why := refusal(each, model.id, scores, scheme, unscored=need.unscored))]
 
 
 def _unsuited(model: Model, need: Need, ruling: Ruling) -> list[str]:

@@ -9,6 +9,7 @@ from msgspec import Struct
 from freehold.facts import Card, Offer
 from freehold.plan import vllm
 from freehold.plan.cost import Interruptions, hourly
+from freehold.plan.cpu_speed import Memory
 from freehold.plan.need import Need, version_of
 from freehold.plan.traffic import DAYS_A_MONTH, FILL, HOURS_A_MONTH
 from freehold.plan.weights import Split
@@ -29,8 +30,13 @@ class Place(Struct, frozen=True, kw_only=True):
     offer: Offer | None = None  # None: nobody said what it costs
     rate: float = 1.0  # the need's currency for one unit of the offer's
     ram_bytes: int = 0  # free for llama.cpp; 0: it does not run there
+    memory: Memory | None = None  # how fast it was measured to be; None: nobody did
     country: str = ""
     ruling: Ruling = Ruling()
+
+    @property
+    def ram_gb_s(self) -> float | None:
+        return self.memory.all_gb_s if self.memory else None
 
     @property
     def undated(self) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec.structs import replace
 
-from freehold.facts import Attention, Card, Model
-from freehold.plan import kv, llamacpp, vllm
+from freehold.facts import Attention, Card, Model, Pair
+from freehold.plan import kv, llamacpp, quantization, vllm
 from freehold.plan.cost import SETUP_MONTHS
 from freehold.plan.deployment import INTERRUPTIONS, Deployment, Place, machines, settings
 from freehold.plan.need import Need
@@ -57,6 +57,13 @@ def assumptions(plan: Deployment, place: Place, need: Need) -> tuple[str, ...]:
         *([f"{whole} cards in several machines, joined by a fast network"] if whole > place.cards else []),
         *common,
     )
+
+
+def quality(plan: Deployment, pairs: Iterable[Pair], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """What the precision loses, as it was measured, or that nobody did; nothing of the publisher's own."""
+    if plan.native:
+        return ()
+    return (f"quality in {SCHEMES[plan.scheme].name}: {quantization.answer(pairs, plan.model, plan.scheme, sizes)}",)
 
 
 def _vllm(plan: Deployment, model: Model, place: Place, asked: vllm.Settings) -> Iterator[str]:

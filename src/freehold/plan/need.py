@@ -34,6 +34,8 @@ class Need(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cards: str = ""  # at hand: "2xH100"
     kinds: tuple[OfferKind, ...] = ()  # of offers; (): all but spot
     hours_a_day: float = 24.0  # on which the machines are paid
+    floor: tuple[str, ...] = ()  # of quality: COHORT>=VALUE, or <= where lower is better; all must hold
+    unscored: Literal["", "refuse", "allow"] = ""  # models without a score there; "": as [policy] says
     quantization: tuple[str, ...] = ()  # keys of weights.SCHEMES; (): any
     kv_dtype: str = "bf16"
     vllm: str = "0.26"  # the version that is sized: what it takes beside the weights has changed

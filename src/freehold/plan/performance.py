@@ -30,3 +30,23 @@ class Unpredicted(Struct, frozen=True, kw_only=True):
     """Why nobody can say how fast it is: a value, never a guess."""
 
     reason: str
+
+
+class Band(Struct, frozen=True, kw_only=True):
+    """What a prediction is multiplied with for the ends of its band."""
+
+    low: float
+    high: float
+
+    def around(self, value: float) -> Estimate:
+        return Estimate(value=value, low=value * self.low, high=value * self.high)
+
+
+class Bands(Struct, frozen=True, kw_only=True):
+    """Of one class of cases, and how far off they were: the mean of the absolute errors of the time a token takes."""
+
+    ttft: Band
+    tpot: Band
+    tokens_per_s: Band
+    rows: int
+    tpot_error_pct: float

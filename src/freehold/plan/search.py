@@ -234,7 +234,7 @@ class Search:
                 continue
             cards, read = place.cards if fit.gpu_layers else 1, token_bytes(model, self.counts, name)
             way = Way(tier(name, model.checkpoint), order, name, Split(cards), cards, read)
-            ceiling = mixed_ceiling(way.token_bytes, fit.gpu_layers / model.layers, place.card)
+            ceiling = mixed_ceiling(way.token_bytes, fit.gpu_layers / model.layers, place.card, place.ram_gb_s)
             if self.misses.slow(ceiling, need.speed, place.card):
                 continue
             if self._busy > 1:
@@ -319,7 +319,7 @@ class Search:
             pool_bytes=taken.usable_bytes - held - taken.compute_bytes,
             block_bytes=llamacpp.kv_buffers(model.attention, need.context),
             request_blocks=1,
-            ceiling=mixed_ceiling(way.token_bytes, found.gpu_layers / model.layers, place.card),
+            ceiling=mixed_ceiling(way.token_bytes, found.gpu_layers / model.layers, place.card, place.ram_gb_s),
         )
 
     def _asked(self, schemes: Sequence[str]) -> list[str]:

@@ -43,11 +43,13 @@ def token_bytes(model: Model, counts: Counts, scheme: str) -> float:
     return active_bytes(model, counts, SCHEMES[scheme])
 
 
-def mixed_ceiling(bytes_a_token: float, on_cards: float, card: Card | None) -> float | None:
+def mixed_ceiling(
+    bytes_a_token: float, on_cards: float, card: Card | None, ram_gb_s: float | None = None
+) -> float | None:
     """Tokens a second at most, where a share of the layers is read from the cards, one after the other, and the rest
-    from memory; None where the card's bandwidth is unknown.
+    from memory, at `ram_gb_s` where somebody measured it; None where the card's bandwidth is unknown.
     """
-    seconds = bytes_a_token * (1 - on_cards) / (CPU_BANDWIDTH_GB_S * 1e9)
+    seconds = bytes_a_token * (1 - on_cards) / ((ram_gb_s or CPU_BANDWIDTH_GB_S) * 1e9)
     if on_cards:
         if card is None or not card.bandwidth_gb_s:
             return None

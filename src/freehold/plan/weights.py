@@ -140,7 +140,7 @@ def weigh(
     share = -(-model.layers // pp) / model.layers if model.layers else 1.0
     attention = attention_bytes = rest = copies = 0.0
     for group, part, rate in zip(model.attention, counts.attention, attention_rates(model, scheme), strict=True):
-        attention += (here := _on_rank(part, tp))
+        attention += (here := on_rank(part, tp))
         attention_bytes += here * rate
         rest += part.rest
         copies += group.layers * group.kv_lora_rank * group.heads * (group.qk_nope_head_dim + group.v_head_dim)
@@ -192,7 +192,8 @@ def attention_rates(model: Model, scheme: Scheme) -> list[float]:
     return [scheme.attention if rate is None else rate for rate in spared]
 
 
-def _on_rank(part: Part, tp: int) -> float:
+def on_rank(part: Part, tp: int) -> float:
+    """Parameters of attention that one of `tp` ranks holds: heads are split, down to one of keys each."""
     kv = part.kv / min(tp, part.kv_heads) if part.kv_heads else 0
     return (part.matrices - part.replicated - part.kv) / tp + part.replicated + kv
 

@@ -48,6 +48,7 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     monthly_users: Annotated[int, Meta(ge=0)] | None = None
     yearly_revenue_usd: Annotated[int, Meta(ge=0)] | None = None
     unreviewed: Literal["show", "refuse"] = "show"
+    unscored: Literal["refuse", "allow"] = "refuse"  # where a quality floor is asked
     publishers: tuple[str, ...] = ()
     publishers_not: tuple[str, ...] = ()
     publisher_countries: tuple[str, ...] = ()

@@ -1,0 +1,369 @@
+"""How exact the speed of llama.cpp on a CPU is predicted: real engines beside plan/cpu_speed.py.
+
+python bench/cpu_speed.py [--only NAME ...] [--threads N ...] [--folder DIR]    measure, and compare
+python bench/cpu_speed.py --fit                 fit the constants to the rows kept, write them, and compare
+
+Models are Llamas of random weights (random_gguf.py), and the demonstration model. Rows of FITTED give the constants;
+the others are looked at only afterwards, and give the band. An engine is started with the command line that Freehold
+gives it; it and this run at a priority above others if they may. Each request names its slot and repeats the prompt that the slot has, so
+that all write at the same time; the mean gap between tokens in the best of several short runs counts, since others use
+the machine. Its share of a core tells runs that were disturbed: these are left out, and counted. The memory is measured
+right before and after. Rows stay from one time to the next, the faster one of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import product
+from math import exp, log
+from pathlib import Path
+
+import psutil
+import random_gguf
+from figures import RESULTS, keep, machine
+from random_gguf import Shape
+
+from freehold.engines.llamacpp import LlamaCpp
+from freehold.fleet.bandwidth import measure
+from freehold.fleet.host import probe
+from freehold.plan import cpu_fitted, cpu_speed, llamacpp
+from freehold.plan.params import count
+from freehold.types import Service
+from freehold.weights import describe
+
+import unixhttp  # isort: skip  found by random_gguf's path
+
+DEMO = Path(__file__).parents[1] / "demo" / "demo.gguf"
+KEPT = RESULTS / "cpu_speed.json"
+CONTEXT, PARALLEL, RUNS, RUN_S, PATIENCE_S = 4096, 4, 7, 0.6, 120
+ABOVE_OTHERS = -10
+UNDISTURBED = 0.93  # of as many cores as it has threads
+SHAPES = {
+    "mini": Shape(6, 256, 768, 4, 2, 2048),
+    "tiny": Shape(6, 384, 1536, 6, 2, 4096),
+    "small": Shape(12, 768, 3072, 12, 4, 32000),
+    "half": Shape(20, 1280, 5120, 20, 4, 64000),
+    "one": Shape(16, 2048, 8192, 32, 8, 128256),
+    "moe": Shape(12, 1024, 1024, 16, 4, 32000, experts=16, used=2),
+}
+FITTED = {
+    "mini": ("f16", "q8_0", "q4_k_m"),
+    "tiny": ("f16", "q8_0"),
+    "small": ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", "iq4_xs"),
+    "half": ("f16", "q8_0", "q4_k_m"),
+}
+TESTED = {"one": ("f16", "q8_0", "q4_k_m"), "moe": ("q8_0", "q4_k_m"), "demo": ("f16",)}
+BOTH = ("mini-f16", "small-f16", "small-q8_0", "small-q4_k_m", "half-q8_0", "one-q8_0", "one-q4_k_m", "demo-f16")
+POINTS = ((1, 32), (1, 1024), (2, 32), (4, 32), (4, 512))  # requests at once, tokens before the answer
+OTHERS = {"one": ((1, 32), (1, 2048), (2, 512), (4, 32)), "demo": ((1, 32), (1, 1900), (2, 1024), (4, 32), (4, 512))}
+
+Row = dict
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where the models are kept for the next time")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="small-q8_0, demo-f16 ...")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--fit", action="store_true", help="measure nothing; write plan/cpu_fitted.py")
+    options = parser.parse_args()
+    rows = {_key(row): row for row in json.loads(KEPT.read_text())["found"]["rows"]} if KEPT.exists() else {}
+    if not options.fit:
+        with contextlib.suppress(psutil.AccessDenied):
+            psutil.Process().nice(ABOVE_OTHERS)
+        with tempfile.TemporaryDirectory() as name:
+            for model, threads in jobs():
+                if (options.only and model not in options.only) or threads not in options.threads:
+                    continue
+                for row in measured(options.folder or Path(name), model, threads):
+                    print(row, flush=True)
+                    before = rows.get(_key(row))
+                    if before is None or better(row, before):
+                        rows[_key(row)] = row
+                keep("cpu_speed", {"rows": list(rows.values())})
+    good = [row for row in rows.values() if _undisturbed(row)]
+    with tempfile.TemporaryDirectory() as name:
+        models = Models(Path(name))
+        if options.fit:
+            fit([row for row in good if _is(row, FITTED)], models)
+        errors = compare(good, models)
+        if options.fit:
+            write(errors)
+    print(f"\n{len(rows)} rows, {len(rows) - len(good)} of them disturbed by others and left out")
+    keep("cpu_speed", {"rows": list(rows.values()), "errors": errors})
+
+
+def jobs() -> Iterator[tuple[str, int]]:
+    """Models and threads, those that are fitted first."""
+    names = [f"{name}-{mixture}" for group in (FITTED, TESTED) for name, of in group.items() for mixture in of]
+    return ((name, threads) for threads in (1, 2) for name in names if threads == 1 or name in BOTH)
+
+
+def better(row: Row, than: Row) -> bool:
+    return (_undisturbed(row), -row["tpot_ms"]) > (_undisturbed(than), -than["tpot_ms"])
+
+
+def _key(row: Row) -> tuple:
+    return row["model"], row["threads"], row["requests"], row["tokens"]
+
+
+def _is(row: Row, group: dict) -> bool:
+    return row["model"].partition("-")[0] in group
+
+
+def _undisturbed(row: Row) -> bool:
+    return row["cpu_share"] >= UNDISTURBED * row["threads"]
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measured(folder: Path, model: str, threads: int) -> Iterator[Row]:
+    name, _, mixture = model.partition("-")
+    path = DEMO if name == "demo" else folder / f"{model}.gguf"
+    if not path.exists():
+        random_gguf.write(path, SHAPES[name], mixture)
+    with engine(path, 2048 if name == "demo" else CONTEXT, threads) as (socket, process):
+        for requests, tokens in OTHERS.get(name, POINTS):
+            before = measure(probe(), time.time_ns())
+            ttft_s, runs_s, share = asked(socket, process, requests, tokens)
+            after = measure(probe(), time.time_ns())
+            yield {
+                "model": model, "threads": threads, "requests": requests, "tokens": tokens,
+                "ttft_ms": round(ttft_s * 1e3, 3), "tpot_ms": round(runs_s[0] * 1e3, 4),
+                "tpot_median_ms": round(statistics.median(runs_s) * 1e3, 4), "cpu_share": share,
+                "gb_s": [[each.one_gb_s, each.all_gb_s, each.cache_gb_s] for each in (before, after)],
+            }  # fmt: skip
+
+
+@contextlib.contextmanager
+def engine(path: Path, context: int, threads: int) -> Iterator[tuple[str, psutil.Process]]:
+    build = describe(path)
+    plan = llamacpp.fit(build, probe(), context=context, parallel=PARALLEL, threads=threads, model=build.model)
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
+        socket = Path(folder) / "engine.sock"
+        launch = LlamaCpp().launch(Service(name="m", weights=str(path), socket=str(socket), plan=plan))
+        process = psutil.Popen(launch.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=launch.env, cwd="/")
+        try:
+            unixhttp.wait_ready(str(socket), "/health", Path(log.name), PATIENCE_S)
+            yield str(socket), process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def asked(socket: str, process: psutil.Process, requests: int, tokens: int) -> tuple[float, list[float], float]:
+    """Seconds to the first token of one prompt alone, between tokens in each run, and the engine's CPU a second."""
+    prompts = [[random.randrange(6, 2000) for _ in range(tokens)] for _ in range(requests)]
+    waits = []
+    for slot, prompt in enumerate(prompts):
+        began_s = time.perf_counter()
+        waits.append(next(stream(socket, slot, prompt, 1)) - began_s)
+    length = min(400, max(8, round(RUN_S / gap(socket, prompts, 8))))
+    used, began_s = sum(process.cpu_times()[:2]), time.perf_counter()
+    runs = sorted(gap(socket, prompts, length) for _ in range(RUNS))
+    share = (sum(process.cpu_times()[:2]) - used) / (time.perf_counter() - began_s)
+    return min(waits), runs, round(share, 2)
+
+
+def gap(socket: str, prompts: list[list[int]], length: int) -> float:
+    """Mean seconds between tokens while all of them write, of the median request."""
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        times = list(pool.map(lambda at: list(stream(socket, at, prompts[at], length)), range(len(prompts))))
+    first, last = max(each[0] for each in times), min(each[-1] for each in times)
+    inside = [[at for at in each if first <= at <= last] for each in times]
+    if not any(len(each) > 1 for each in inside):  # a small model may be through with one before the next
+        inside = times
+    return statistics.median((each[-1] - each[0]) / (len(each) - 1) for each in inside if len(each) > 1)
+
+
+def stream(socket: str, slot: int, prompt: list[int], length: int) -> Iterator[float]:
+    """When each token came."""
+    body = {"prompt": prompt, "n_predict": length, "ignore_eos": True, "id_slot": slot, "cache_prompt": True}
+    for event in unixhttp.events(socket, "/completion", **body):
+        if isinstance(event, str) or event["stop"]:  # that has no token
+            return
+        yield time.perf_counter()
+
+
+# -- comparing -------------------------------------------------------------------------------------------------------
+
+
+class Models:
+    """Dimensions of the models, read from files that have a header and a size only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._known = folder, {}
+
+    def predicted(self, row: Row) -> tuple[float, float]:
+        """Milliseconds to the first token, and between tokens."""
+        known = self._known.get(row["model"]) or self._known.setdefault(row["model"], self._read(row["model"]))
+        one, whole, cache = (max(each) for each in zip(*row["gb_s"], strict=True))
+        memory = cpu_speed.Memory(
+            one_gb_s=one, all_gb_s=whole, cache_gb_s=cache, cache_bytes=32 << 20, cores=2, cpu="", at_ns=0
+        )
+        engine = cpu_speed.Engine(*known, memory)
+        work = cpu_speed.Work(
+            requests=row["requests"], prompt_tokens=row["tokens"], context_tokens=row["tokens"], threads=row["threads"]
+        )
+        return engine.prompt_s(work) * 1e3, engine.step_s(work) * 1e3
+
+    def _read(self, model: str) -> tuple:
+        name, _, mixture = model.partition("-")
+        path = DEMO if name == "demo" else self._folder / f"{model}.gguf"
+        if name != "demo":
+            random_gguf.write(path, SHAPES[name], mixture, hollow=True)
+        read = describe(path).model
+        scheme = mixture if mixture == "bf16" else f"gguf-{mixture}"
+        return read, count(read), scheme
+
+
+def compare(rows: list[Row], models: Models) -> dict:
+    """Tables of every row, and of errors: fitted and not."""
+    found: dict[str, dict[str, list[float]]] = {}
+    print(f"\n{'model':14}{'threads':>8}{'at once':>8}{'tokens':>8}", end="")
+    print(f"{'TPOT ms':>10}{'ours':>10}{'error':>7}{'TTFT ms':>11}{'ours':>11}{'error':>7}   GB/s beside")
+    for row in rows:
+        ttft_ms, tpot_ms = models.predicted(row)
+        ratios = {"tpot": tpot_ms / row["tpot_ms"], "ttft": ttft_ms / row["ttft_ms"]}
+        print(f"{row['model']:14}{row['threads']:8}{row['requests']:8}{row['tokens']:8}", end="")
+        print(f"{row['tpot_ms']:10.3f}{tpot_ms:10.3f}{ratios['tpot'] - 1:+7.0%}", end="")
+        beside = ", ".join(f"{one:g} {both:g}" for one, both, _ in row["gb_s"])
+        print(f"{row['ttft_ms']:11.2f}{ttft_ms:11.2f}{ratios['ttft'] - 1:+7.0%}   {beside}")
+        for group in _groups(row):
+            for figure, ratio in ratios.items():
+                found.setdefault(f"{group}, {figure}", []).append(ratio)
+    print(f"\n{'':34}{'rows':>6}{'mean':>8}{'median':>8}{'largest':>9}{'within 20 %':>13}")
+    table = {}
+    for name, ratios in sorted(found.items()):
+        sizes = sorted(abs(ratio - 1) for ratio in ratios)
+        within = sum(size <= 0.2 for size in sizes) / len(sizes)
+        table[name] = {
+            "rows": len(sizes), "mean": statistics.fmean(sizes), "median": statistics.median(sizes),
+            "largest": sizes[-1], "within_20": within, "band": _band(ratios),
+        }  # fmt: skip
+        print(f"{name:34}{len(sizes):6}{statistics.fmean(sizes):8.1%}{statistics.median(sizes):8.1%}", end="")
+        print(f"{sizes[-1]:9.1%}{within:13.0%}")
+    return json.loads(json.dumps(table), parse_float=lambda text: round(float(text), 3))
+
+
+def _groups(row: Row) -> tuple[str, ...]:
+    if _is(row, FITTED):
+        return ("fitted",)
+    return "tested", f"tested: {row['model']}"
+
+
+def _band(ratios: list[float]) -> tuple[float, float]:
+    """What the measured was of the predicted in eight of ten rows."""
+    real = sorted(1 / ratio for ratio in ratios)
+    tenth = len(real) // 10
+    return real[tenth], real[-1 - tenth]
+
+
+# -- fitting ---------------------------------------------------------------------------------------------------------
+
+NUMBERS = ("SERIAL", "ATTENTION_PS", "PROMPT_ATTENTION_PS", "LAYER_US", "BARRIER_US", "STEP_US", "REQUEST_US",
+           "CHOICE_NS", "THREAD")  # fmt: skip
+
+
+def fit(rows: list[Row], models: Models) -> None:
+    """Least squares of the logarithms, one constant after the other, until it becomes no better."""
+    knobs: list[tuple[Callable[[], float], Callable[[float], None], list[Row]]] = []
+    for name in NUMBERS:
+        knobs.append((lambda n=name: getattr(cpu_fitted, n), lambda value, n=name: setattr(cpu_fitted, n, value), rows))
+    for table in (cpu_fitted.VALUE_PS, cpu_fitted.FEW_GB_S):
+        for kind in table:
+            values = table[kind] = list(table[kind])
+            those = [row for row in rows if _has(row["model"], kind)]
+            for at in range(len(values)):
+                knobs.append((lambda v=values, at=at: v[at], lambda value, v=values, at=at: v.__setitem__(at, value), those))
+    step, before = 0.3, float("inf")
+    while step > 0.005:
+        for read, turn, those in knobs:
+            value = read()
+            found = {}
+            for factor in (1.0, 1 / (1 + step), 1 + step):
+                turn(value * factor)
+                found[value * factor] = _loss(those, models)
+            turn(min(found, key=found.__getitem__))
+        now = _loss(rows, models)
+        print(f"step {step:.3f}: mean square {now / len(rows) / 2:.5f}", flush=True)
+        if now > before * 0.995:
+            step /= 2
+        before = now
+    for table in (cpu_fitted.VALUE_PS, cpu_fitted.FEW_GB_S):
+        table.update({kind: tuple(values) for kind, values in table.items()})
+
+
+def _has(model: str, kind: str) -> bool:
+    base, better, head, *_ = random_gguf.MIXTURES[model.partition("-")[2]]
+    return kind in (base, better, head)
+
+
+def _loss(rows: list[Row], models: Models) -> float:
+    """Times of first tokens weigh half: the wait before them has more parts."""
+    total = 0.0
+    for row in rows:
+        ttft_ms, tpot_ms = models.predicted(row)
+        total += log(tpot_ms / row["tpot_ms"]) ** 2 + log(ttft_ms / row["ttft_ms"]) ** 2 / 2
+    return total
+
+
+def write(errors: dict) -> None:
+    """plan/cpu_fitted.py: constants, and the band of what was tested."""
+    tpot, ttft = errors["tested, tpot"], errors["tested, ttft"]
+    fitted = errors["fitted, tpot"]
+    day, engine = datetime.now(UTC).date().isoformat(), f"llama.cpp in xllamacpp {version('xllamacpp')}"
+    source = (
+        f"{fitted['rows']} rows of {engine} on an {machine()['cpu']} with {machine()['cores']} cores, {day}; on "
+        f"{tpot['rows']} rows of other models {tpot['mean']:.0%} off on average between tokens, {ttft['mean']:.0%} "
+        "until the first"
+    )
+    rounded = {name: float(f"{getattr(cpu_fitted, name):.3g}") for name in NUMBERS}
+    lines = [
+        '"""Constants of plan/cpu_speed.py: written by `python bench/cpu_speed.py --fit`, not by hand."""\n',
+        f'CPU = "{machine()["cpu"]}"',
+        f'SOURCE = (\n    "{source[:90]}"\n    "{source[90:]}"\n)',
+        *(f"{name} = {value}  # {MEANINGS[name]}" for name, value in rounded.items()),
+        f"TPOT_BAND = {tuple(tpot['band'])}  # of eight of ten rows: measured over predicted",
+        f"TTFT_BAND = {tuple(ttft['band'])}",
+        "VALUE_PS = {  # of a core, for one weight and one of 1, 2, 4, 32 or 512 tokens that are computed together",
+        *(f'    "{kind}": {_three(values)},' for kind, values in cpu_fitted.VALUE_PS.items()),
+        "}",
+        "FEW_GB_S = {  # memory that kernels for a few tokens read at most, of 2 and of 4, where they read in small pieces",
+        *(f'    "{kind}": {_three(values)},' for kind, values in cpu_fitted.FEW_GB_S.items()),
+        "}",
+    ]
+    Path(cpu_fitted.__file__).write_text("\n".join(lines) + "\n")
+
+
+MEANINGS = {
+    "SERIAL": "of the shorter of loading and computing, what is not hidden behind the other",
+    "ATTENTION_PS": "of a core, for one query, key and dimension while tokens are written",
+    "PROMPT_ATTENTION_PS": "and while a prompt is read",
+    "LAYER_US": "of a step for each layer, whatever its size",
+    "BARRIER_US": "more for each layer where threads wait for one another",
+    "STEP_US": "of a step",
+    "REQUEST_US": "of a step for each request",
+    "CHOICE_NS": "to choose among the vocabulary, for each of its tokens",
+    "THREAD": "of a core's work that each further thread does",
+}
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(float(f"{value:.3g}") for value in values)
+
+
+if __name__ == "__main__":
+    main()

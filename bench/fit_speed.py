@@ -1,0 +1,275 @@
+"""Fit the constants of plan/roofline.py on published speeds, and say what they are worth on rows that were not fitted.
+
+python bench/fit_speed.py FILE... [--write]
+
+FILE: tables as of bench/throughput.py. Every engine and generation of cards gets constants of its own, except that
+TensorRT-LLM's offline tables share them between the generations before Blackwell. A pattern search lowers the mean
+absolute logarithm of predicted over measured, with a weak pull to PRIOR, so that what no row tells stays plausible.
+Three times rows are left out and predicted by what was fitted on the others: half of the rows (twice), each model, each
+card. --write puts the constants, their bands and their date into src/freehold/plan/fitted.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from math import exp, log
+from pathlib import Path
+from typing import NamedTuple
+
+from msgspec.structs import asdict, replace
+from throughput import OFFLINE, Case, read
+
+from freehold.plan.performance import Band, Bands
+from freehold.plan.roofline import Constants, Fitted, Machine, generation_of
+from freehold.plan.serving import Timing, loop
+
+PRIOR = Constants(
+    memory=0.8, cache=0.85, compute=0.55, prefill=0.65, attention=0.4, link=0.5, weight_only=0.3,
+    layer_us=35.0, expert_us=25.0, hop_us=6.0, step_us=300.0, sequence_ns=300.0,
+)  # fmt: skip
+FIRST = (40.0, 0.05)  # first_ms, queue
+FAR = 5.0  # times its prior that a constant may be away from it
+MOST = {"memory": 1.0, "cache": 1.0, "compute": 1.0, "prefill": 1.0, "attention": 1.0, "weight_only": 1.0, "link": 2.0}
+PULL = 0.1  # of a constant that is e times its prior, in the mean error: more of it helps models left out, and costs others
+STEPS = (0.4, 0.2, 0.1, 0.05, 0.02)  # of the logarithm
+INSIDE = (0.08, 0.92)  # quantiles of what was left out, that become a band
+LEAST = 10  # rows of a model that is left out
+OUT = Path(__file__).resolve().parents[1] / "src/freehold/plan/fitted.py"
+Errors = dict[str, list[float]]  # logarithms of predicted over measured, by quantity
+
+
+class Group(NamedTuple):
+    """What is fitted together."""
+
+    engine: str
+    generations: tuple[str, ...]
+    cases: tuple[Case, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} on {', '.join(self.generations)}"
+
+
+def groups(cases: Iterable[Case]) -> list[Group]:
+    found: dict[tuple[str, tuple[str, ...]], list[Case]] = {}
+    for case in cases:
+        if case.engine == OFFLINE and case.version not in ("0.17", "0.20", "1.x"):
+            continue  # older ones are answered, and shown apart
+        generation = generation_of(case.card)
+        together = (generation,)
+        if case.engine == OFFLINE:
+            new = generation.startswith("Blackwell")
+            together = ("Blackwell", "Blackwell RTX") if new else ("Ampere", "Ada", "Hopper")
+        found.setdefault((case.engine, together), []).append(case)
+    return [Group(*key, tuple(those)) for key, those in sorted(found.items())]
+
+
+def answer(case: Case, constants: Constants, first: tuple[float, float]) -> Timing:
+    return loop(Machine(case.card, constants, case.work), first, case.traffic, case.slots)
+
+
+def error(case: Case, constants: Constants) -> float | None:
+    """Logarithm of predicted over measured: of a token's time, or of tokens a second."""
+    if case.tpot_s is None and case.tokens_per_s is None:
+        return None
+    timing = answer(case, constants, FIRST)
+    return log(timing.tpot_s / case.tpot_s) if case.tpot_s else log(timing.tokens_per_s / (case.tokens_per_s or 1))
+
+
+def fit(cases: Sequence[Case], start: Constants = PRIOR) -> Constants:
+    def loss(values: dict[str, float]) -> float:
+        constants = Constants(**values)
+        errors = [abs(e) for case in cases if (e := error(case, constants)) is not None]
+        pull = sum((log(values[name] / prior)) ** 2 for name, prior in asdict(PRIOR).items())
+        return statistics.fmean(errors) + PULL * pull / len(values)
+
+    prior = asdict(PRIOR)
+    ends = {name: (value / FAR, MOST.get(name, value * FAR)) for name, value in prior.items()}
+    return Constants(**_search(loss, asdict(start), ends))
+
+
+def fit_first(cases: Sequence[Case], constants: Constants) -> tuple[float, float]:
+    """Of the time to the first token, where no request waits for a slot: first_ms and queue."""
+    those = [case for case in cases if case.ttft_s and case.traffic.concurrency < 0.9 * case.slots]
+    if not those:
+        return FIRST
+
+    def loss(values: dict[str, float]) -> float:
+        first = values["first_ms"], values["queue"]
+        return statistics.fmean(abs(log(answer(c, constants, first).ttft_s / (c.ttft_s or 1))) for c in those)
+
+    ends = {"first_ms": (1.0, 1000.0), "queue": (0.001, 1.0)}
+    found = _search(loss, {"first_ms": FIRST[0], "queue": FIRST[1]}, ends)
+    return found["first_ms"], found["queue"]
+
+
+def _search(
+    loss: Callable[[dict[str, float]], float], values: dict[str, float], ends: dict[str, tuple[float, float]]
+) -> dict[str, float]:
+    """Move one value after the other by a factor as long as that helps, then by a smaller one."""
+    best = loss(values)
+    for step in STEPS:
+        moved = True
+        while moved:
+            moved = False
+            for name in values:
+                for factor in (exp(step), exp(-step)):
+                    tried = values | {name: min(max(values[name] * factor, ends[name][0]), ends[name][1])}
+                    if (now := loss(tried)) < best - 1e-5:
+                        values, best, moved = tried, now, True
+                        break
+    return values
+
+
+def left_out(group: Group, key: Callable[[Case], str], whole: Constants, least: int = 1) -> dict[str, Errors]:
+    """By what is left out: errors of what the others' constants predict for it."""
+    found = {}
+    for name in sorted({key(case) for case in group.cases}):
+        those = [case for case in group.cases if key(case) == name]
+        others = [case for case in group.cases if key(case) != name]
+        if len(those) < least or not others:
+            continue
+        constants = fit(others, start=_between(whole))
+        found[name] = errors_of(those, constants, fit_first(others, constants))
+    return found
+
+
+def _between(whole: Constants) -> Constants:
+    """Half-way to the prior: a start that has not seen what is left out would take much longer."""
+    return Constants(**{name: (value * getattr(PRIOR, name)) ** 0.5 for name, value in asdict(whole).items()})
+
+
+def errors_of(cases: Iterable[Case], constants: Constants, first: tuple[float, float]) -> Errors:
+    errors: Errors = {"ttft": [], "tpot": [], "tokens_per_s": []}
+    for case in cases:
+        timing = answer(case, constants, first)
+        for name in errors:
+            if measured := getattr(case, f"{name}_s" if name != "tokens_per_s" else name):
+                errors[name].append(log(getattr(timing, f"{name}_s" if name != "tokens_per_s" else name) / measured))
+    return errors
+
+
+def together(errors: Iterable[Errors]) -> Errors:
+    merged: Errors = {"ttft": [], "tpot": [], "tokens_per_s": []}
+    for each in errors:
+        for name, values in each.items():
+            merged[name] += values
+    return merged
+
+
+def bands(errors: Errors) -> Bands:
+    """Measured over predicted, from the quantiles; tokens a second by a token's time where only that was measured."""
+    tpot = errors["tpot"] or [-e for e in errors["tokens_per_s"]]
+    rate = errors["tokens_per_s"] or [-e for e in errors["tpot"]]
+    return Bands(
+        ttft=_band(errors["ttft"] or tpot), tpot=_band(tpot), tokens_per_s=_band(rate), rows=len(tpot),
+        tpot_error_pct=round(percent(tpot), 1),
+    )  # fmt: skip
+
+
+def _band(logs: Sequence[float]) -> Band:
+    ordered = sorted(logs)
+    low, high = (ordered[round(share * (len(ordered) - 1))] for share in INSIDE)
+    return Band(low=round(min(1.0, exp(-high)), 3), high=round(max(1.0, exp(-low)), 3))
+
+
+def percent(logs: Iterable[float]) -> float:
+    """Mean absolute error in per cent of what was measured."""
+    return 100 * statistics.fmean(abs(exp(e) - 1) for e in logs)
+
+
+def _median(logs: Iterable[float]) -> float:
+    return 100 * statistics.median(abs(exp(e) - 1) for e in logs)
+
+
+def half(case: Case) -> str:
+    return str(hashlib.sha256("|".join(case.row.values()).encode()).digest()[0] % 2)
+
+
+def study(group: Group) -> tuple[Fitted, str]:
+    """The constants of one group, and a table of what was left out."""
+    constants = fit(group.cases)
+    first = fit_first(group.cases, constants)
+    own = errors_of(group.cases, constants, first)
+    rows = left_out(group, half, constants)
+    models = left_out(group, lambda case: case.model, constants, LEAST)
+    cards = left_out(group, lambda case: case.card.id, constants)
+    seen, unseen = bands(together(rows.values())), bands(together((models or rows).values()))
+    lines = [f"{group.name}: {len(group.cases)} rows", *_lines("fitted", {"all": own})]
+    for what, found in (("half of the rows", rows), ("model", models), ("card", cards)):
+        lines += _lines(f"left out: {what}", found)
+    lines.append("  " + ", ".join(f"{name} {value:.3g}" for name, value in asdict(constants).items()))
+    lines.append(f"  first_ms {first[0]:.3g}, queue {first[1]:.3g}")
+    fitted = Fitted(
+        engine=group.engine, generation="", constants=_rounded(constants), first_ms=round(first[0], 1),
+        queue=round(first[1], 4), schemes=frozenset(case.scheme for case in group.cases),
+        models=frozenset(case.model for case in group.cases),
+        versions=tuple(sorted({case.version for case in group.cases if case.version})),
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(), seen=seen, unseen=unseen,
+    )  # fmt: skip
+    return fitted, "\n".join(lines)
+
+
+def _rounded(constants: Constants) -> Constants:
+    return Constants(**{name: float(f"{value:.4g}") for name, value in asdict(constants).items()})
+
+
+def _lines(what: str, found: dict[str, Errors]) -> list[str]:
+    def line(name: str, errors: Errors) -> str:
+        said = [f"{key} {percent(v):5.1f} ({_median(v):5.1f}) % of {len(v):4}" for key, v in errors.items() if v]
+        return f"  {what:28} {name:28} {'; '.join(said)}"
+
+    lines = [line(name, errors) for name, errors in found.items() if len(found) > 1]
+    return [*lines, line("all together", together(found.values()))] if found else []
+
+
+def write(found: Sequence[tuple[Group, Fitted]]) -> None:
+    entries = "".join(
+        f"    {(group.engine, generation)!r}: {_literal(replace(fitted, generation=generation))},\n"
+        for group, fitted in found
+        for generation in group.generations
+    )
+    OUT.write_text(
+        '"""Constants of the roofline, written by bench/fit_speed.py: not to be edited by hand."""\n\n'
+        "from freehold.plan.performance import Band, Bands\nfrom freehold.plan.roofline import Constants, Fitted\n\n"
+        "FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards\n" + entries + "}\n"
+    )
+    subprocess.run([str(Path(sys.executable).with_name("ruff")), "format", "--quiet", str(OUT)], check=True)
+
+
+def _literal(fitted: Fitted) -> str:
+    """As Python; sets in order, so that the file is the same each time."""
+    names = {name: getattr(fitted, name) for name in Fitted.__struct_fields__}
+    said = ", ".join(
+        f"{name}=frozenset({sorted(value)!r})" if isinstance(value, frozenset) else f"{name}={value!r}"
+        for name, value in names.items()
+    )
+    return f"Fitted({said})"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--write", action="store_true", help="into src/freehold/plan/fitted.py")
+    options = parser.parse_args()
+    cases = [case for path in options.files for case in read(path)[0]]
+    those = groups(cases)
+    with ProcessPoolExecutor(2) as pool:
+        studied = list(pool.map(study, sorted(those, key=lambda group: -len(group.cases))))
+    for _, lines in studied:
+        print(lines, end="\n\n")
+    if options.write:
+        order = sorted(those, key=lambda group: -len(group.cases))
+        write(sorted(zip(order, (fitted for fitted, _ in studied), strict=True), key=lambda each: each[0].name))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""How fast llama.cpp answers on a CPU: what a step reads and computes, with constants measured on real kernels.
+
+A step writes one token for each request under way. Every weight that it touches is read from memory once and computed
+with once for each token; both overlap for the most part. llama.cpp has other kernels for one token, for a few and for a
+prompt, and their times do not follow from one another: two requests at once may take longer than one after the other.
+What the constants are fitted on, and how far off they were on models they were not, is in cpu_fitted.py, which
+bench/cpu_speed.py writes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Iterator
+from math import ceil, exp, log
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from freehold.facts import Attention, Model
+from freehold.plan import cpu_fitted
+from freehold.plan.kv import LINEAR, WINDOWED, state_values, values_per_token
+from freehold.plan.llamacpp import UBATCH
+from freehold.plan.params import Counts
+from freehold.plan.performance import Estimate, Performance, Unpredicted
+from freehold.plan.weights import SCHEMES, weigh
+
+TOKENS = (1, 2, 4, 32, 512)  # in a batch, for which kernels were timed; between them their logarithm is interpolated
+BYTES = {  # of one weight
+    "F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 34 / 32, "Q6_K": 210 / 256, "Q5_K": 176 / 256, "Q4_K": 144 / 256,
+    "Q4_0": 18 / 32, "Q3_K": 110 / 256, "Q2_K": 84 / 256, "IQ4_XS": 136 / 256,
+}  # fmt: skip
+MIXTURES = {  # layers; half of the down and value projections; the head
+    "gguf-f16": ("F16", "F16", "F16"), "bf16": ("BF16", "BF16", "BF16"), "gguf-q8_0": ("Q8_0", "Q8_0", "Q8_0"),
+    "gguf-q6_k": ("Q6_K", "Q6_K", "Q6_K"), "gguf-q5_k_m": ("Q5_K", "Q6_K", "Q6_K"),
+    "gguf-q4_k_m": ("Q4_K", "Q6_K", "Q6_K"), "gguf-q4_0": ("Q4_0", "Q4_0", "Q6_K"),
+    "gguf-q3_k_m": ("Q3_K", "Q5_K", "Q6_K"), "gguf-q2_k": ("Q2_K", "Q3_K", "Q6_K"),
+    "gguf-iq4_xs": ("IQ4_XS", "Q5_K", "Q6_K"),
+}  # fmt: skip
+STRANGE = 2.0  # how many times wider the band is where the CPU, or the kind of attention, is not one that was fitted
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    """How fast a machine reads what it keeps, in GB/s (10^9 bytes)."""
+
+    one_gb_s: float  # from memory, one thread
+    all_gb_s: float  # as many threads as cores, together
+    cache_gb_s: float  # from its last cache, one thread
+    cache_bytes: int
+    cores: int
+    cpu: str
+    at_ns: int
+
+
+class Read(NamedTuple):
+    """Weights of one type that a step touches."""
+
+    type: str
+    values: float
+    tokens: float  # that each of them is computed with
+
+
+class Work(Struct, frozen=True, kw_only=True):
+    """What is asked of one engine."""
+
+    requests: int = 1  # at once
+    prompt_tokens: int
+    context_tokens: int  # before the token that is written
+    threads: int
+
+
+class Engine(NamedTuple):
+    """One model, at one precision, on one machine."""
+
+    model: Model
+    counts: Counts
+    scheme: str
+    memory: Memory
+
+    def step_s(self, work: Work) -> float:
+        """Seconds of a step that writes one token for each request."""
+        reads = list(self._reads(work.requests, work.requests))
+        seconds = self._matrices_s(reads, work.threads, self._kept_bytes(work.context_tokens) * work.requests)
+        seen = sum(_products(group, work.context_tokens) for group in self.model.attention)
+        attention = seen * work.requests * cpu_fitted.ATTENTION_PS * 1e-12 / _cores(work.threads)
+        return seconds + attention + self._overhead_s(work.requests, work.threads)
+
+    def prompt_s(self, work: Work) -> float:
+        """Seconds for the first token of a prompt alone: as many steps as it has batches."""
+        total, steps = 0.0, ceil(work.prompt_tokens / UBATCH)
+        each = work.prompt_tokens / steps
+        for _ in range(steps):
+            total += self._matrices_s(list(self._reads(each, 1)), work.threads, 0.0)
+        half = sum(_products(group, work.prompt_tokens / 2) for group in self.model.attention)
+        attention = half * work.prompt_tokens * cpu_fitted.PROMPT_ATTENTION_PS * 1e-12 / _cores(work.threads)
+        return total + attention + self._overhead_s(1, work.threads) * steps
+
+    def _reads(self, tokens: float, outputs: float) -> Iterator[Read]:
+        """`tokens` go through every layer, `outputs` of them through the head."""
+        counts, moe = self.counts, self.model.moe
+        base, better, head = MIXTURES[self.scheme]
+        attention = sum(part.matrices for part in counts.attention)
+        dense = counts.dense.matrices + counts.shared.matrices
+        yield Read(base, attention * 19 / 20 + dense * 5 / 6, tokens)
+        yield Read(better, attention / 20 + dense / 6, tokens)
+        yield Read(head, counts.head or counts.embedding, outputs)
+        if moe:
+            idle = (1 - moe.experts_per_token / moe.experts) ** tokens  # of experts, that no token picks
+            touched = counts.experts.matrices * (1 - idle)
+            each = tokens * moe.experts_per_token / moe.experts / (1 - idle)
+            yield Read(base, touched * 5 / 6, each)
+            yield Read(better, touched / 6, each)
+
+    def _matrices_s(self, reads: list[Read], threads: int, more_bytes: float) -> float:
+        computed = sum(read.values * read.tokens * value_s(read.type, read.tokens) for read in reads)
+        computed /= _cores(threads)
+        sizes = [read.values * BYTES[read.type] * self._filed for read in reads]
+        memory = self.memory
+        if sum(sizes) + more_bytes < memory.cache_bytes / 2:
+            loaded = (sum(sizes) + more_bytes) / (memory.cache_gb_s * threads * 1e9)
+        else:
+            rate = min(memory.all_gb_s, memory.one_gb_s * threads)
+            rates = [_few_gb_s(read, rate, _cores(threads)) for read in reads]
+            loaded = sum(size / each for size, each in zip(sizes, rates, strict=True)) / 1e9 + more_bytes / rate / 1e9
+        return max(computed, loaded) + cpu_fitted.SERIAL * min(computed, loaded)
+
+    @property
+    def _filed(self) -> float:
+        """How much larger its file is than its dimensions say."""
+        if not self.model.file_bytes or self.scheme not in SCHEMES:
+            return 1.0
+        return self.model.file_bytes / weigh(self.counts, SCHEMES[self.scheme], self.model, tables=False).total
+
+    def _kept_bytes(self, tokens: int) -> float:
+        """Of the cache of one request, in f16, and twice of states: they are written anew."""
+        total = 0.0
+        for group in self.model.attention:
+            seen = min(tokens, group.window) if group.kind in WINDOWED else tokens
+            total += group.layers * (values_per_token(group) * 2 * seen + sum(state_values(group)) * 8)
+        return total
+
+    def _overhead_s(self, outputs: int, threads: int) -> float:
+        """Of a step: the program, layer by layer, and choosing a token from the vocabulary for each request."""
+        layer = cpu_fitted.LAYER_US + (cpu_fitted.BARRIER_US if threads > 1 else 0.0)
+        chosen = cpu_fitted.REQUEST_US + self.model.vocab_size * cpu_fitted.CHOICE_NS / 1e3
+        return (cpu_fitted.STEP_US + layer * self.model.layers + chosen * outputs) * 1e-6
+
+
+def predict(
+    model: Model, counts: Counts, scheme: str, memory: Memory | None, work: Work
+) -> Performance | Unpredicted:
+    """Times of one llama.cpp on this machine's cores. Freehold gives it all of them but one."""
+    if memory is None:
+        return Unpredicted(reason="nobody measured this machine's memory: freehold doctor")
+    if scheme not in MIXTURES:
+        name = SCHEMES[scheme].name if scheme in SCHEMES else scheme
+        return Unpredicted(reason=f"no kernel of llama.cpp for {name} was timed")
+    engine = Engine(model, counts, scheme, memory)
+    step_s, prompt_s = engine.step_s(work), engine.prompt_s(work)
+    strange = list(_strange(model, memory))
+    low, high = (_wider(each, bool(strange)) for each in cpu_fitted.TPOT_BAND)
+    tpot = Estimate(value=step_s, low=step_s * low, high=step_s * high)
+    low, high = (_wider(each, bool(strange)) for each in cpu_fitted.TTFT_BAND)
+    waits = work.requests > 1
+    first_s = prompt_s + step_s / 2 * waits  # for the step that is under way
+    ttft = Estimate(value=first_s, low=first_s * low, high=(prompt_s * work.requests + step_s * waits) * high)
+    said = f"; never fitted: {' and '.join(strange)}, so the band is wider" if strange else ""
+    return Performance(
+        concurrency=work.requests,
+        ttft_s=ttft,
+        tpot_s=tpot,
+        tokens_per_s=Estimate(
+            value=work.requests / step_s, low=work.requests / tpot.high, high=work.requests / tpot.low
+        ),
+        basis="predicted",
+        source=cpu_fitted.SOURCE + said,
+    )
+
+
+def _strange(model: Model, memory: Memory) -> Iterator[str]:
+    if memory.cpu != cpu_fitted.CPU:
+        yield f"the CPU {memory.cpu}"
+    if kinds := sorted({group.kind for group in model.attention} - {"full"}):
+        yield f"attention of the kind {', '.join(kinds)}"
+
+
+def _wider(bound: float, strange: bool) -> float:
+    return bound * (STRANGE if bound > 1 else 1 / STRANGE) if strange else bound
+
+
+def value_s(kind: str, tokens: float) -> float:
+    """Seconds that one core computes with one weight for one of so many tokens."""
+    return _between(cpu_fitted.VALUE_PS[kind], tokens) * 1e-12
+
+
+def _few_gb_s(read: Read, most: float, cores: float) -> float:
+    """What its kernel reads from memory, at most: some kernels for a few tokens read it in small pieces."""
+    if read.type not in cpu_fitted.FEW_GB_S:
+        return most
+    two, four = (min(most, each * cores) for each in cpu_fitted.FEW_GB_S[read.type])
+    return _between((most, two, four, most, most), read.tokens)
+
+
+def _cores(threads: int) -> float:
+    """What so many threads do, in what one does."""
+    return 1 + (threads - 1) * cpu_fitted.THREAD
+
+
+def _between(values: tuple[float, ...], tokens: float) -> float:
+    """At so many tokens, of `values` at TOKENS."""
+    tokens = min(max(tokens, TOKENS[0]), TOKENS[-1])
+    at = min(bisect(TOKENS, tokens), len(TOKENS) - 1)
+    (n, m), (a, b) = TOKENS[at - 1 : at + 1], values[at - 1 : at + 1]
+    share = log(tokens / n) / log(m / n)
+    return exp(log(a) * (1 - share) + log(b) * share)
+
+
+def _products(group: Attention, tokens: float) -> float:
+    """Multiplications of one token's queries with the keys and values before it, in all layers of the group."""
+    if group.kind in LINEAR:
+        return 2.0 * group.layers * state_values(group)[1]
+    seen = min(tokens, group.window) if group.kind in WINDOWED else tokens
+    if group.kv_lora_rank:
+        return group.layers * group.heads * (2 * group.kv_lora_rank + group.qk_rope_head_dim) * seen
+    return group.layers * group.heads * (group.head_dim + (group.v_head_dim or group.head_dim)) * seen

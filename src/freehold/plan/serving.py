@@ -1,0 +1,93 @@
+"""How fast a deployment answers: requests in a closed loop on the steps of plan/roofline.py, with a band."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from freehold.errors import Unknown
+from freehold.facts import Card
+from freehold.plan.fitted import FITTED
+from freehold.plan.performance import Performance, Unpredicted
+from freehold.plan.roofline import Machine, Work, generation_of, look
+
+
+class Traffic(Struct, frozen=True, kw_only=True):
+    """What one replica is asked at the same time."""
+
+    concurrency: float  # requests, each followed by the next
+    prompt_tokens: float
+    completion_tokens: float
+    prefix_hit: float = 0.0  # share of the prompt that is in the cache already
+    draft_tokens: int = 0  # guessed a step
+    acceptance: float = 0.0  # of each guess, where those before it were right
+
+    @property
+    def context(self) -> float:
+        """Tokens that are looked back at, halfway through an answer."""
+        return self.prompt_tokens + self.completion_tokens / 2
+
+    @property
+    def tokens_a_step(self) -> float:
+        """1 + a + a^2 + ... + a^k of k guesses: Leviathan et al. 2023, equation 1."""
+        return sum(self.acceptance**n for n in range(self.draft_tokens + 1))
+
+
+class Timing(NamedTuple):
+    """Seconds to the first token and for each further one, and tokens a second of all requests together."""
+
+    ttft_s: float
+    tpot_s: float
+    tokens_per_s: float
+
+
+def loop(machine: Machine, first: tuple[float, float], traffic: Traffic, slots: float) -> Timing:
+    """As many requests as `concurrency`, each followed by the next, of which `slots` run and the others wait.
+
+    While a request writes, the prompts of others are computed in between: as many as there are others, less those that
+    fall into its own wait for the first token. How long that takes decides how many write at the same time.
+    """
+    split = machine.work.split
+    running = max(1.0, min(traffic.concurrency, slots) / split.ep)
+    prompt = machine.prefill(max(1.0, traffic.prompt_tokens * (1 - traffic.prefix_hit)))
+    steps = max(1.0, traffic.completion_tokens / traffic.tokens_a_step)
+    seen, writing, step, written = look(machine.work, traffic.context), running, 0.0, 0.0
+    for _ in range(3):
+        at_once = max(1.0, writing / split.pp)  # a pipeline works on as many parts at the same time
+        step = machine.decode(seen, at_once, 1 + traffic.draft_tokens)
+        written = steps * step
+        for _ in range(4):
+            written = steps * step + (running - 1) * prompt / split.pp * written / (written + prompt + step)
+        writing = running * written / (written + prompt + step)
+    first_ms, queue = first
+    ttft = first_ms / 1e3 + step + prompt * (1 + queue * (running - 1))
+    if traffic.concurrency > slots:  # the others wait until one of those running is done
+        ttft += (traffic.concurrency / slots - 1) * (written + prompt)
+    rate = running * split.ep * traffic.completion_tokens / (written + prompt + step)
+    return Timing(ttft, written / traffic.completion_tokens, rate)
+
+
+def predict(work: Work, scheme: str, card: Card, engine: str, traffic: Traffic, slots: float) -> Performance | Unpredicted:
+    """One replica of `slots` requests at once; or why nobody can say."""
+    generation = generation_of(card)
+    fitted = FITTED.get((engine, generation))
+    if fitted is None:
+        return Unpredicted(reason=f"{engine} was never fitted on {generation or 'such'} cards")
+    if scheme not in fitted.schemes:
+        return Unpredicted(reason=f"{engine} on {generation} cards was never fitted in {scheme}")
+    try:
+        machine = Machine(card, fitted.constants, work)
+    except Unknown as lack:
+        return Unpredicted(reason=str(lack))
+    timing = loop(machine, (fitted.first_ms, fitted.queue), traffic, slots)
+    known = work.model.id in fitted.models
+    bands = fitted.seen if known else fitted.unseen
+    return Performance(
+        concurrency=round(traffic.concurrency),
+        ttft_s=bands.ttft.around(timing.ttft_s),
+        tpot_s=bands.tpot.around(timing.tpot_s),
+        tokens_per_s=bands.tokens_per_s.around(timing.tokens_per_s),
+        basis="predicted",
+        source=fitted.about(known=known),
+    )
