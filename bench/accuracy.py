@@ -1,8 +1,9 @@
-"""How exact the planner's memory is, against start-up logs of real engines: sizes they printed, beside ours.
+"""How exact the planner is: sizes that real engines printed at their start, and speeds they reached, beside ours.
 
 python bench/accuracy.py memory [FILE] [--list] [--keep]
+python bench/accuracy.py throughput [FILE] [--list] [--keep]
 
-FILE is a CSV with the columns of bench/data/memory_cases.csv (the default). A row is answered when its model is in the
+FILE is a CSV with the columns of bench/data/memory_cases.csv or throughput_*.csv (the defaults). A row is answered when its model is in the
 catalogue, or its dimensions are known there under another name; the others are counted, and listed with their reason.
 Errors are of our figure against the printed one; a printed range counts as its nearer end.
 """
@@ -18,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import speed_accuracy
 from figures import keep
 from msgspec.structs import replace
 
@@ -59,12 +61,17 @@ Answer = tuple[str, float, float, float]  # quantity, ours, the printed range
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["memory"], default="memory")
-    parser.add_argument("file", nargs="?", type=Path, default=HERE / "data" / "memory_cases.csv")
+    parser.add_argument("what", nargs="?", choices=["memory", "throughput"], default="memory")
+    parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--list", action="store_true", help="every figure, not only the summary")
     parser.add_argument("--keep", action="store_true", help="write the summary to bench/results/accuracy.json")
     options = parser.parse_args()
-    with options.file.open(newline="") as file:
+    if options.what == "throughput":
+        found = speed_accuracy.report(options.file, show=options.list)
+        if options.keep:
+            keep("speed", found)
+        return 0
+    with (options.file or HERE / "data" / "memory_cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     errors, unanswered = score(rows, show=options.list)
     print(f"{len(rows)} rows, {len(rows) - len(unanswered)} answered, {len(unanswered)} not:")

@@ -1,8 +1,8 @@
 """Fit the constants of plan/roofline.py on published speeds, and say what they are worth on rows that were not fitted.
 
-python bench/fit_speed.py FILE... [--write]
+python bench/fit_speed.py [FILE...] [--write] [--keep]
 
-FILE: tables as of bench/throughput.py. Every engine and generation of cards gets constants of its own, except that
+FILE: tables as of bench/throughput.py, those in bench/data by default. Every engine and generation of cards gets constants of its own, except that
 TensorRT-LLM's offline tables share them between the generations before Blackwell. A pattern search lowers the mean
 absolute logarithm of predicted over measured, with a weak pull to PRIOR, so that what no row tells stays plausible.
 Three times rows are left out and predicted by what was fitted on the others: half of the rows (twice), each model, each
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from msgspec.structs import asdict, replace
+from speed_accuracy import FILES
 from throughput import OFFLINE, Case, read
 
 from freehold.plan.performance import Band, Bands
@@ -42,7 +43,15 @@ STEPS = (0.4, 0.2, 0.1, 0.05, 0.02)  # of the logarithm
 INSIDE = (0.08, 0.92)  # quantiles of what was left out, that become a band
 LEAST = 10  # rows of a model that is left out
 OUT = Path(__file__).resolve().parents[1] / "src/freehold/plan/fitted.py"
-Errors = dict[str, list[float]]  # logarithms of predicted over measured, by quantity
+QUANTITIES = ("ttft_s", "tpot_s", "tokens_per_s")
+
+
+class Miss(NamedTuple):
+    """How far off one figure of one row is."""
+
+    case: Case
+    quantity: str
+    log: float  # of predicted over measured
 
 
 class Group(NamedTuple):
@@ -99,7 +108,7 @@ def fit_first(cases: Sequence[Case], constants: Constants) -> tuple[float, float
     """Of the time to the first token, where no request waits for a slot: first_ms and queue."""
     those = [case for case in cases if case.ttft_s and case.traffic.concurrency < 0.9 * case.slots]
     if not those:
-        return FIRST
+        return 0.0, 0.0
 
     def loss(values: dict[str, float]) -> float:
         first = values["first_ms"], values["queue"]
@@ -128,48 +137,40 @@ def _search(
     return values
 
 
-def left_out(group: Group, key: Callable[[Case], str], whole: Constants, least: int = 1) -> dict[str, Errors]:
-    """By what is left out: errors of what the others' constants predict for it."""
+def left_out(group: Group, key: Callable[[Case], str], whole: Constants, least: int = 1) -> dict[str, list[Miss]]:
+    """By what is left out: how far off it is with what was fitted on the others."""
     found = {}
     for name in sorted({key(case) for case in group.cases}):
         those = [case for case in group.cases if key(case) == name]
         others = [case for case in group.cases if key(case) != name]
-        if len(those) < least or not others:
-            continue
-        constants = fit(others, start=_between(whole))
-        found[name] = errors_of(those, constants, fit_first(others, constants))
+        if len(those) >= least and others:
+            constants = fit(others, start=_between(whole))
+            found[name] = misses(those, constants, fit_first(others, constants))
     return found
 
 
 def _between(whole: Constants) -> Constants:
-    """Half-way to the prior: a start that has not seen what is left out would take much longer."""
+    """Half-way to the prior: the search from there is short, and has room to go elsewhere."""
     return Constants(**{name: (value * getattr(PRIOR, name)) ** 0.5 for name, value in asdict(whole).items()})
 
 
-def errors_of(cases: Iterable[Case], constants: Constants, first: tuple[float, float]) -> Errors:
-    errors: Errors = {"ttft": [], "tpot": [], "tokens_per_s": []}
+def misses(cases: Iterable[Case], constants: Constants, first: tuple[float, float]) -> list[Miss]:
+    found = []
     for case in cases:
         timing = answer(case, constants, first)
-        for name in errors:
-            if measured := getattr(case, f"{name}_s" if name != "tokens_per_s" else name):
-                errors[name].append(log(getattr(timing, f"{name}_s" if name != "tokens_per_s" else name) / measured))
-    return errors
+        for quantity in QUANTITIES:
+            if measured := getattr(case, quantity):
+                found.append(Miss(case, quantity, log(getattr(timing, quantity) / measured)))
+    return found
 
 
-def together(errors: Iterable[Errors]) -> Errors:
-    merged: Errors = {"ttft": [], "tpot": [], "tokens_per_s": []}
-    for each in errors:
-        for name, values in each.items():
-            merged[name] += values
-    return merged
-
-
-def bands(errors: Errors) -> Bands:
+def bands(found: Iterable[Miss]) -> Bands:
     """Measured over predicted, from the quantiles; tokens a second by a token's time where only that was measured."""
-    tpot = errors["tpot"] or [-e for e in errors["tokens_per_s"]]
-    rate = errors["tokens_per_s"] or [-e for e in errors["tpot"]]
+    logs = {quantity: [each.log for each in found if each.quantity == quantity] for quantity in QUANTITIES}
+    tpot = logs["tpot_s"] or [-each for each in logs["tokens_per_s"]]
+    rate = logs["tokens_per_s"] or [-each for each in logs["tpot_s"]]
     return Bands(
-        ttft=_band(errors["ttft"] or tpot), tpot=_band(tpot), tokens_per_s=_band(rate), rows=len(tpot),
+        ttft=_band(logs["ttft_s"] or tpot), tpot=_band(tpot), tokens_per_s=_band(rate),
         tpot_error_pct=round(percent(tpot), 1),
     )  # fmt: skip
 
@@ -197,12 +198,14 @@ def study(group: Group) -> tuple[Fitted, str]:
     """The constants of one group, and a table of what was left out."""
     constants = fit(group.cases)
     first = fit_first(group.cases, constants)
-    own = errors_of(group.cases, constants, first)
     rows = left_out(group, half, constants)
     models = left_out(group, lambda case: case.model, constants, LEAST)
     cards = left_out(group, lambda case: case.card.id, constants)
-    seen, unseen = bands(together(rows.values())), bands(together((models or rows).values()))
-    lines = [f"{group.name}: {len(group.cases)} rows", *_lines("fitted", {"all": own})]
+    classes: dict[tuple[bool, bool], list[Miss]] = {}
+    for known, found in ((True, rows), (False, models)):
+        for each in (each for those in found.values() for each in those):
+            classes.setdefault((known, each.case.work.touched > 0), []).append(each)
+    lines = [f"{group.name}: {len(group.cases)} rows", *_lines("fitted", {"": misses(group.cases, constants, first)})]
     for what, found in (("half of the rows", rows), ("model", models), ("card", cards)):
         lines += _lines(f"left out: {what}", found)
     lines.append("  " + ", ".join(f"{name} {value:.3g}" for name, value in asdict(constants).items()))
@@ -212,7 +215,8 @@ def study(group: Group) -> tuple[Fitted, str]:
         queue=round(first[1], 4), schemes=frozenset(case.scheme for case in group.cases),
         models=frozenset(case.model for case in group.cases),
         versions=tuple(sorted({case.version for case in group.cases if case.version})),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(), seen=seen, unseen=unseen,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(), rows=len(group.cases),
+        bands={which: bands(found) for which, found in sorted(classes.items())},
     )  # fmt: skip
     return fitted, "\n".join(lines)
 
@@ -221,13 +225,16 @@ def _rounded(constants: Constants) -> Constants:
     return Constants(**{name: float(f"{value:.4g}") for name, value in asdict(constants).items()})
 
 
-def _lines(what: str, found: dict[str, Errors]) -> list[str]:
-    def line(name: str, errors: Errors) -> str:
-        said = [f"{key} {percent(v):5.1f} ({_median(v):5.1f}) % of {len(v):4}" for key, v in errors.items() if v]
+def _lines(what: str, found: dict[str, list[Miss]]) -> list[str]:
+    def line(name: str, those: Iterable[Miss]) -> str:
+        said = []
+        for quantity in QUANTITIES:
+            if logs := [each.log for each in those if each.quantity == quantity]:
+                said.append(f"{quantity} {percent(logs):5.1f} ({_median(logs):5.1f}) % of {len(logs):4}")
         return f"  {what:28} {name:28} {'; '.join(said)}"
 
-    lines = [line(name, errors) for name, errors in found.items() if len(found) > 1]
-    return [*lines, line("all together", together(found.values()))] if found else []
+    whole = [each for those in found.values() for each in those]
+    return [*(line(name, those) for name, those in found.items() if name), line("all together", whole)] if found else []
 
 
 def write(found: Sequence[tuple[Group, Fitted]]) -> None:
@@ -256,7 +263,7 @@ def _literal(fitted: Fitted) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("files", nargs="*", type=Path, default=FILES)
     parser.add_argument("--write", action="store_true", help="into src/freehold/plan/fitted.py")
     options = parser.parse_args()
     cases = [case for path in options.files for case in read(path)[0]]

@@ -48,5 +48,4 @@ class Bands(Struct, frozen=True, kw_only=True):
     ttft: Band
     tpot: Band
     tokens_per_s: Band
-    rows: int
     tpot_error_pct: float

@@ -54,15 +54,21 @@ class Fitted(Struct, frozen=True, kw_only=True):
     models: frozenset[str]  # ids
     versions: tuple[str, ...]  # of the engine
     date: str
-    seen: Bands  # of these models, rows that were not fitted
-    unseen: Bands  # of models of which no row was fitted
+    rows: int
+    bands: dict[tuple[bool, bool], Bands]  # by whether the model was fitted, and whether it has experts
 
-    def about(self, *, known: bool) -> str:
+    def bands_of(self, model: Model) -> Bands:
+        """Of rows that were not fitted; of a model of which none was, what models left out came to."""
+        known, experts = model.id in self.models, model.moe is not None
+        return self.bands.get((known, experts)) or max(self.bands.values(), key=lambda each: each.tpot_error_pct)
+
+    def about(self, model: Model) -> str:
         """What a figure rests on, in words."""
-        bands, which = (self.seen, "this model among them") if known else (self.unseen, "this model not among them")
+        bands, which = self.bands_of(model), "is" if model.id in self.models else "is not"
         return (
-            f"roofline fitted on {self.seen.rows:,} rows of {self.engine} on {self.generation} cards, {which}; the time "
-            f"of a token was {bands.tpot_error_pct:.0f} % off on average, on rows not fitted"
+            f"roofline fitted on {self.rows:,} rows of {self.engine} on {self.generation} cards, {self.date}; this "
+            f"model {which} among them: the time of a token was {bands.tpot_error_pct:.0f} % off on average, where "
+            "it was not fitted"
         )
 
 

@@ -68,8 +68,10 @@ def loop(machine: Machine, first: tuple[float, float], traffic: Traffic, slots: 
     return Timing(ttft, written / traffic.completion_tokens, rate)
 
 
-def predict(work: Work, scheme: str, card: Card, engine: str, traffic: Traffic, slots: float) -> Performance | Unpredicted:
-    """One replica of `slots` requests at once; or why nobody can say."""
+def predict(
+    work: Work, scheme: str, card: Card, traffic: Traffic, *, slots: float, engine: str = "vllm"
+) -> Performance | Unpredicted:
+    """One replica that runs up to `slots` requests at once; or why nobody can say."""
     generation = generation_of(card)
     fitted = FITTED.get((engine, generation))
     if fitted is None:
@@ -81,13 +83,12 @@ def predict(work: Work, scheme: str, card: Card, engine: str, traffic: Traffic, 
     except Unknown as lack:
         return Unpredicted(reason=str(lack))
     timing = loop(machine, (fitted.first_ms, fitted.queue), traffic, slots)
-    known = work.model.id in fitted.models
-    bands = fitted.seen if known else fitted.unseen
+    bands = fitted.bands_of(work.model)
     return Performance(
         concurrency=round(traffic.concurrency),
         ttft_s=bands.ttft.around(timing.ttft_s),
         tpot_s=bands.tpot.around(timing.tpot_s),
         tokens_per_s=bands.tokens_per_s.around(timing.tokens_per_s),
         basis="predicted",
-        source=fitted.about(known=known),
+        source=fitted.about(work.model),
     )
