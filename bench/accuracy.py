@@ -3,8 +3,9 @@
 python bench/accuracy.py memory [FILE] [--list] [--keep]
 python bench/accuracy.py throughput [FILE] [--list] [--keep]
 
-FILE is a CSV with the columns of bench/data/memory_cases.csv or throughput_*.csv (the defaults). A row is answered when its model is in the
-catalogue, or its dimensions are known there under another name; the others are counted, and listed with their reason.
+FILE is a CSV with the columns of bench/data/memory_cases.csv or throughput_*.csv (the defaults). A row is answered when
+its model is in the catalogue, or its dimensions are known there under another name; the others are counted, and listed
+with their reason.
 Errors are of our figure against the printed one; a printed range counts as its nearer end.
 """
 

@@ -22,13 +22,13 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import product
-from math import exp, log
+from math import log
 from pathlib import Path
+from typing import Any
 
 import psutil
 import random_gguf
@@ -291,30 +291,26 @@ def _band(ratios: list[float]) -> tuple[float, float]:
 
 # -- fitting ---------------------------------------------------------------------------------------------------------
 
-NUMBERS = ("SERIAL", "ATTENTION_PS", "PROMPT_ATTENTION_PS", "LAYER_US", "BARRIER_US", "STEP_US", "REQUEST_US",
+NUMBERS = ("SERIAL", "ATTENTION_PS", "KEPT_GB_S", "PROMPT_ATTENTION_PS", "LAYER_US", "BARRIER_US", "STEP_US", "REQUEST_US",
            "CHOICE_NS", "THREAD")  # fmt: skip
 
 
 def fit(rows: list[Row], models: Models) -> None:
     """Least squares of the logarithms, one constant after the other, until it becomes no better."""
-    knobs: list[tuple[Callable[[], float], Callable[[float], None], list[Row]]] = []
-    for name in NUMBERS:
-        knobs.append((lambda n=name: getattr(cpu_fitted, n), lambda value, n=name: setattr(cpu_fitted, n, value), rows))
+    knobs: list[tuple[Any, Any, list[Row]]] = [(vars(cpu_fitted), name, rows) for name in NUMBERS]
     for table in (cpu_fitted.VALUE_PS, cpu_fitted.FEW_GB_S):
-        for kind in table:
-            values = table[kind] = list(table[kind])
+        for kind, values in table.items():
+            table[kind] = list(values)
             those = [row for row in rows if _has(row["model"], kind)]
-            for at in range(len(values)):
-                knobs.append((lambda v=values, at=at: v[at], lambda value, v=values, at=at: v.__setitem__(at, value), those))
+            knobs += [(table[kind], at, those) for at in range(len(values))]
     step, before = 0.3, float("inf")
     while step > 0.005:
-        for read, turn, those in knobs:
-            value = read()
-            found = {}
+        for holder, key, those in knobs:
+            value, found = holder[key], {}
             for factor in (1.0, 1 / (1 + step), 1 + step):
-                turn(value * factor)
+                holder[key] = value * factor
                 found[value * factor] = _loss(those, models)
-            turn(min(found, key=found.__getitem__))
+            holder[key] = min(found, key=found.__getitem__)
         now = _loss(rows, models)
         print(f"step {step:.3f}: mean square {now / len(rows) / 2:.5f}", flush=True)
         if now > before * 0.995:
@@ -359,7 +355,7 @@ def write(errors: dict) -> None:
         "VALUE_PS = {  # of a core, for one weight and one of 1, 2, 4, 32 or 512 tokens that are computed together",
         *(f'    "{kind}": {_three(values)},' for kind, values in cpu_fitted.VALUE_PS.items()),
         "}",
-        "FEW_GB_S = {  # memory that kernels for a few tokens read at most, of 2 and of 4, where they read in small pieces",
+        "FEW_GB_S = {  # of memory at most, where kernels for a few tokens read in small pieces: for 2 and for 4",
         *(f'    "{kind}": {_three(values)},' for kind, values in cpu_fitted.FEW_GB_S.items()),
         "}",
     ]
@@ -369,6 +365,7 @@ def write(errors: dict) -> None:
 MEANINGS = {
     "SERIAL": "of the shorter of loading and computing, what is not hidden behind the other",
     "ATTENTION_PS": "of a core, for one query, key and dimension while tokens are written",
+    "KEPT_GB_S": "of memory at most, in which the keys and values before a token are read, head by head",
     "PROMPT_ATTENTION_PS": "and while a prompt is read",
     "LAYER_US": "of a step for each layer, whatever its size",
     "BARRIER_US": "more for each layer where threads wait for one another",

@@ -2,27 +2,29 @@
 
 python bench/fit_speed.py [FILE...] [--write] [--keep]
 
-FILE: tables as of bench/throughput.py, those in bench/data by default. Every engine and generation of cards gets constants of its own, except that
-TensorRT-LLM's offline tables share them between the generations before Blackwell. A pattern search lowers the mean
-absolute logarithm of predicted over measured, with a weak pull to PRIOR, so that what no row tells stays plausible.
-Three times rows are left out and predicted by what was fitted on the others: half of the rows (twice), each model, each
-card. --write puts the constants, their bands and their date into src/freehold/plan/fitted.py.
+FILE: tables as of bench/throughput.py, those in bench/data by default. Every engine and generation of cards gets
+constants of its own, except that TensorRT-LLM's offline tables share them between the generations before Blackwell. A
+pattern search lowers the mean absolute logarithm of predicted over measured, with a weak pull to PRIOR, so that what no
+row tells stays plausible. Three times rows are left out and predicted by what was fitted on the others: half of the rows
+(twice), each model, each card. --write puts the constants, their bands and their date into src/freehold/plan/fitted.py,
+--keep the errors of what was left out into bench/results/speed_fit.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from math import exp, log
 from pathlib import Path
 from typing import NamedTuple
 
+from figures import keep
 from msgspec.structs import asdict, replace
 from speed_accuracy import FILES
 from throughput import OFFLINE, Case, read
@@ -38,7 +40,7 @@ PRIOR = Constants(
 FIRST = (40.0, 0.05)  # first_ms, queue
 FAR = 5.0  # times its prior that a constant may be away from it
 MOST = {"memory": 1.0, "cache": 1.0, "compute": 1.0, "prefill": 1.0, "attention": 1.0, "weight_only": 1.0, "link": 2.0}
-PULL = 0.1  # of a constant that is e times its prior, in the mean error: more of it helps models left out, and costs others
+PULL = 0.1  # of a constant that is e times its prior, in the mean error: more helps models left out, and costs others
 STEPS = (0.4, 0.2, 0.1, 0.05, 0.02)  # of the logarithm
 INSIDE = (0.08, 0.92)  # quantiles of what was left out, that become a band
 LEAST = 10  # rows of a model that is left out
@@ -99,7 +101,7 @@ def fit(cases: Sequence[Case], start: Constants = PRIOR) -> Constants:
         pull = sum((log(values[name] / prior)) ** 2 for name, prior in asdict(PRIOR).items())
         return statistics.fmean(errors) + PULL * pull / len(values)
 
-    prior = asdict(PRIOR)
+    prior: dict[str, float] = asdict(PRIOR)
     ends = {name: (value / FAR, MOST.get(name, value * FAR)) for name, value in prior.items()}
     return Constants(**_search(loss, asdict(start), ends))
 
@@ -128,7 +130,7 @@ def _search(
         moved = True
         while moved:
             moved = False
-            for name in values:
+            for name in list(values):
                 for factor in (exp(step), exp(-step)):
                     tried = values | {name: min(max(values[name] * factor, ends[name][0]), ends[name][1])}
                     if (now := loss(tried)) < best - 1e-5:
@@ -155,13 +157,13 @@ def _between(whole: Constants) -> Constants:
 
 
 def misses(cases: Iterable[Case], constants: Constants, first: tuple[float, float]) -> list[Miss]:
-    found = []
-    for case in cases:
-        timing = answer(case, constants, first)
-        for quantity in QUANTITIES:
-            if measured := getattr(case, quantity):
-                found.append(Miss(case, quantity, log(getattr(timing, quantity) / measured)))
-    return found
+    timed = ((case, answer(case, constants, first)) for case in cases)
+    return [
+        Miss(case, quantity, log(getattr(timing, quantity) / measured))
+        for case, timing in timed
+        for quantity in QUANTITIES
+        if (measured := getattr(case, quantity))
+    ]
 
 
 def bands(found: Iterable[Miss]) -> Bands:
@@ -208,14 +210,18 @@ def study(group: Group) -> tuple[Fitted, str]:
     lines = [f"{group.name}: {len(group.cases)} rows", *_lines("fitted", {"": misses(group.cases, constants, first)})]
     for what, found in (("half of the rows", rows), ("model", models), ("card", cards)):
         lines += _lines(f"left out: {what}", found)
+        for version in ("0.", "1.x") if group.engine == OFFLINE else ():
+            those = [each for some in found.values() for each in some if each.case.version.startswith(version)]
+            lines += _lines(f"left out: {what}, {version}", {"": those} if those else {})
     lines.append("  " + ", ".join(f"{name} {value:.3g}" for name, value in asdict(constants).items()))
     lines.append(f"  first_ms {first[0]:.3g}, queue {first[1]:.3g}")
     fitted = Fitted(
         engine=group.engine, generation="", constants=_rounded(constants), first_ms=round(first[0], 1),
         queue=round(first[1], 4), schemes=frozenset(case.scheme for case in group.cases),
         models=frozenset(case.model for case in group.cases),
+        attention=frozenset(kind.kind for case in group.cases for kind in case.work.model.attention),
         versions=tuple(sorted({case.version for case in group.cases if case.version})),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(), rows=len(group.cases),
+        date=datetime.now(UTC).date().isoformat(), rows=len(group.cases),
         bands={which: bands(found) for which, found in sorted(classes.items())},
     )  # fmt: skip
     return fitted, "\n".join(lines)
@@ -226,11 +232,9 @@ def _rounded(constants: Constants) -> Constants:
 
 
 def _lines(what: str, found: dict[str, list[Miss]]) -> list[str]:
-    def line(name: str, those: Iterable[Miss]) -> str:
-        said = []
-        for quantity in QUANTITIES:
-            if logs := [each.log for each in those if each.quantity == quantity]:
-                said.append(f"{quantity} {percent(logs):5.1f} ({_median(logs):5.1f}) % of {len(logs):4}")
+    def line(name: str, those: Sequence[Miss]) -> str:
+        found = ((quantity, [each.log for each in those if each.quantity == quantity]) for quantity in QUANTITIES)
+        said = [f"{name} {percent(logs):5.1f} ({_median(logs):5.1f}) % of {len(logs):4}" for name, logs in found if logs]
         return f"  {what:28} {name:28} {'; '.join(said)}"
 
     whole = [each for those in found.values() for each in those]
@@ -265,6 +269,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, default=FILES)
     parser.add_argument("--write", action="store_true", help="into src/freehold/plan/fitted.py")
+    parser.add_argument("--keep", action="store_true", help="what was left out, in bench/results/speed_fit.json")
     options = parser.parse_args()
     cases = [case for path in options.files for case in read(path)[0]]
     those = groups(cases)
@@ -272,6 +277,8 @@ def main() -> int:
         studied = list(pool.map(study, sorted(those, key=lambda group: -len(group.cases))))
     for _, lines in studied:
         print(lines, end="\n\n")
+    if options.keep:
+        keep("speed_fit", {"lines": [line for _, lines in studied for line in lines.splitlines()]})
     if options.write:
         order = sorted(those, key=lambda group: -len(group.cases))
         write(sorted(zip(order, (fitted for fitted, _ in studied), strict=True), key=lambda each: each[0].name))

@@ -34,9 +34,10 @@ MIXTURES = {  # layers, better, head, embedding, and llama.cpp's number for gene
     "iq4_xs": ("IQ4_XS", "Q5_K", "Q6_K", "IQ4_XS", 30),
 }
 CHUNK_BLOCKS = 4096
-_SCALES = {  # where a block has its scales in f16, and how large: weights get about 0.02
-    "Q8_0": ((0,), 2.5e-4), "Q4_0": ((0,), 4e-3), "Q6_K": ((208,), 1e-5), "Q5_K": ((0, 2), 3e-5),
-    "Q4_K": ((0, 2), 6e-5), "Q3_K": ((108,), 4e-4), "Q2_K": ((80, 82), 1e-3), "IQ4_XS": ((0,), 1e-5),
+_SCALES = {  # where a block has its scales in f16, and how large: weights are about 0.02, and none on average, or else
+    # attention sees one token only, and what it multiplies is too small for a CPU to be quick with
+    "Q8_0": {0: 2.5e-4}, "Q4_0": {0: 4e-3}, "Q6_K": {208: 1e-5}, "Q5_K": {0: 3e-5, 2: 15.5 * 3e-5},
+    "Q4_K": {0: 6e-5, 2: 7.5 * 6e-5}, "Q3_K": {108: 4e-4}, "Q2_K": {80: 1e-3, 82: 1.5e-3}, "IQ4_XS": {0: 1e-5},
 }  # fmt: skip
 
 
@@ -136,8 +137,7 @@ def _chunk(kind: str, *, ones: bool) -> bytes:
         data[size - 1 :: size] = data[size - 1 :: size].translate(bytes(n & keep | exponent for n in range(256)))
         return bytes(data)
     data = bytearray(os.urandom(size * CHUNK_BLOCKS))
-    places, scale = _SCALES[kind]
-    for place in places:
+    for place, scale in _SCALES[kind].items():
         for byte, value in enumerate(struct.pack("<e", scale)):
             data[place + byte :: size] = bytes([value]) * CHUNK_BLOCKS
     return bytes(data)

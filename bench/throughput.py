@@ -83,7 +83,7 @@ def _offline(row: Row, known: catalogue.Catalogue) -> Case:
     scheme = _scheme(model, {"FP8": "fp8", "FP4": "nvfp4"}.get(row["precision"], "bf16"))
     kv_dtype = "fp8" if row["precision"] in ("FP8", "FP4") else "bf16"
     tokens = prompt + (completion or 1)
-    slots = _held(model, scheme, card, split, kv_dtype, tokens)
+    slots = _held(model, scheme, card, split, kv_dtype=kv_dtype, tokens=tokens)
     batch = _number(row, "batch_size")
     value = float(row["value"])
     return Case(
@@ -101,7 +101,7 @@ def _offline(row: Row, known: catalogue.Catalogue) -> Case:
     )
 
 
-def _held(model: Model, scheme: str, card: Card, split: Split, kv_dtype: str, tokens: float) -> float:
+def _held(model: Model, scheme: str, card: Card, split: Split, *, kv_dtype: str, tokens: float) -> float:
     """Requests of so many tokens that the cards hold, each with its whole cache reserved."""
     counts = count(model)
     if counts is None:

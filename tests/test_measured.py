@@ -363,7 +363,7 @@ def test_the_plan_shows_what_a_start_took(team):
     shown = planned(str(DEMO), "--here")
     assert "CPU #" in shown
     assert "# started here before" in shown
-    assert "measured here:" not in shown
+    assert "measured here: " not in shown
     full = planned(str(DEMO), "--here", "--explain")
     assert "measured here: 2025-11-22 12:00:00 on laptop, llamacpp 0.2; predicted / real:" in full
     assert "weights 100.00 MiB / 101.00 MiB (+1.0%)" in full

@@ -37,14 +37,14 @@ RATES = read("currency.yaml", Rate)
 
 
 def test_nothing_is_lost_and_nothing_is_double():
-    assert (len(CARDS), len(PROVIDERS), len(OFFERS)) == (29, 24, 61)
+    assert (len(CARDS), len(PROVIDERS), len(OFFERS)) == (31, 24, 61)
     assert len({offer.id for offer in OFFERS}) == len(OFFERS)
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 def test_a_card_has_sources_and_sees_less_than_is_sold(card):
     assert card.source
-    assert card.memory_source.startswith(("engine log", "llama.cpp", "derived", "torch's own total"))
+    assert card.memory_source.startswith(("engine log", "llama.cpp", "derived", "torch's own total", "the data sheet"))
     sold = card.memory_gb * GIB  # vendors' GB of memory chips are GiB, less what is kept back
     assert 0.45 * sold < card.memory_bytes <= sold
     for value in (card.bandwidth_gb_s, card.bf16_tflops, card.fp8_tflops, card.power_w, card.link_gb_s):

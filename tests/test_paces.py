@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from freehold.ledger import paces, report
 from freehold.ledger.book import Book
-from freehold.ledger.paces import LEAST, MOST, crowds, find_pace
+from freehold.ledger.paces import LEAST, MOST, crowds
 from freehold.plan.deployment import Deployment
+from freehold.plan.performance import Pace, find_pace
 from freehold.types import Measurement, Stated, UsageRecord
 
 MS = 10**6
@@ -55,7 +56,7 @@ class Shop:
             book.settle_request(full)
         await book.close()
 
-    def paces(self) -> list[paces.Pace]:
+    def paces(self) -> list[Pace]:
         with report.reading(self.folder) as db:
             return paces.paces(db)
 

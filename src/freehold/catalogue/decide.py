@@ -17,6 +17,7 @@ from freehold.facts import Licence, Model, Provider
 from freehold.plan.choose import Choice, choose
 from freehold.plan.deployment import Place
 from freehold.plan.need import Need, check
+from freehold.plan.performance import Pace
 from freehold.plan.scores import NOTHING, Scores, floor_of
 from freehold.plan.search import largest
 from freehold.policy.countries import expand
@@ -52,6 +53,8 @@ class Situation(Struct, frozen=True, kw_only=True):
     operator: Provider | None = None  # of it; None: the company itself
     today: str = ""
     scores: Scores = NOTHING  # where a floor of quality is asked
+    paces: tuple[Pace, ...] = ()  # how fast engines were here
+    digest: str = ""  # of the files that the model was read from
 
 
 def decide(
@@ -111,8 +114,14 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
     return Decision(
         need=need,
         choice=choose(
-            replace(need, unscored=need.unscored or rules.unscored), models, rulings, allowed,
-            every=every, scores=situation.scores,
+            replace(need, unscored=need.unscored or rules.unscored),
+            models,
+            rulings,
+            allowed,
+            every=every,
+            scores=situation.scores,
+            paces=situation.paces,
+            digest=situation.digest,
         ),
         places=tuple(allowed),
         places_refused=tuple(refused),

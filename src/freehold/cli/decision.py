@@ -22,6 +22,7 @@ from freehold.facts import Model, Pair
 from freehold.plan.choose import ORDER
 from freehold.plan.deployment import Deployment
 from freehold.plan.explain import assumptions, explain, quality
+from freehold.plan.performance import Estimate
 from freehold.plan.scores import NOTHING, Scores, floor_of, standing
 from freehold.plan.units import size
 from freehold.plan.weights import SCHEMES
@@ -29,7 +30,7 @@ from freehold.types import Measurement, Refusal
 
 _HEADS = (
     *("MODEL", "PRECISION", "CARDS", "WHERE", "COUNTRY"),
-    *("HOLDS", "LONGEST", "TOKENS/S <=", "A MONTH", "A MILLION"),
+    *("HOLDS", "LONGEST", "TOKENS/S", "A MONTH", "A MILLION"),
 )
 _UNASKED = re.compile(r"(size|context): .*?, (.*)")
 _CUT = 170  # characters of a reason in a table; --json has all of it
@@ -126,7 +127,7 @@ class Page:
             self.places[plan.place].country or "unknown",
             f"{plan.requests:,}",
             f"{plan.longest:,}",
-            f"{plan.ceiling:,.0f}" if plan.ceiling is not None else "unknown",
+            _speed(plan),
             money + ("*" if plan.undated else ""),
             f"{plan.per_million:.2f}" if plan.per_million is not None else "unknown",
         )
@@ -143,8 +144,12 @@ class Page:
             yield "# started here before: --explain says what it took then, beside what was predicted."
         if any(plan.undated for plan in plans):
             yield "* the price has no date: treat it as old."
-        if not self.need.rate:
-            yield "A million tokens: unknown without a measured or published rate (--rate)."
+        if any(plan.performance for plan in plans):
+            yield "Tokens/s: of one request, with the band that held four of five such cases; = measured here."
+        if why := {plan.unpredicted: None for plan in plans if plan.unpredicted}:
+            yield f"Tokens/s after <=: at most, what is likely is unknown: {'; '.join(why)}."
+        if not self.need.rate and any(plan.performance is None for plan in plans):
+            yield "A million tokens: unknown where the speed is, without a measured or published rate (--rate)."
         if any(plan.month is None for plan in plans):
             yield "A month: unknown where nobody said what a machine costs ([machine] hourly_price, [hosts], --offer)."
 
@@ -156,6 +161,7 @@ class Page:
         yield f"  memory   {size(plan.weight_bytes)} of weights{where}, {size(plan.pool_bytes)} left for the KV cache"
         tokens, longest = f"{plan.kv_tokens:,} tokens in all", f"{plan.longest:,} for {plan.users} at once"
         yield f"  context  {tokens}; {plan.requests:,} requests of {plan.context:,}; the longest is {longest}"
+        yield f"  speed    {_told(plan)}"
         yield from (f"  scored   {each}" for each in self._scored(plan))
         yield from (f"  duty     {duty}" for duty in plan.duties)
         if plan.accepted:
@@ -168,6 +174,35 @@ class Page:
             yield from (f"  {line}" for line in explain(plan, model, place, self.need))
             for field in ("dims", "licence"):
                 yield f"  source   {field}: {'; '.join(model.sources.get(field, ('its files',)))}"
+
+
+def _speed(plan: Deployment) -> str:
+    """Tokens a second of one request, with its band; or the ceiling."""
+    if found := plan.performance:
+        tpot, mark = found.tpot_s, "=" if found.basis == "measured" else ""
+        return f"{mark}{_digits(1 / tpot.value)} ({_digits(1 / tpot.high)}-{_digits(1 / tpot.low)})"
+    return f"<= {_digits(plan.ceiling)}" if plan.ceiling is not None else "unknown"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _told(plan: Deployment) -> str:
+    """The whole of what is known of its speed."""
+    if plan.performance is None:
+        most = f"; at most {_digits(plan.ceiling)} tokens/s of one request" if plan.ceiling is not None else ""
+        return f"unknown: {plan.unpredicted}{most}"
+    found = plan.performance
+
+    def span(value: Estimate, scale: float, unit: str) -> str:
+        return f"{_digits(value.value * scale)} {unit} ({_digits(value.low * scale)} to {_digits(value.high * scale)})"
+
+    return (
+        f"{span(found.tpot_s, 1000, 'ms')} a token, {span(found.ttft_s, 1000, 'ms')} to the first, "
+        f"{span(found.tokens_per_s, 1, 'tokens/s')} in each replica, {found.concurrency} at once; {found.basis}: "
+        f"{found.source}"
+    )
 
 
 def _measured(start: Measurement | None) -> Iterator[str]:

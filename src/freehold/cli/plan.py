@@ -6,13 +6,11 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from freehold.catalogue import Catalogue
     from freehold.catalogue.decide import Decision, Situation
     from freehold.errors import FreeholdError
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from freehold.plan.cpu_speed import Memory
     from freehold.plan.deployment import Deployment
     from freehold.plan.need import Need
+    from freehold.plan.performance import Pace
     from freehold.types import Host, Measurement
 
 _SHOWN = 12  # deployments, unless more are asked for
@@ -72,7 +71,10 @@ def tokens(_: click.Context, parameter: click.Parameter, value: str | None) -> i
 @click.option("--requests", "requests_a_day", type=float, metavar="N", help="A day, for the cost of tokens.")
 @click.option("--prompt", "prompt_tokens", type=float, metavar="TOKENS", help="Of a request, on average.")
 @click.option("--completion", "completion_tokens", type=float, metavar="TOKENS", help="Of a request, on average.")
-@click.option("--rate", type=float, metavar="TPS", help="Completion tokens a second of one replica.")
+@click.option("--prefix-hit", type=float, metavar="SHARE", help="Of each prompt, that is in the cache already.")
+@click.option("--draft-tokens", type=int, metavar="N", help="Guessed a step by speculative decoding.")
+@click.option("--acceptance", type=float, metavar="SHARE", help="Of the guesses, that turn out right.")
+@click.option("--rate", type=float, metavar="TPS", help="Completion tokens a second of one replica, instead of ours.")
 @click.option("--rate-source", metavar="TEXT", help="Who measured it.")
 @click.option("--here", is_flag=True, help="Only this machine.")
 @click.option("--every", is_flag=True, help="Every way to serve each model, not only the best.")
@@ -105,6 +107,8 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
     catalogue, config = known(config_path)
     need, read = _need(config.need if config else Need(), catalogue, model, flags)
     need, situation = _situation(config, catalogue, need, here=here)
+    book = _book(config, Path(model) if read and model else None)
+    situation = replace(situation, paces=tuple(book.paces), digest=book.digest)
     if need.floor or pareto:
         from freehold.cli.scores import everything
 
@@ -118,9 +122,8 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
         if svg:
             svg.write_text(plot.svg(), encoding="utf-8")
         return
-    start, why_not = _starts(config, Path(model) if read and model else None)
-    decision = replace(decision, notes=(*decision.notes, *why_not))
-    page = Page(decision, catalogue, read, start, scores=situation.scores)
+    decision = replace(decision, notes=(*decision.notes, *book.why_not))
+    page = Page(decision, catalogue, read, book.start, scores=situation.scores)
     click.echo(page.json(full=explain) if as_json else page.render(top, paper=as_markdown, full=explain))
     if not decision.choice.plans:
         raise _nothing(decision)
@@ -193,26 +196,43 @@ def _need(stated: Need, catalogue: Catalogue, model: str | None, flags: dict[str
     return need, read
 
 
-def _starts(config: Config | None, path: Path | None) -> tuple[Callable[[Deployment], Measurement | None], list[str]]:
-    """What the book has of starts like a deployment; and why it does not say, where there is a book.
+class _Book(NamedTuple):
+    """What was measured here, and why it is not known, where there is a book.
 
     Files are known by the digest that they are pinned to: others would not be started from there.
     """
+
+    starts: list[Measurement]
+    paces: list[Pace]
+    digest: str = ""
+    why_not: tuple[str, ...] = ()
+
+    def start(self, plan: Deployment) -> Measurement | None:
+        """The newest start of a deployment like this one."""
+        from freehold.ledger import measured
+
+        return measured.find(self.starts, plan, self.digest)
+
+
+def _book(config: Config | None, path: Path | None) -> _Book:
     from freehold.cli.verify import subject
     from freehold.errors import FreeholdError, Unknown
     from freehold.ledger import measured, report
+    from freehold.ledger.paces import paces
 
-    digest, those, why_not = "", [], []
+    nothing = _Book([], [])
+    if config is None:
+        return nothing
     try:
-        if config:
-            with report.reading(Path(config.state_dir)) as db:
-                digest = (path and report.pin(db, subject(path))) or ""
-                those = measured.measurements(db) if digest or path is None else []
+        with report.reading(Path(config.state_dir)) as db:
+            digest = (path and report.pin(db, subject(path))) or ""
+            if path and not digest:
+                return nothing
+            return _Book(measured.measurements(db), paces(db), digest)
     except (Unknown, UnicodeEncodeError):
-        pass  # nothing was started yet; or no book can have a path of such bytes
+        return nothing  # nothing was started yet; or no book can have a path of such bytes
     except FreeholdError as error:
-        why_not.append(f"what starts took here is not known: {error}")
-    return lambda plan: measured.find(those, plan, digest), why_not
+        return nothing._replace(why_not=(f"what starts took here is not known: {error}",))
 
 
 def _memory(config: Config | None, host: Host) -> Memory | None:

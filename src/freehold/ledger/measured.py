@@ -14,6 +14,7 @@ import msgspec
 from freehold.ledger.sql import QUERIES
 from freehold.plan.cpu_speed import Memory
 from freehold.plan.deployment import Deployment
+from freehold.plan.performance import alike
 from freehold.types import Host, Measurement, Service, Stated
 
 _COLUMNS = Measurement.__struct_fields__
@@ -79,10 +80,3 @@ def find(those: Iterable[Measurement], plan: Deployment, digest: str = "") -> Me
     `digest`: of the files that are planned for, where it is files; else the model is the catalogue's, at one precision.
     """
     return next((each for each in those if alike(each, plan, digest)), None)
-
-
-def alike(known: Any, plan: Deployment, digest: str) -> bool:
-    """Whether it, a Measurement or a Pace, is of this model by this engine on such cards."""
-    where = (digest or plan.model, plan.scheme, plan.engine, plan.card, plan.tp, plan.pp)
-    known_as = known.model if digest else known.catalogue
-    return (known_as, known.scheme, known.engine, known.card, known.tp, known.pp) == where

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from bisect import bisect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from math import log2
 from statistics import median
 from typing import NamedTuple
 
-from msgspec import Struct
-
-from freehold.ledger.measured import alike
 from freehold.ledger.sql import EDITION, QUERIES
-from freehold.plan.deployment import Deployment
-from freehold.plan.performance import Estimate, Performance
+from freehold.plan.performance import Estimate, Pace, Performance, level
 
 REQUESTS = 3000  # looked at, the newest: so many are read in some 15 ms
 RUNS = 1000
@@ -73,20 +68,6 @@ class Request(NamedTuple):
         return bool(whole) and self.first_byte_ms is not None and self.total_ms > self.first_byte_ms
 
 
-class Pace(Struct, frozen=True, kw_only=True):
-    """How fast one model was on one kind of machine, at one concurrency."""
-
-    model: str  # the digest of its weights
-    catalogue: str
-    scheme: str
-    engine: str
-    card: str
-    tp: int
-    pp: int
-    host: str
-    performance: Performance
-
-
 def paces(db: sqlite3.Connection) -> list[Pace]:
     """By model, engine, cards and concurrency, the newest first; none of a book that another edition wrote."""
     if db.execute("pragma user_version").fetchone()[0] != EDITION:
@@ -105,17 +86,6 @@ def paces(db: sqlite3.Connection) -> list[Pace]:
     return list(_paces(served))
 
 
-def find_pace(those: Iterable[Pace], plan: Deployment, digest: str, concurrency: int) -> Performance | None:
-    """What was measured of this deployment while so many were answered at once, within a factor of 1.4; else None.
-
-    `digest` as for `measured.find`. Of several the newest.
-    """
-    at = _level(concurrency)
-    return next(
-        (each.performance for each in those if each.performance.concurrency == at and alike(each, plan, digest)), None
-    )
-
-
 def crowds(spans: Sequence[tuple[int, int]]) -> list[float]:
     """With how many it was under way on average, itself included: for each of the spans of time."""
     area, level, before, until = 0, 0, 0, {}
@@ -125,18 +95,13 @@ def crowds(spans: Sequence[tuple[int, int]]) -> list[float]:
     return [(until[last] - until[first]) / (last - first) if last > first else 1.0 for first, last in spans]
 
 
-def _level(concurrency: float) -> int:
-    """The power of two next to it."""
-    return 1 << round(log2(max(1.0, concurrency)))
-
-
 def _paces(served: dict[Run, list[Request]]) -> Iterator[Pace]:
     levels: dict[tuple, list[tuple[Run, Request, float]]] = {}
     for run, requests in served.items():
         crowd = crowds([each.span_ns for each in requests])
         for request, many in zip(requests, crowd, strict=True):
             if request.tells:
-                levels.setdefault((run.key, _level(many)), []).append((run, request, many))
+                levels.setdefault((run.key, level(many)), []).append((run, request, many))
     for (_, concurrency), found in sorted(levels.items(), key=lambda item: -max(r.started_ns for _, r, _ in item[1])):
         newest = sorted(found, key=lambda each: -each[1].started_ns)[:MOST]
         if len(newest) >= LEAST:

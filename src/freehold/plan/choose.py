@@ -18,8 +18,10 @@ from freehold.plan import search as ways
 from freehold.plan.deployment import Deployment, Place, settings
 from freehold.plan.need import Need
 from freehold.plan.params import Counts, count
+from freehold.plan.performance import Pace
 from freehold.plan.scores import NOTHING, Floor, Scores, floor_of, refusal
 from freehold.plan.search import Search
+from freehold.plan.speeds import Speeds
 from freehold.policy.law import in_words
 from freehold.types import Refusal, Ruling
 
@@ -44,10 +46,14 @@ def choose(
     *,
     every: bool = False,
     scores: Scores = NOTHING,
+    paces: Sequence[Pace] = (),
+    digest: str = "",
 ) -> Choice:
     """Rank what is allowed and possible. `rulings` by model id are policy's; `places` are those that policy allows.
 
-    `scores` are what the need's floors of quality are about. Raises BadRequest and Unknown for a floor that is none.
+    `scores` are what the need's floors of quality are about. `paces` are speeds that were measured; they override what
+    is predicted. `digest`: of the files that the one model was read from. Raises BadRequest and Unknown for a floor
+    that is none.
     """
     floors = [floor_of(each, scores) for each in need.floor]
     spots = ways.spots(places, need, settings(need))
@@ -67,7 +73,7 @@ def choose(
             refusals.append(Refusal(subject=model.id, reason=f"memory unknown: {why}"))
             continue
         assert counts is not None  # noqa: S101  it would be unknown
-        search = Search(need, model, counts)
+        search = Search(need, Speeds(need, model, counts, paces, digest))
         search.cards(spots)
         for place in with_ram:
             search.llamacpp(place)
@@ -88,12 +94,13 @@ def choose(
 
 
 ORDER = (
-    "models made for the task, then those of the last twelve months, then the larger size class (half a doubling of "
-    "parameters), then the newer, then the finer precision, then the dated price, then the least cost; no score is used"
+    "where a speed is asked, those of which it is known; then models made for the task, then those of the last twelve "
+    "months, then the larger size class (half a doubling of parameters), then the newer, then the finer precision, "
+    "then the dated price, then the least cost; no score is used"
 )
 
 
-def order(plan: Deployment, model: Model, need: Need, newest: str) -> tuple[bool, bool, int, int, int, bool, float]:
+def order(plan: Deployment, model: Model, need: Need, newest: str) -> tuple[float, ...]:
     """What ORDER says. `newest` is the date of the newest model compared."""
     made_for = need.task == "coding" and bool(_CODING.search(model.name))
     year_ago = f"{int(newest[:4]) - 1}{newest[4:]}" if newest else ""
@@ -101,7 +108,8 @@ def order(plan: Deployment, model: Model, need: Need, newest: str) -> tuple[bool
     size_class = round(2 * log2(model.parameters.total or model.parameters.checkpoint or 1))
     newer = -int(model.released.replace("-", "") or 0)
     finer = ways.tier(plan.scheme, model.checkpoint)
-    return not made_for, not recent, -size_class, newer, finer, plan.undated, plan.month or 0.0
+    unsure = bool(need.speed) and plan.performance is None
+    return unsure, not made_for, not recent, -size_class, newer, finer, plan.undated, plan.month or 0.0
 
 
 def _unknown(model: Model, counts: Counts | None) -> str:

@@ -3,7 +3,8 @@
 CPU = "AMD EPYC"
 SOURCE = ""
 SERIAL = 0.2
-ATTENTION_PS = 350.0
+ATTENTION_PS = 120.0
+KEPT_GB_S = 4.0
 PROMPT_ATTENTION_PS = 50.0
 LAYER_US = 10.0
 BARRIER_US = 20.0
@@ -13,7 +14,6 @@ CHOICE_NS = 5.0
 TPOT_BAND = (0.8, 1.25)
 TTFT_BAND = (0.7, 1.5)
 VALUE_PS = {  # of one weight for one of 1, 2, 4, 32, 512 tokens, on one core
-    "F32": (100.0, 100.0, 80.0, 30.0, 30.0),
     "F16": (70.0, 100.0, 60.0, 30.0, 28.0),
     "BF16": (90.0, 100.0, 60.0, 30.0, 28.0),
     "Q8_0": (45.0, 100.0, 60.0, 20.0, 18.0),

@@ -26,7 +26,7 @@ from freehold.plan.weights import SCHEMES, weigh
 
 TOKENS = (1, 2, 4, 32, 512)  # in a batch, for which kernels were timed; between them their logarithm is interpolated
 BYTES = {  # of one weight
-    "F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 34 / 32, "Q6_K": 210 / 256, "Q5_K": 176 / 256, "Q4_K": 144 / 256,
+    "F16": 2.0, "BF16": 2.0, "Q8_0": 34 / 32, "Q6_K": 210 / 256, "Q5_K": 176 / 256, "Q4_K": 144 / 256,
     "Q4_0": 18 / 32, "Q3_K": 110 / 256, "Q2_K": 84 / 256, "IQ4_XS": 136 / 256,
 }  # fmt: skip
 MIXTURES = {  # layers; half of the down and value projections; the head
@@ -78,18 +78,21 @@ class Engine(NamedTuple):
 
     def step_s(self, work: Work) -> float:
         """Seconds of a step that writes one token for each request."""
-        reads = list(self._reads(work.requests, work.requests))
-        seconds = self._matrices_s(reads, work.threads, self._kept_bytes(work.context_tokens) * work.requests)
-        seen = sum(_products(group, work.context_tokens) for group in self.model.attention)
-        attention = seen * work.requests * cpu_fitted.ATTENTION_PS * 1e-12 / _cores(work.threads)
-        return seconds + attention + self._overhead_s(work.requests, work.threads)
+        reads, cores = list(self._reads(work.requests, work.requests)), _cores(work.threads)
+        kept_bytes = self._kept_bytes(work.context_tokens) * work.requests
+        touched = self._touched_bytes(reads)
+        seen = sum(_products(group, work.context_tokens) for group in self.model.attention) * work.requests
+        attention = seen * cpu_fitted.ATTENTION_PS * 1e-12 / cores
+        if not self._cached(touched + kept_bytes):
+            attention += kept_bytes / (cpu_fitted.KEPT_GB_S * 1e9 * cores)
+        return self._matrices_s(reads, work.threads) + attention + self._overhead_s(work.requests, work.threads)
 
     def prompt_s(self, work: Work) -> float:
         """Seconds for the first token of a prompt alone: as many steps as it has batches."""
         total, steps = 0.0, ceil(work.prompt_tokens / UBATCH)
         each = work.prompt_tokens / steps
         for _ in range(steps):
-            total += self._matrices_s(list(self._reads(each, 1)), work.threads, 0.0)
+            total += self._matrices_s(list(self._reads(each, 1)), work.threads)
         half = sum(_products(group, work.prompt_tokens / 2) for group in self.model.attention)
         attention = half * work.prompt_tokens * cpu_fitted.PROMPT_ATTENTION_PS * 1e-12 / _cores(work.threads)
         return total + attention + self._overhead_s(1, work.threads) * steps
@@ -110,18 +113,23 @@ class Engine(NamedTuple):
             yield Read(base, touched * 5 / 6, each)
             yield Read(better, touched / 6, each)
 
-    def _matrices_s(self, reads: list[Read], threads: int, more_bytes: float) -> float:
-        computed = sum(read.values * read.tokens * value_s(read.type, read.tokens) for read in reads)
-        computed /= _cores(threads)
-        sizes = [read.values * BYTES[read.type] * self._filed for read in reads]
-        memory = self.memory
-        if sum(sizes) + more_bytes < memory.cache_bytes / 2:
-            loaded = (sum(sizes) + more_bytes) / (memory.cache_gb_s * threads * 1e9)
+    def _matrices_s(self, reads: list[Read], threads: int) -> float:
+        """Seconds to load every weight once and to compute with it for each token."""
+        memory, cores = self.memory, _cores(threads)
+        computed = sum(read.values * read.tokens * value_s(read.type, read.tokens) for read in reads) / cores
+        if self._cached(self._touched_bytes(reads)):
+            loaded = self._touched_bytes(reads) / (memory.cache_gb_s * threads * 1e9)
         else:
             rate = min(memory.all_gb_s, memory.one_gb_s * threads)
-            rates = [_few_gb_s(read, rate, _cores(threads)) for read in reads]
-            loaded = sum(size / each for size, each in zip(sizes, rates, strict=True)) / 1e9 + more_bytes / rate / 1e9
+            loaded = sum(self._touched_bytes([read]) / _few_gb_s(read, rate, cores) for read in reads) / 1e9
         return max(computed, loaded) + cpu_fitted.SERIAL * min(computed, loaded)
+
+    def _touched_bytes(self, reads: list[Read]) -> float:
+        return sum(read.values * BYTES[read.type] for read in reads) * self._filed
+
+    def _cached(self, size_bytes: float) -> bool:
+        """Whether it stays in the last cache from one step to the next. Others use that, too."""
+        return size_bytes < self.memory.cache_bytes / 2
 
     @property
     def _filed(self) -> float:
@@ -145,9 +153,7 @@ class Engine(NamedTuple):
         return (cpu_fitted.STEP_US + layer * self.model.layers + chosen * outputs) * 1e-6
 
 
-def predict(
-    model: Model, counts: Counts, scheme: str, memory: Memory | None, work: Work
-) -> Performance | Unpredicted:
+def predict(model: Model, counts: Counts, scheme: str, memory: Memory | None, work: Work) -> Performance | Unpredicted:
     """Times of one llama.cpp on this machine's cores. Freehold gives it all of them but one."""
     if memory is None:
         return Unpredicted(reason="nobody measured this machine's memory: freehold doctor")

@@ -11,6 +11,7 @@ from freehold.plan import vllm
 from freehold.plan.cost import Interruptions, hourly
 from freehold.plan.cpu_speed import Memory
 from freehold.plan.need import Need, version_of
+from freehold.plan.performance import Performance
 from freehold.plan.traffic import DAYS_A_MONTH, FILL, HOURS_A_MONTH
 from freehold.plan.weights import Split
 from freehold.types import Ruling
@@ -103,9 +104,11 @@ class Deployment(Struct, frozen=True, kw_only=True):
     block_bytes: int
     request_blocks: int
     ceiling: float | None = None  # tokens a second of one request, at most
+    performance: Performance | None = None  # of one replica, while the users are shared out evenly
+    unpredicted: str = ""  # why nobody can say how fast it is
     hour: float | None = None
     month: float | None = None
-    per_million: float | None = None  # tokens, at the load and rate of the need; None: no rate was stated
+    per_million: float | None = None  # tokens, at the load of the need; None: nobody can say how many it writes
     currency: str = "EUR"
     undated: bool = False
     duties: tuple[str, ...] = ()
@@ -131,20 +134,23 @@ def hours_a_month(need: Need) -> float:
     return need.hours_a_day * DAYS_A_MONTH
 
 
-def busy_replicas(need: Need) -> int:
-    """How many the load keeps busy, none more than `FILL` of the time; 1 where no load or no rate was stated."""
-    if not need.rate or not need.requests_a_day:
+def busy_replicas(need: Need, rate: float | None) -> int:
+    """How many the load keeps busy that write `rate` tokens a second each, none more than `FILL` of the time.
+
+    1 where no load was stated, or nobody knows the rate.
+    """
+    if not rate or not need.requests_a_day:
         return 1
     written = need.requests_a_day * need.completion_tokens / (need.hours_a_day * 3600)
-    return max(1, ceil(written / need.rate / FILL))
+    return max(1, ceil(written / rate / FILL))
 
 
-def per_million(need: Need, month: float, replicas: int) -> float | None:
+def per_million(need: Need, month: float, replicas: int, rate: float | None) -> float | None:
     """Money for a million tokens, prompt and completion alike; without a load, of completions at full load."""
-    if not need.rate:
+    if not rate:
         return None
     if need.requests_a_day:
         tokens = need.requests_a_day * DAYS_A_MONTH * (need.prompt_tokens + need.completion_tokens)
     else:
-        tokens = need.rate * 3600 * hours_a_month(need) * replicas
+        tokens = rate * 3600 * hours_a_month(need) * replicas
     return month / tokens * 1e6

@@ -10,9 +10,10 @@ from freehold.facts import Attention, Card, Model, Pair
 from freehold.plan import kv, llamacpp, quantization, vllm
 from freehold.plan.cost import SETUP_MONTHS
 from freehold.plan.deployment import INTERRUPTIONS, Deployment, Place, machines, settings
+from freehold.plan.explain_speed import ram_gb_s, speed_steps
 from freehold.plan.need import Need
 from freehold.plan.params import Counts, count
-from freehold.plan.speed import CPU_BANDWIDTH_GB_S, active_bytes, active_parts, token_bytes
+from freehold.plan.speeds import traffic_of
 from freehold.plan.traffic import DAYS_A_MONTH, HOURS_A_MONTH, number
 from freehold.plan.units import GIB
 from freehold.plan.weights import SCHEMES, Weights, checkpoint_bytes, weigh
@@ -28,20 +29,21 @@ _PARTS = {
 def explain(plan: Deployment, model: Model, place: Place, need: Need) -> tuple[str, ...]:
     """Lines `what: sum = figure unit; words`, in the order in which one rests on another."""
     lines = _vllm(plan, model, place, settings(need)) if plan.engine == "vllm" else _llamacpp(plan, model, place)
-    return (*lines, *_speed(plan, model, place), *_money(plan, place, need))
+    return (*lines, *speed_steps(plan, model, place, need), *_money(plan, place, need))
 
 
 def assumptions(plan: Deployment, place: Place, need: Need) -> tuple[str, ...]:
     """What was taken for granted, for whoever runs it otherwise."""
     asked = settings(need)
-    common = ("every request uses its whole context", "speed: a ceiling without speculation, not a prediction")
+    common = ("memory: every request uses its whole context", f"speed: {_load(plan, need)}")
     if place.offer and place.offer.kind == "spot":
         cut = INTERRUPTIONS
         common = (*common, f"{cut.a_day:g} interruptions a day, {cut.lost_minutes:g} minutes lost in each")
     if plan.engine == "llamacpp":
         where = f"on cards and the CPU, {llamacpp.CARD_SHARE:.0%} of each card" if plan.card else "on the CPU"
+        measured = "measured here" if place.memory else "which nobody measured (freehold doctor does)"
         return (
-            f"llama.cpp {where}; {CPU_BANDWIDTH_GB_S:g} GB/s of memory bandwidth, which nobody measured here",
+            f"llama.cpp {where}; {ram_gb_s(place):g} GB/s of memory bandwidth, {measured}",
             "1 GiB of memory is left to the system",
             *common,
         )
@@ -51,11 +53,22 @@ def assumptions(plan: Deployment, place: Place, need: Need) -> tuple[str, ...]:
     shared = f"joined by a link of {link:g} GB/s" if link else "joined by PCIe alone, or nobody said how"
     return (
         f"vLLM {version}, {asked.share():.0%} of the card, {plan.sequences} sequences, {asked.kv_dtype} KV cache",
-        "nothing else uses the card; no speculation, no prefix shared between requests",
+        "nothing else uses the card",
         *([f"{plan.tp} cards in one machine, {shared}"] if plan.tp > 1 else []),
         *([f"{place.cards} cards in one machine: the offer does not say"] if plan.tp > 1 and guessed else []),
         *([f"{whole} cards in several machines, joined by a fast network"] if whole > place.cards else []),
         *common,
+    )
+
+
+def _load(plan: Deployment, need: Need) -> str:
+    """What the speed is of."""
+    asked = traffic_of(need, -(-plan.users // plan.replicas))
+    hit = f"{asked.prefix_hit:.0%} of each cached" if asked.prefix_hit else "none of it cached"
+    guesses = f"{asked.draft_tokens} guesses a step, {asked.acceptance:.0%} accepted, their making not counted"
+    return (
+        f"{asked.concurrency:,} at once in each replica, prompts of {asked.prompt_tokens:,.0f} tokens, {hit}, answers "
+        f"of {asked.completion_tokens:,.0f}; {guesses if asked.draft_tokens else 'no speculation'}"
     )
 
 
@@ -260,28 +273,6 @@ def _of_buffer(group: Attention, one: int) -> str:
     return f"KV cache of a {kind} layer: {values:,} x 2 x {cells:,} = {one:,} bytes; values, f16, cells that are kept"
 
 
-def _speed(plan: Deployment, model: Model, place: Place) -> Iterator[str]:
-    counts = count(model)
-    if plan.ceiling is None or counts is None:
-        return
-    bandwidth, memory = place.card.bandwidth_gb_s if place.card else None, f"({CPU_BANDWIDTH_GB_S:g} x 1,000,000,000)"
-    figure = f"{number(plan.ceiling)} tokens a second; memory bandwidth over the bytes a token reads"
-    if plan.engine == "vllm" or not model.file_bytes:
-        parts = [round(part) for part in active_parts(model, counts, SCHEMES[plan.scheme], plan.ep)]
-        yield (
-            f"read for a token: {' + '.join(f'{part:,}' for part in parts)} = {sum(parts):,} bytes; attention, dense "
-            "and shared layers, experts chosen, head"
-        )
-    if plan.engine == "vllm":
-        read = round(active_bytes(model, counts, SCHEMES[plan.scheme], plan.ep))
-        yield f"speed of one request, at most: {bandwidth:g} x 1,000,000,000 x {plan.tp} / {read:,} = {figure}"
-        return
-    read, layers = round(token_bytes(model, counts, plan.scheme)), model.layers
-    parts = [f"{layers - plan.gpu_layers} / {memory}"] if plan.gpu_layers < layers else []
-    parts += [f"{plan.gpu_layers} / ({bandwidth:g} x 1,000,000,000)"] if plan.gpu_layers else []
-    yield f"speed of one request, at most: {layers} / ({read:,} x ({' + '.join(parts)})) = {figure}, layer by layer"
-
-
 def _money(plan: Deployment, place: Place, need: Need) -> Iterator[str]:
     if place.offer is None or plan.hour is None or plan.month is None:
         return
@@ -298,17 +289,20 @@ def _money(plan: Deployment, place: Place, need: Need) -> Iterator[str]:
         f"a month: {number(plan.hour)} x {number(place.paid_hours(need))} = {number(plan.month)} {plan.currency}; "
         "hours that are paid"
     )
-    if plan.per_million is None or not need.rate:
+    rate = need.rate or (plan.performance.tokens_per_s.value if plan.performance else None)
+    if plan.per_million is None or not rate:
         return
-    source = need.rate_source or "stated by the asker"
+    source = "predicted" if plan.performance and plan.performance.basis == "predicted" else "measured"
+    if need.rate:
+        source = need.rate_source or "stated by the asker"
     if need.requests_a_day:
         both = f"({need.prompt_tokens:g} + {need.completion_tokens:g})"
         tokens = f"({number(need.requests_a_day)} x {number(DAYS_A_MONTH)} x {both})"
         words = "requests a day, days, tokens of a request"
     else:
-        tokens = f"({need.rate:g} x 3600 x {number(need.hours_a_day)} x {number(DAYS_A_MONTH)} x {plan.replicas})"
+        tokens = f"({number(rate)} x 3600 x {number(need.hours_a_day)} x {number(DAYS_A_MONTH)} x {plan.replicas})"
         words = "completion tokens a second at full load, hours, days, replicas"
     yield (
         f"a million tokens: {number(plan.month)} / {tokens} x 1,000,000 = {number(plan.per_million)} {plan.currency}; "
-        f"{words}; rate {need.rate:g} a second, {source}"
+        f"{words}; rate {number(rate)} a second, {source}"
     )

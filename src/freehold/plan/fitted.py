@@ -25,6 +25,7 @@ FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards
         queue=0.6732,
         schemes=frozenset(["bf16", "fp8-block"]),
         models=frozenset(["llama-3.1-8b", "qwen3-235b-a22b", "qwen3-32b"]),
+        attention=frozenset(["full"]),
         versions=("0.5.1.post1", "0.5.6.post2", "0.5.8.post1"),
         date="2026-11-22",
         rows=119,
@@ -76,6 +77,7 @@ FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards
         queue=0.0731,
         schemes=frozenset(["bf16", "fp8", "mxfp4-experts", "nvfp4"]),
         models=frozenset(["deepseek-r1", "deepseek-v3.1", "gpt-oss-120b", "llama-3.1-70b", "qwen3-32b"]),
+        attention=frozenset(["full", "mla", "sliding"]),
         versions=("1.2.0rc2", "1.2.0rc2.post2", "1.2.0rc6.post1", "1.3.0rc1", "1.3.0rc5"),
         date="2026-11-22",
         rows=198,
@@ -127,6 +129,7 @@ FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards
         queue=0.0731,
         schemes=frozenset(["bf16", "fp8", "fp8-block", "mxfp4-experts"]),
         models=frozenset(["gpt-oss-120b", "llama-3.1-70b", "llama-3.1-8b", "qwen3-235b-a22b", "qwen3-32b"]),
+        attention=frozenset(["full", "sliding"]),
         versions=("1.0.0rc3", "1.2.0rc6.post1", "1.3.0rc1", "gpt-oss-dev"),
         date="2026-11-22",
         rows=495,
@@ -190,6 +193,7 @@ FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards
                 "qwen3-235b-a22b",
             ]
         ),
+        attention=frozenset(["chunked", "full", "sliding"]),
         versions=("0.17", "0.20", "1.x"),
         date="2026-11-22",
         rows=134,
@@ -253,6 +257,7 @@ FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards
                 "qwen3-235b-a22b",
             ]
         ),
+        attention=frozenset(["chunked", "full", "sliding"]),
         versions=("0.17", "0.20", "1.x"),
         date="2026-11-22",
         rows=134,
@@ -316,6 +321,7 @@ FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards
                 "qwen3-235b-a22b",
             ]
         ),
+        attention=frozenset(["chunked", "full", "sliding"]),
         versions=("0.17", "0.20", "1.x"),
         date="2026-11-22",
         rows=134,
@@ -376,6 +382,7 @@ FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards
                 "qwen3-235b-a22b",
             ]
         ),
+        attention=frozenset(["chunked", "full", "sliding"]),
         versions=("0.20", "1.x"),
         date="2026-11-22",
         rows=67,
@@ -436,6 +443,7 @@ FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards
                 "qwen3-235b-a22b",
             ]
         ),
+        attention=frozenset(["chunked", "full", "sliding"]),
         versions=("0.20", "1.x"),
         date="2026-11-22",
         rows=67,
@@ -487,6 +495,7 @@ FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards
         queue=0.166,
         schemes=frozenset(["fp8", "fp8-block", "mxfp4-experts", "nvfp4"]),
         models=frozenset(["gpt-oss-120b", "llama-3.1-70b", "minimax-m2.5"]),
+        attention=frozenset(["full", "sliding"]),
         versions=("0.15.1", "0.17.0", "0.19.0", "nightly-5b8c30d62b754b57"),
         date="2026-11-22",
         rows=453,
@@ -540,6 +549,7 @@ FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards
         models=frozenset(
             ["gpt-oss-120b", "llama-3.1-70b", "llama-3.1-8b", "minimax-m2.5", "qwen3-235b-a22b", "qwen3-32b"]
         ),
+        attention=frozenset(["full", "sliding"]),
         versions=("0.11.2", "0.12.0", "0.16.0", "0.18.0"),
         date="2026-11-22",
         rows=383,

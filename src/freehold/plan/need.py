@@ -42,6 +42,9 @@ class Need(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     requests_a_day: float | None = None
     prompt_tokens: float = 1500.0  # of one request, on average
     completion_tokens: float = 500.0
+    prefix_hit: float = 0.0  # share of each prompt that is in the cache already, of an earlier one
+    draft_tokens: int = 0  # guessed a step by speculative decoding
+    acceptance: float = 0.0  # of each guess, where those before it were right: as measured for the task
     rate: float | None = None  # tokens a second one replica sustains in all, as measured or published
     rate_source: str = ""
 
@@ -57,6 +60,9 @@ _RANGES = (  # field, option, least, most, unit
     ("requests_a_day", "requests", 0, 1e10, "requests"),
     ("prompt_tokens", "prompt", 0, 1e8, "tokens"),
     ("completion_tokens", "completion", 1, 1e8, "tokens"),
+    ("prefix_hit", "prefix-hit", 0, 1, "of a prompt"),
+    ("draft_tokens", "draft-tokens", 0, 16, "tokens"),
+    ("acceptance", "acceptance", 0, 1, "of the guesses"),
     ("rate", "rate", 1e-3, 1e8, "tokens a second"),
 )
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from math import log2
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
+
+STRANGE = 2.0  # how many times wider a band is, where something of the case was never fitted; nothing tells how much
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
@@ -38,8 +42,9 @@ class Band(Struct, frozen=True, kw_only=True):
     low: float
     high: float
 
-    def around(self, value: float) -> Estimate:
-        return Estimate(value=value, low=value * self.low, high=value * self.high)
+    def around(self, value: float, strange: float = 1.0) -> Estimate:
+        """`strange`: how many times wider at each end."""
+        return Estimate(value=value, low=value * self.low / strange, high=value * self.high * strange)
 
 
 class Bands(Struct, frozen=True, kw_only=True):
@@ -49,3 +54,54 @@ class Bands(Struct, frozen=True, kw_only=True):
     tpot: Band
     tokens_per_s: Band
     tpot_error_pct: float
+
+
+class Served(NamedTuple):
+    """What makes one deployment as fast as another: fields as of a Deployment."""
+
+    model: str
+    scheme: str
+    engine: str
+    card: str
+    tp: int
+    pp: int
+
+
+class Pace(Struct, frozen=True, kw_only=True):
+    """How fast one model was on one kind of machine, at one concurrency."""
+
+    model: str  # the digest of its weights
+    catalogue: str
+    scheme: str
+    engine: str
+    card: str
+    tp: int
+    pp: int
+    host: str
+    performance: Performance
+
+
+def alike(known: Any, plan: Any, digest: str) -> bool:
+    """Whether it, a Measurement or a Pace, is of what is planned, a Deployment or Served.
+
+    `digest`: of the files that are planned for, where it is files; else the model is the catalogue's.
+    """
+    where = (digest or plan.model, plan.scheme, plan.engine, plan.card, plan.tp, plan.pp)
+    known_as = known.model if digest else known.catalogue
+    return (known_as, known.scheme, known.engine, known.card, known.tp, known.pp) == where
+
+
+def find_pace(those: Iterable[Pace], plan: Any, digest: str, concurrency: int) -> Performance | None:
+    """What was measured of this deployment while so many were answered at once, within a factor of 1.4; else None.
+
+    Of several the newest.
+    """
+    at = level(concurrency)
+    return next(
+        (each.performance for each in those if each.performance.concurrency == at and alike(each, plan, digest)), None
+    )
+
+
+def level(concurrency: float) -> int:
+    """The power of two next to it: what is measured at about the same concurrency is put together."""
+    return 1 << round(log2(max(1.0, concurrency)))

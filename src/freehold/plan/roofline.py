@@ -1,8 +1,8 @@
-"""How long one step of an engine takes on its cards: what is read, what is computed, what is sent, and what is waited.
+"""How long one step of an engine takes on its cards: what is read, computed, sent, and waited for.
 
-A step of decoding reads every weight that some request touches and the KV cache of all; it computes once for each token.
-Which of both is slower decides, and a part of the other is not hidden behind it. Prefill computes. What the figures are
-worth is fitted (bench/fit_speed.py writes plan/fitted.py) and told by `bench/accuracy.py throughput`.
+A step of decoding reads every weight that some request touches and the KV cache of all; it computes once for each
+token. Which of both is slower decides, and a part of the other is not hidden behind it. Prefill computes. What the
+figures are worth is fitted (bench/fit_speed.py writes plan/fitted.py) and told by `bench/accuracy.py throughput`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from freehold.plan.weights import SCHEMES, Split, attention_rates, on_rank
 _GENERATIONS = (  # least compute capability, the newest first
     *((12.0, "Blackwell RTX"), (10.0, "Blackwell"), (9.0, "Hopper"), (8.9, "Ada"), (8.0, "Ampere")),
 )
-_HIDDEN = 0.3  # of the shorter of reading and computing, what the longer one does not hide
+HIDDEN = 0.3  # of the shorter of reading and computing, what the longer one does not hide
 PCIE_GB_S = 25.0  # what cards without a link of their own reach through the host, assumed
 
 
@@ -52,6 +52,7 @@ class Fitted(Struct, frozen=True, kw_only=True):
     queue: float  # share of the others' prompts that a new one waits for
     schemes: frozenset[str]  # keys of weights.SCHEMES
     models: frozenset[str]  # ids
+    attention: frozenset[str]  # kinds of it that these have
     versions: tuple[str, ...]  # of the engine
     date: str
     rows: int
@@ -62,14 +63,20 @@ class Fitted(Struct, frozen=True, kw_only=True):
         known, experts = model.id in self.models, model.moe is not None
         return self.bands.get((known, experts)) or max(self.bands.values(), key=lambda each: each.tpot_error_pct)
 
-    def about(self, model: Model) -> str:
+    def strange(self, work: Work, card: Card) -> tuple[str, ...]:
+        """What of it no fitted row has: a kind of attention, or several cards that PCIe joins."""
+        kinds = sorted({group.kind for group in work.model.attention} - self.attention)
+        apart = ["cards joined by PCIe alone"] if work.together > 1 and not card.link_gb_s else []
+        return (*(f"attention of the kind {kind}" for kind in kinds), *apart)
+
+    def about(self, model: Model, strange: tuple[str, ...]) -> str:
         """What a figure rests on, in words."""
         bands, which = self.bands_of(model), "is" if model.id in self.models else "is not"
         return (
             f"roofline fitted on {self.rows:,} rows of {self.engine} on {self.generation} cards, {self.date}; this "
             f"model {which} among them: the time of a token was {bands.tpot_error_pct:.0f} % off on average, where "
             "it was not fitted"
-        )
+        ) + (f"; never fitted: {', '.join(strange)}, so the band is wider" if strange else "")
 
 
 class Work(NamedTuple):
@@ -131,9 +138,9 @@ def work(model: Model, counts: Counts, scheme: str, split: Split, kv_dtype: str 
 
 def computed_in(rate: float, scheme: str) -> str:
     """What weights of so many bytes are computed in."""
-    if rate >= 1.9:  # noqa: PLR2004  16 bits, with scales or without
+    if rate >= 1.9:  # 16 bits
         return "bf16"
-    if rate >= 0.9:  # noqa: PLR2004  8 bits
+    if rate >= 0.9:  # 8 bits, with scales or without
         return "int8" if scheme.startswith("int8") else "fp8"
     return {"nvfp4": "fp4", "mxfp4": "mxfp4"}.get(scheme.partition("-")[0], "int4")
 
@@ -187,6 +194,22 @@ def _width(group: Attention) -> int:
     return keys + (group.v_head_dim or group.head_dim)
 
 
+class Step(NamedTuple):
+    """Seconds of one step, by what they go into. The KV cache is read while tokens look at it."""
+
+    reading: float  # weights
+    computing: float  # with them
+    cache: float  # read
+    looking: float  # attention, computed
+    sending: float  # between cards
+    waiting: float  # for kernels to start, for the slowest, for the engine itself
+
+    @property
+    def seconds(self) -> float:
+        matrices = max(self.reading, self.computing) + HIDDEN * min(self.reading, self.computing)
+        return matrices + max(self.cache, self.looking) + self.sending + self.waiting
+
+
 class Machine:
     """One kind of card with an engine's constants, and what it has to do: answers in seconds.
 
@@ -197,35 +220,37 @@ class Machine:
         if not card.bandwidth_gb_s or not card.bf16_tflops:
             raise Unknown(f"nobody said how fast {card.id} reads and computes")
         self.fit, self.work = fit, work
-        self._bandwidth = card.bandwidth_gb_s * 1e9
+        self.bandwidth = card.bandwidth_gb_s * 1e9
         self._link = (card.link_gb_s or PCIE_GB_S) * 1e9 * fit.link
         self._attention = card.bf16_tflops * 1e12 * fit.attention
-        self._token_s = sum(flops / _reached(card, kind, fit) for kind, flops in work.flops)
+        self.token_s = sum(flops / _reached(card, kind, fit) for kind, flops in work.flops)
         layers, experts = work.model.layers, work.model.moe.layers if work.model.moe else 0
         hops = 2 * layers * fit.hop_us if work.together > 1 else 0.0
         self._waits_s = (layers * fit.layer_us + experts * fit.expert_us + hops + fit.step_us) / 1e6
         ranks = work.together
-        self._sends_s = layers * 4 * (ranks - 1) / ranks * work.model.hidden_size * 2 / self._link
+        self.send_s = layers * 4 * (ranks - 1) / ranks * work.model.hidden_size * 2 / self._link
 
-    def decode(self, look: Look, requests: float, tokens: int = 1) -> float:
-        """Seconds of a step with `tokens` of each of the `requests` that a rank has of its own.
+    def decode(self, look: Look, requests: float, tokens: int = 1) -> Step:
+        """A step with `tokens` of each of the `requests` that a rank has of its own.
 
         More than one are guesses that are checked; what it takes to make them is not counted.
         """
         work, fit = self.work, self.fit
         everyone = requests * work.split.ep
         read = work.weight_bytes + work.expert_bytes * (1 - (1 - work.touched) ** (everyone * tokens))
-        reading, computing = read / (self._bandwidth * fit.memory), self._token_s * requests * tokens / fit.compute
-        cache = requests * look.cache_bytes / (self._bandwidth * fit.cache)
-        looking = requests * tokens * look.flops / self._attention
-        matrices = max(reading, computing) + _HIDDEN * min(reading, computing)
-        waits = self._waits_s + everyone * work.model.layers * fit.sequence_ns / 1e9
-        return matrices + max(cache, looking) + self._sends_s * requests * tokens + waits
+        return Step(
+            reading=read / (self.bandwidth * fit.memory),
+            computing=self.token_s * requests * tokens / fit.compute,
+            cache=requests * look.cache_bytes / (self.bandwidth * fit.cache),
+            looking=requests * tokens * look.flops / self._attention,
+            sending=self.send_s * requests * tokens,
+            waiting=self._waits_s + everyone * work.model.layers * fit.sequence_ns / 1e9,
+        )
 
     def prefill(self, tokens: float) -> float:
         """Seconds to compute a prompt of so many tokens, beside the steps it goes along with."""
         looking = prompt_flops(self.work, tokens) / self._attention
-        return tokens * (self._token_s / self.fit.prefill + self._sends_s) + looking
+        return tokens * (self.token_s / self.fit.prefill + self.send_s) + looking
 
 
 def _reached(card: Card, kind: str, fit: Constants) -> float:

@@ -14,8 +14,9 @@ from freehold.plan import llamacpp, vllm
 from freehold.plan.deployment import Deployment, Place, busy_replicas, per_million, settings
 from freehold.plan.kv import LINEAR
 from freehold.plan.need import Need
-from freehold.plan.params import Counts
+from freehold.plan.performance import Performance
 from freehold.plan.speed import active_bytes, decode_ceiling, mixed_ceiling, token_bytes
+from freehold.plan.speeds import Setup, Speeds
 from freehold.plan.units import size
 from freehold.plan.weights import SCHEMES, Scheme, Split, held_bytes
 from freehold.types import Refusal, Ruling
@@ -58,12 +59,13 @@ class Found(NamedTuple):
     hour: float | None
     month: float
     gpu_layers: int  # llama.cpp; -1: vLLM
+    unsure: bool = False  # a speed is asked, and nobody can say what it is
 
     @property
-    def rank(self) -> tuple[int, bool, float, int, int, int]:
+    def rank(self) -> tuple[bool, int, bool, float, int, int, int]:
         """The order of the ways to serve one model. A dated price is believed first."""
         cards = self.way.cards * self.replicas if self.gpu_layers else 0
-        return self.way.tier, self.place.undated, self.month, cards, self.way.order, self.gpu_layers
+        return self.unsure, self.way.tier, self.place.undated, self.month, cards, self.way.order, self.gpu_layers
 
 
 def spots(places: Sequence[Place], need: Need, asked: vllm.Settings) -> list[Spot]:
@@ -112,19 +114,20 @@ class Misses:
 
     def __init__(self) -> None:
         self.short: tuple[int, str] | None = None  # bytes that lacked, and where
-        self.fastest: float | None = None  # of those too slow
+        self.fastest: float | None = None  # of those that cannot be fast enough
+        self.likely: float | None = None  # of those that could be, and are not
         self.cheapest: float | None = None  # of those too dear
         self.unpriced = False  # under a budget, a place of which nobody said what it costs
         self.unrated = ""  # under a speed floor, a card of which nobody said how fast its memory is
         self.most = 0  # requests, where there were too few cards
-        self.room = 0  # replicas, where the load keeps more busy
+        self.room: tuple[int, int] | None = None  # replicas that there is room for, and that the load keeps busy
 
     def lacks(self, lack: int, where: str) -> None:
         if self.short is None or lack < self.short[0]:
             self.short = lack, where
 
     def slow(self, ceiling: float | None, least: float, card: Card | None) -> bool:
-        """Whether it is too slow, or nobody knows."""
+        """Whether it cannot be fast enough, or nobody knows."""
         if least and ceiling is None and card is not None:
             self.unrated = card.id
         elif ceiling is not None and ceiling < least:
@@ -139,7 +142,10 @@ class Misses:
             yield f"budget: the cheapest that fits costs {ceil(self.cheapest):,} {need.currency} a month"
         if self.unpriced:
             yield "budget: nobody said what the machines cost"
-        if self.fastest is not None:
+        if self.likely is not None:
+            likely = floor(self.likely * 10) / 10
+            yield f"speed: about {likely:,.1f} tokens a second of one request are likely, {need.speed:g} are asked"
+        elif self.fastest is not None:
             fastest = floor(self.fastest * 10) / 10
             yield f"speed: at most {fastest:,.1f} tokens a second of one request, {need.speed:g} are asked"
         if self.unrated:
@@ -147,7 +153,7 @@ class Misses:
         if self.most:
             yield f"users: {need.users:,} at once are asked, the cards hold {self.most:,} of {need.context:,} tokens"
         if self.room:
-            yield f"load: it keeps {busy_replicas(need):,} replicas busy, there are cards for {self.room:,}"
+            yield f"load: it keeps {self.room[1]:,} replicas busy, there are cards for {self.room[0]:,}"
         if self.short:
             yield f"memory: {self.short[1]} lacks {size(self.short[0])} for requests of {need.context:,} tokens"
 
@@ -155,13 +161,13 @@ class Misses:
 class Search:
     """The deployments found for one model, and the nearest misses."""
 
-    def __init__(self, need: Need, model: Model, counts: Counts) -> None:
-        self.need, self.model, self.counts = need, model, counts
+    def __init__(self, need: Need, speeds: Speeds) -> None:
+        self.need, self.speeds = need, speeds
+        self.model, self.counts = speeds.model, speeds.counts
         self.asked = settings(need)
         self.found: list[Found] = []
         self.misses = Misses()
         self.considered = 0
-        self._busy = busy_replicas(need)
 
     def cards(self, places: Sequence[Spot]) -> None:
         """vLLM on every card, in every precision and split."""
@@ -204,12 +210,29 @@ class Search:
         replicas, room = -(-self.need.users // requests), place.replicas(way.cards)
         if replicas > room:
             self.misses.most = max(self.misses.most, room * requests)
-        elif self._busy > room:
-            self.misses.room = max(self.misses.room, room)
         else:
-            self._afford(way, place, max(replicas, self._busy), gpu_layers=-1)
+            self._pace(way, place, replicas, room, gpu_layers=-1)
 
-    def _afford(self, way: Way, place: Place, replicas: int, gpu_layers: int) -> None:
+    def _pace(self, way: Way, place: Place, replicas: int, room: int, gpu_layers: int) -> None:
+        """Whether it is fast enough for each request, and for the load: with as many replicas as that keeps busy."""
+        need, busy, unsure = self.need, 1, False
+        if need.speed or need.requests_a_day:
+            found = self._speed(way, place, replicas, gpu_layers)
+            unsure = need.speed > 0 and found is None
+            if need.speed and found and 1 / found.tpot_s.value < need.speed:
+                self.misses.likely = max(self.misses.likely or 0.0, 1 / found.tpot_s.value)
+                return
+            busy = busy_replicas(need, need.rate or (found.tokens_per_s.value if found else None))
+        if busy > room:
+            self.misses.room = max(self.misses.room or (0, 0), (room, busy))
+        else:
+            self._afford(way, place, max(replicas, busy), gpu_layers, unsure=unsure)
+
+    def _speed(self, way: Way, place: Place, replicas: int, gpu_layers: int) -> Performance | None:
+        found = self.speeds.of(Setup(way.scheme, way.split, place, gpu_layers), -(-self.need.users // replicas))
+        return found if isinstance(found, Performance) else None
+
+    def _afford(self, way: Way, place: Place, replicas: int, gpu_layers: int, *, unsure: bool) -> None:
         budget = self.need.budget
         hour = place.hour(way.cards if gpu_layers else 1, replicas)
         month = hour * place.paid_hours(self.need) if hour is not None else 0.0
@@ -219,7 +242,7 @@ class Search:
             else:
                 self.misses.cheapest = min(self.misses.cheapest or month, month)
             return
-        self.found.append(Found(way, place, replicas, hour, month, gpu_layers))
+        self.found.append(Found(way, place, replicas, hour, month, gpu_layers, unsure))
 
     def llamacpp(self, place: Place) -> None:
         """llama.cpp in the memory of a machine, with as many layers on its cards as they hold."""
@@ -237,10 +260,7 @@ class Search:
             ceiling = mixed_ceiling(way.token_bytes, fit.gpu_layers / model.layers, place.card, place.ram_gb_s)
             if self.misses.slow(ceiling, need.speed, place.card):
                 continue
-            if self._busy > 1:
-                self.misses.room = 1
-            else:
-                self._afford(way, place, 1, gpu_layers=fit.gpu_layers)
+            self._pace(way, place, 1, 1, gpu_layers=fit.gpu_layers)
 
     def refusal(self) -> Refusal:
         """Why there is no deployment, the nearest reason first."""
@@ -250,19 +270,24 @@ class Search:
 
     def describe(self, found: Found, ruling: Ruling) -> Deployment:
         """The whole of what the inner loop kept in short."""
-        need, place = self.need, found.place
+        need, place, way = self.need, found.place, found.way
         priced = found.hour is not None
+        setup = Setup(way.scheme, way.split, place, found.gpu_layers)
+        speed = self.speeds.of(setup, -(-need.users // found.replicas))
+        rate = need.rate or (speed.tokens_per_s.value if isinstance(speed, Performance) else None)
         common: dict[str, Any] = {
             "model": self.model.id,
-            "scheme": found.way.scheme,
-            "native": found.way.scheme == self.model.checkpoint,
+            "scheme": way.scheme,
+            "native": way.scheme == self.model.checkpoint,
             "place": place.name,
             "replicas": found.replicas,
             "context": need.context,
             "users": need.users,
             "hour": found.hour,
             "month": found.month if priced else None,
-            "per_million": per_million(need, found.month, found.replicas) if priced else None,
+            "per_million": per_million(need, found.month, found.replicas, rate) if priced else None,
+            "performance": speed if isinstance(speed, Performance) else None,
+            "unpredicted": "" if isinstance(speed, Performance) else speed.reason,
             "currency": need.currency,
             "undated": place.undated,
             "duties": (*ruling.duties, *place.ruling.duties),

@@ -9,8 +9,8 @@ from msgspec import Struct
 from freehold.errors import Unknown
 from freehold.facts import Card
 from freehold.plan.fitted import FITTED
-from freehold.plan.performance import Performance, Unpredicted
-from freehold.plan.roofline import Machine, Work, generation_of, look
+from freehold.plan.performance import STRANGE, Performance, Unpredicted
+from freehold.plan.roofline import Look, Machine, Step, Work, generation_of, look
 
 
 class Traffic(Struct, frozen=True, kw_only=True):
@@ -35,11 +35,16 @@ class Traffic(Struct, frozen=True, kw_only=True):
 
 
 class Timing(NamedTuple):
-    """Seconds to the first token and for each further one, and tokens a second of all requests together."""
+    """Of requests in a loop, in seconds: what is seen of it, and what it is made of."""
 
     ttft_s: float
     tpot_s: float
-    tokens_per_s: float
+    tokens_per_s: float  # of all requests together
+    step: Step
+    prompt_s: float  # to compute one prompt
+    running: float  # requests of one rank
+    at_once: float  # of them, that write at the same moment on one card: the others' prompts are computed
+    written_s: float  # for a whole answer after its first token
 
 
 def loop(machine: Machine, first: tuple[float, float], traffic: Traffic, slots: float) -> Timing:
@@ -51,21 +56,45 @@ def loop(machine: Machine, first: tuple[float, float], traffic: Traffic, slots: 
     split = machine.work.split
     running = max(1.0, min(traffic.concurrency, slots) / split.ep)
     prompt = machine.prefill(max(1.0, traffic.prompt_tokens * (1 - traffic.prefix_hit)))
-    steps = max(1.0, traffic.completion_tokens / traffic.tokens_a_step)
-    seen, writing, step, written = look(machine.work, traffic.context), running, 0.0, 0.0
+    seen, written = look(machine.work, traffic.context), _Written(running, running)
     for _ in range(3):
-        at_once = max(1.0, writing / split.pp)  # a pipeline works on as many parts at the same time
-        step = machine.decode(seen, at_once, 1 + traffic.draft_tokens)
-        written = steps * step
-        for _ in range(4):
-            written = steps * step + (running - 1) * prompt / split.pp * written / (written + prompt + step)
-        writing = running * written / (written + prompt + step)
+        written = _write(machine, seen, traffic, prompt, written)
+    step, cycle = written.step, written.seconds + prompt + written.step.seconds
     first_ms, queue = first
-    ttft = first_ms / 1e3 + step + prompt * (1 + queue * (running - 1))
+    ttft = first_ms / 1e3 + step.seconds + prompt * (1 + queue * (running - 1))
     if traffic.concurrency > slots:  # the others wait until one of those running is done
-        ttft += (traffic.concurrency / slots - 1) * (written + prompt)
-    rate = running * split.ep * traffic.completion_tokens / (written + prompt + step)
-    return Timing(ttft, written / traffic.completion_tokens, rate)
+        ttft += (traffic.concurrency / slots - 1) * (written.seconds + prompt)
+    return Timing(
+        ttft_s=ttft,
+        tpot_s=written.seconds / traffic.completion_tokens,
+        tokens_per_s=running * split.ep * traffic.completion_tokens / cycle,
+        step=step,
+        prompt_s=prompt,
+        running=running,
+        at_once=written.at_once,
+        written_s=written.seconds,
+    )
+
+
+class _Written(NamedTuple):
+    """An answer under way: of `running` requests so many write at the same moment."""
+
+    running: float
+    writing: float
+    at_once: float = 1.0  # on one card
+    step: Step = Step(0, 0, 0, 0, 0, 0)
+    seconds: float = 0.0
+
+
+def _write(machine: Machine, seen: Look, traffic: Traffic, prompt: float, last: _Written) -> _Written:
+    """What it takes with as many writing at the same moment as last time, and how many those are then."""
+    pp, running = machine.work.split.pp, last.running
+    at_once = max(1.0, last.writing / pp)  # a pipeline works on as many parts at the same time
+    step = machine.decode(seen, at_once, 1 + traffic.draft_tokens)
+    alone = written = max(1.0, traffic.completion_tokens / traffic.tokens_a_step) * step.seconds
+    for _ in range(4):
+        written = alone + (running - 1) * prompt / pp * written / (written + prompt + step.seconds)
+    return _Written(running, running * written / (written + prompt + step.seconds), at_once, step, written)
 
 
 def predict(
@@ -84,11 +113,13 @@ def predict(
         return Unpredicted(reason=str(lack))
     timing = loop(machine, (fitted.first_ms, fitted.queue), traffic, slots)
     bands = fitted.bands_of(work.model)
+    strange = fitted.strange(work, card)
+    wider = STRANGE if strange else 1.0
     return Performance(
         concurrency=round(traffic.concurrency),
-        ttft_s=bands.ttft.around(timing.ttft_s),
-        tpot_s=bands.tpot.around(timing.tpot_s),
-        tokens_per_s=bands.tokens_per_s.around(timing.tokens_per_s),
+        ttft_s=bands.ttft.around(timing.ttft_s, wider),
+        tpot_s=bands.tpot.around(timing.tpot_s, wider),
+        tokens_per_s=bands.tokens_per_s.around(timing.tokens_per_s, wider),
         basis="predicted",
-        source=fitted.about(work.model),
+        source=fitted.about(work.model, strange),
     )

@@ -12,7 +12,9 @@ from freehold.plan.cost import hourly, superseded
 from freehold.plan.kv import WINDOWED, kv_bytes_per_token
 from freehold.plan.params import Counts, count
 from freehold.plan.performance import Performance, Unpredicted
+from freehold.plan.roofline import work
 from freehold.plan.scores import Scores
+from freehold.plan.serving import Traffic, predict
 from freehold.plan.traffic import number as n
 from freehold.plan.units import GIB
 from freehold.plan.weights import SCHEMES, Split, checkpoint_bytes, held_bytes, weigh
@@ -22,6 +24,7 @@ TRUE: Verdict = "true"
 FALSE: Verdict = "false"
 PARTLY: Verdict = "only under these conditions"
 UNSUPPORTED: Verdict = "not supported by any source we have"
+FULL = vllm.Settings(sequences=256)
 ASKED = vllm.Settings(sequences=8)  # eight requests in one step, vLLM's defaults otherwise
 SPLITS = [Split(tp=tp) for tp in (1, 2, 4, 8)] + [Split(tp=8, pp=2)]
 H100 = "H100-SXM"
@@ -74,15 +77,14 @@ class Known(NamedTuple):
         return found
 
 
-def tokens_per_s(
-    known: Known,  # noqa: ARG001
-    model: str,  # noqa: ARG001
-    scheme: str,  # noqa: ARG001
-    card: str,  # noqa: ARG001
-    cards: int,  # noqa: ARG001
-) -> Performance | Unpredicted:
-    """WIRE HERE: plan/speed's throughput of a full machine. Both claims on cost take a Performance as they are."""
-    return Unpredicted(reason="nobody measured or predicted this throughput here")
+def tokens_per_s(known: Known, model: str, scheme: str, card: str, split: Split) -> Performance | Unpredicted:
+    """Of one vLLM that is kept full, written: prompts of 1,500 tokens and answers of 500, up to 256 at once."""
+    of, sold = known.model(model), known.card(card)
+    counts = counted(of)
+    rank = vllm.rank(of, held_bytes(counts, scheme, of, split), scheme, sold, FULL, split=split)
+    slots = vllm.layout(of.attention, FULL, split).requests(rank.pool_bytes, 2000, FULL.step_tokens(sold))
+    traffic = Traffic(concurrency=max(1, min(256, int(slots))), prompt_tokens=1500, completion_tokens=500)
+    return predict(work(of, counts, scheme, split), scheme, sold, traffic, slots=traffic.concurrency)
 
 
 # arithmetic that several claims share
