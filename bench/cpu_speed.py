@@ -5,11 +5,11 @@ python bench/cpu_speed.py --fit                 fit the constants to the rows ke
 
 Models are Llamas of random weights (random_gguf.py), and the demonstration model. Rows of FITTED give the constants;
 the others are looked at only afterwards, and give the band. An engine is started with the command line that Freehold
-gives it. Each request names its slot and repeats the prompt that the slot has, so
-that all write at the same time; the mean gap between tokens in the best of several short runs counts. Others who compute
-on the same machine slow it down by up to two: each row waits for a quiet moment, and says how much of a core they took
-all the same; rows with more than QUIET are left out, and counted. The memory is measured right before and after. Rows
-stay from one time to the next, the quieter and the faster one of each.
+gives it. Each request names its slot and repeats the prompt that the slot has, so that all write at the same time; the
+mean gap between tokens in the best of several short runs counts. Others who compute on the same machine slow it down by
+up to two: each row waits for a quiet moment, and says how much of a core they took all the same; rows with more than
+QUIET are left out, and counted. The memory is measured right before and after. Rows stay from one time to the next, the
+quieter and the faster one of each.
 """
 
 from __future__ import annotations
@@ -291,18 +291,29 @@ def _band(ratios: list[float]) -> tuple[float, float]:
 
 # -- fitting ---------------------------------------------------------------------------------------------------------
 
-NUMBERS = ("SERIAL", "ATTENTION_PS", "KEPT_GB_S", "PROMPT_ATTENTION_PS", "LAYER_US", "BARRIER_US", "STEP_US", "REQUEST_US",
-           "CHOICE_NS", "THREAD")  # fmt: skip
+MEANINGS = {
+    "SERIAL": "of the shorter of loading and computing, what is not hidden behind the other",
+    "ATTENTION_PS": "of a core, for one query, key and dimension while tokens are written",
+    "KEPT_GB_S": "of memory at most, in which the keys and values before a token are read, head by head",
+    "ROW_NS": "to the first value of a row of a matrix in memory, for kernels that go from row to row",
+    "PROMPT_ATTENTION_PS": "and while a prompt is read",
+    "LAYER_US": "of a step for each layer, whatever its size",
+    "BARRIER_US": "more for each layer where threads wait for one another",
+    "STEP_US": "of a step",
+    "REQUEST_US": "of a step for each request",
+    "CHOICE_NS": "to choose among the vocabulary, for each of its tokens",
+    "THREAD": "of a core's work that each further thread does",
+}
 
 
 def fit(rows: list[Row], models: Models) -> None:
     """Least squares of the logarithms, one constant after the other, until it becomes no better."""
-    knobs: list[tuple[Any, Any, list[Row]]] = [(vars(cpu_fitted), name, rows) for name in NUMBERS]
-    for table in (cpu_fitted.VALUE_PS, cpu_fitted.FEW_GB_S):
-        for kind, values in table.items():
-            table[kind] = list(values)
-            those = [row for row in rows if _has(row["model"], kind)]
-            knobs += [(table[kind], at, those) for at in range(len(values))]
+    knobs: list[tuple[Any, Any, list[Row]]] = [(vars(cpu_fitted), name, rows) for name in MEANINGS]
+    table = cpu_fitted.VALUE_PS
+    for kind, values in table.items():
+        table[kind] = list(values)
+        those = [row for row in rows if _has(row["model"], kind)]
+        knobs += [(table[kind], at, those) for at in range(len(values))]
     step, before = 0.3, float("inf")
     while step > 0.005:
         for holder, key, those in knobs:
@@ -316,8 +327,7 @@ def fit(rows: list[Row], models: Models) -> None:
         if now > before * 0.995:
             step /= 2
         before = now
-    for table in (cpu_fitted.VALUE_PS, cpu_fitted.FEW_GB_S):
-        table.update({kind: tuple(values) for kind, values in table.items()})
+    table.update({kind: tuple(values) for kind, values in table.items()})
 
 
 def _has(model: str, kind: str) -> bool:
@@ -344,7 +354,7 @@ def write(errors: dict) -> None:
         f"{tpot['rows']} rows of other models {tpot['mean']:.0%} off on average between tokens, {ttft['mean']:.0%} "
         "until the first"
     )
-    rounded = {name: float(f"{getattr(cpu_fitted, name):.3g}") for name in NUMBERS}
+    rounded = {name: float(f"{getattr(cpu_fitted, name):.3g}") for name in MEANINGS}
     lines = [
         '"""Constants of plan/cpu_speed.py: written by `python bench/cpu_speed.py --fit`, not by hand."""\n',
         f'CPU = "{machine()["cpu"]}"',
@@ -355,25 +365,8 @@ def write(errors: dict) -> None:
         "VALUE_PS = {  # of a core, for one weight and one of 1, 2, 4, 32 or 512 tokens that are computed together",
         *(f'    "{kind}": {_three(values)},' for kind, values in cpu_fitted.VALUE_PS.items()),
         "}",
-        "FEW_GB_S = {  # of memory at most, where kernels for a few tokens read in small pieces: for 2 and for 4",
-        *(f'    "{kind}": {_three(values)},' for kind, values in cpu_fitted.FEW_GB_S.items()),
-        "}",
     ]
     Path(cpu_fitted.__file__).write_text("\n".join(lines) + "\n")
-
-
-MEANINGS = {
-    "SERIAL": "of the shorter of loading and computing, what is not hidden behind the other",
-    "ATTENTION_PS": "of a core, for one query, key and dimension while tokens are written",
-    "KEPT_GB_S": "of memory at most, in which the keys and values before a token are read, head by head",
-    "PROMPT_ATTENTION_PS": "and while a prompt is read",
-    "LAYER_US": "of a step for each layer, whatever its size",
-    "BARRIER_US": "more for each layer where threads wait for one another",
-    "STEP_US": "of a step",
-    "REQUEST_US": "of a step for each request",
-    "CHOICE_NS": "to choose among the vocabulary, for each of its tokens",
-    "THREAD": "of a core's work that each further thread does",
-}
 
 
 def _three(values: tuple[float, ...]) -> tuple[float, ...]:

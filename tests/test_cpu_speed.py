@@ -83,7 +83,7 @@ def test_a_table_of_words_is_not_read_whole():
 
 @given(st.integers(1, 64))
 def test_of_experts_as_many_are_read_as_tokens_pick(tokens):
-    reads = list(engine(EXPERTS)._reads(tokens, tokens))[3:]
+    reads = list(engine(EXPERTS)._reads(tokens, tokens))[-2:]
     whole = count(EXPERTS).experts.matrices
     touched = sum(read.values for read in reads)
     assert touched == pytest.approx(whole * (1 - (14 / 16) ** tokens))
@@ -175,19 +175,18 @@ def test_every_constant_is_the_best_there_is(bench, monkeypatch):
     found, rows, models = bench
     fitted = [row for row in rows if found._is(row, found.FITTED)]
     best = found._loss(fitted, models)
-    for name in found.NUMBERS:
+    for name in found.MEANINGS:
         value = getattr(cpu_fitted, name)
         for factor in (0.9, 1.1):
             monkeypatch.setattr(cpu_fitted, name, value * factor)
             assert found._loss(fitted, models) > best, name
         monkeypatch.setattr(cpu_fitted, name, value)
-    for table in (cpu_fitted.VALUE_PS, cpu_fitted.FEW_GB_S):
-        for kind, values in list(table.items()):
-            those = [row for row in fitted if found._has(row["model"], kind)]
-            best = found._loss(those, models)
-            for at in range(len(values)):
-                for factor in (0.9, 1.1):
-                    changed = (*values[:at], values[at] * factor, *values[at + 1 :])
-                    monkeypatch.setitem(table, kind, changed)
-                    assert found._loss(those, models) > best, (kind, at)
-            monkeypatch.setitem(table, kind, values)
+    table = cpu_fitted.VALUE_PS
+    for kind, values in list(table.items()):
+        those = [row for row in fitted if found._has(row["model"], kind)]
+        best = found._loss(those, models)
+        for at in range(len(values)):
+            for factor in (0.9, 1.1):
+                monkeypatch.setitem(table, kind, (*values[:at], values[at] * factor, *values[at + 1 :]))
+                assert found._loss(those, models) > best, (kind, at)
+        monkeypatch.setitem(table, kind, values)

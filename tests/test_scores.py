@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from freehold.catalogue import load, scores
 from freehold.errors import BadRequest, Unknown
-from freehold.facts import Cohort, Score
-from freehold.plan.cohorts import COLUMNS, Benchmark, read, rows
+from freehold.facts import Benchmark, Cohort, Score
+from freehold.plan.cohorts import COLUMNS, read, rows
 from freehold.plan.panels import of_language, of_task, panels
 from freehold.plan.scores import Scores, caveat, composite, entries, error, floor_of, missing, refusal, tied
 

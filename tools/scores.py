@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from freehold.catalogue import load
 from freehold.catalogue.scored import Board, Line
-from freehold.facts import Cohort, Score
-from freehold.plan.cohorts import Benchmark, Row, read, rows
+from freehold.facts import Benchmark, Cohort, Score
+from freehold.plan.cohorts import Row, read, rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "catalogue" / "scores"

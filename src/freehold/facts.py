@@ -297,6 +297,18 @@ class ApiPrice(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
     note: str = ""
 
 
+class Benchmark(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What is known of a benchmark whoever runs it."""
+
+    name: str
+    tasks: tuple[str, ...] = ()
+    items: int = 0  # questions; 0: no source was read
+    items_source: str = ""
+    summary: bool = False  # made of others: no part of a composite
+    languages: bool = False  # its variants begin with the name of a language
+    informs: dict[str, str] = {}  # pattern of a variant ("" fits all): why such scores do not rank
+
+
 class Cohort(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Scores that may be compared with each other: one benchmark, run by one party in one way."""
 

@@ -8,8 +8,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from freehold.facts import Cohort, Score
-from freehold.plan.cohorts import Benchmark
+from freehold.facts import Benchmark, Cohort, Score
 from freehold.plan.scores import Scores
 
 

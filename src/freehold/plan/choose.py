@@ -78,8 +78,9 @@ def choose(
         for place in with_ram:
             search.llamacpp(place)
         considered += search.considered
-        low = {each.way.scheme: _too_low(model, floors, scores, need, each.way.scheme) for each in search.found}
-        if found := [each for each in search.found if not low[each.way.scheme]]:
+        schemes = {each.way.scheme for each in search.found} if floors else set()
+        low = {scheme: why for scheme in schemes if (why := _too_low(model, floors, scores, need, scheme))}
+        if found := [each for each in search.found if each.way.scheme not in low]:
             best = sorted(found, key=_RANK) if every else [min(found, key=_RANK)]
             plans += [search.describe(each, ruling) for each in best]
         elif search.found:

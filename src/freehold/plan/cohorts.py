@@ -12,7 +12,7 @@ from math import isfinite
 from msgspec import Struct
 from msgspec.structs import replace
 
-from freehold.facts import Cohort, Score
+from freehold.facts import Benchmark, Cohort, Score
 
 COLUMNS = (
     *("model_id", "benchmark", "variant", "value", "setting", "measured_by"),
@@ -51,18 +51,6 @@ LANGUAGES = {
     "latvian": "lv", "lithuanian": "lt", "norwegian": "no", "polish": "pl", "portuguese": "pt", "romanian": "ro",
     "serbian": "sr", "slovak": "sk", "slovene": "sl", "spanish": "es", "swedish": "sv", "ukrainian": "uk",
 }  # fmt: skip
-
-
-class Benchmark(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What is known of a benchmark whoever runs it."""
-
-    name: str
-    tasks: tuple[str, ...] = ()
-    items: int = 0  # questions; 0: no source was read
-    items_source: str = ""
-    summary: bool = False  # made of others: no part of a composite
-    languages: bool = False  # its variants begin with the name of a language
-    informs: dict[str, str] = {}  # pattern of a variant ("" fits all): why such scores do not rank
 
 
 class Fault(Struct, frozen=True, kw_only=True):

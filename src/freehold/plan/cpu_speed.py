@@ -36,6 +36,7 @@ MIXTURES = {  # layers; half of the down and value projections; the head
     "gguf-q3_k_m": ("Q3_K", "Q5_K", "Q6_K"), "gguf-q2_k": ("Q2_K", "Q3_K", "Q6_K"),
     "gguf-iq4_xs": ("IQ4_XS", "Q5_K", "Q6_K"),
 }  # fmt: skip
+ROW_BY_ROW = ("F16", "BF16", "Q8_0")  # llama.cpp's kernels of these types, for more than one token
 STRANGE = 2.0  # how many times wider the band is where the CPU, or the kind of attention, is not one that was fitted
 
 
@@ -57,6 +58,7 @@ class Read(NamedTuple):
     type: str
     values: float
     tokens: float  # that each of them is computed with
+    row: float  # values in one, on average
 
 
 class Work(Struct, frozen=True, kw_only=True):
@@ -99,19 +101,22 @@ class Engine(NamedTuple):
 
     def _reads(self, tokens: float, outputs: float) -> Iterator[Read]:
         """`tokens` go through every layer, `outputs` of them through the head."""
-        counts, moe = self.counts, self.model.moe
+        counts, model, moe = self.counts, self.model, self.model.moe
         base, better, head = MIXTURES[self.scheme]
-        attention = sum(part.matrices for part in counts.attention)
-        dense = counts.dense.matrices + counts.shared.matrices
-        yield Read(base, attention * 19 / 20 + dense * 5 / 6, tokens)
-        yield Read(better, attention / 20 + dense / 6, tokens)
-        yield Read(head, counts.head or counts.embedding, outputs)
+        attention, hidden = sum(part.matrices for part in counts.attention), model.hidden_size
+        vocabulary = counts.head or counts.embedding
+        yield Read(base, attention * 19 / 20, tokens, hidden)
+        yield Read(better, attention / 20, tokens, hidden)
+        yield Read(head, vocabulary, outputs, hidden)
+        if dense := counts.dense.matrices + counts.shared.matrices:
+            yield Read(base, dense * 5 / 6, tokens, _row(hidden, model.intermediate_size))
+            yield Read(better, dense / 6, tokens, model.intermediate_size or hidden)
         if moe:
             idle = (1 - moe.experts_per_token / moe.experts) ** tokens  # of experts, that no token picks
             touched = counts.experts.matrices * (1 - idle)
             each = tokens * moe.experts_per_token / moe.experts / (1 - idle)
-            yield Read(base, touched * 5 / 6, each)
-            yield Read(better, touched / 6, each)
+            yield Read(base, touched * 5 / 6, each, _row(hidden, moe.intermediate_size))
+            yield Read(better, touched / 6, each, moe.intermediate_size)
 
     def _matrices_s(self, reads: list[Read], threads: int) -> float:
         """Seconds to load every weight once and to compute with it for each token."""
@@ -121,7 +126,7 @@ class Engine(NamedTuple):
             loaded = self._touched_bytes(reads) / (memory.cache_gb_s * threads * 1e9)
         else:
             rate = min(memory.all_gb_s, memory.one_gb_s * threads)
-            loaded = sum(self._touched_bytes([read]) / _few_gb_s(read, rate, cores) for read in reads) / 1e9
+            loaded = self._touched_bytes(reads) / (rate * 1e9) + sum(map(_rows_s, reads)) / cores
         return max(computed, loaded) + cpu_fitted.SERIAL * min(computed, loaded)
 
     def _touched_bytes(self, reads: list[Read]) -> float:
@@ -198,12 +203,17 @@ def value_s(kind: str, tokens: float) -> float:
     return _between(cpu_fitted.VALUE_PS[kind], tokens) * 1e-12
 
 
-def _few_gb_s(read: Read, most: float, cores: float) -> float:
-    """What its kernel reads from memory, at most: some kernels for a few tokens read it in small pieces."""
-    if read.type not in cpu_fitted.FEW_GB_S:
-        return most
-    two, four = (min(most, each * cores) for each in cpu_fitted.FEW_GB_S[read.type])
-    return _between((most, two, four, most, most), read.tokens)
+def _rows_s(read: Read) -> float:
+    """Seconds that a kernel for several tokens waits for the beginning of each row, where it goes from row to row."""
+    if read.type not in ROW_BY_ROW:
+        return 0.0
+    several = min(1.0, log(max(read.tokens, 1.0)) / log(2))
+    return read.values / read.row * several * cpu_fitted.ROW_NS * 1e-9
+
+
+def _row(hidden: int, width: int) -> float:
+    """Of a feed-forward block without half of its down projection, which is one of the better type."""
+    return 1 / (0.8 / hidden + 0.2 / (width or hidden))
 
 
 def _cores(threads: int) -> float:

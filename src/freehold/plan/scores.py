@@ -13,8 +13,7 @@ from math import sqrt
 from msgspec import Struct
 
 from freehold.errors import BadRequest, Unknown
-from freehold.facts import Cohort, Pair, Score
-from freehold.plan.cohorts import Benchmark
+from freehold.facts import Benchmark, Cohort, Pair, Score
 from freehold.plan.quantization import UNQUANTIZED, loss, words
 
 LEAST = 2  # benchmarks that a composite needs
