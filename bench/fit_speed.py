@@ -4,8 +4,8 @@ python bench/fit_speed.py [FILE...] [--write] [--keep]
 
 FILE: tables as of bench/throughput.py, those in bench/data by default. Every engine and generation of cards gets
 constants of its own, except that TensorRT-LLM's offline tables share them between the generations before Blackwell. A
-pattern search lowers the mean absolute logarithm of predicted over measured, with a weak pull to PRIOR, so that what no
-row tells stays plausible. Three times rows are left out and predicted by what was fitted on the others: half of the rows
+pattern search lowers the mean absolute logarithm of predicted over measured, with a weak pull to PRIOR, so that what
+no row tells stays plausible. Three times rows are left out and predicted by what was fitted on the others: half of the rows
 (twice), each model, each card. --write puts the constants, their bands and their date into src/freehold/plan/fitted.py,
 --keep the errors of what was left out into bench/results/speed_fit.json.
 """
@@ -15,17 +15,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from math import exp, log
 from pathlib import Path
+from textwrap import wrap
 from typing import NamedTuple
 
 from figures import keep
-from msgspec.structs import asdict, replace
+from msgspec.structs import asdict
 from speed_accuracy import FILES
 from throughput import OFFLINE, Case, read
 
@@ -216,7 +216,7 @@ def study(group: Group) -> tuple[Fitted, str]:
     lines.append("  " + ", ".join(f"{name} {value:.3g}" for name, value in asdict(constants).items()))
     lines.append(f"  first_ms {first[0]:.3g}, queue {first[1]:.3g}")
     fitted = Fitted(
-        engine=group.engine, generation="", constants=_rounded(constants), first_ms=round(first[0], 1),
+        engine=group.engine, generations=group.generations, constants=_rounded(constants), first_ms=round(first[0], 1),
         queue=round(first[1], 4), schemes=frozenset(case.scheme for case in group.cases),
         models=frozenset(case.model for case in group.cases),
         attention=frozenset(kind.kind for case in group.cases for kind in case.work.model.attention),
@@ -234,35 +234,35 @@ def _rounded(constants: Constants) -> Constants:
 def _lines(what: str, found: dict[str, list[Miss]]) -> list[str]:
     def line(name: str, those: Sequence[Miss]) -> str:
         found = ((quantity, [each.log for each in those if each.quantity == quantity]) for quantity in QUANTITIES)
-        said = [f"{name} {percent(logs):5.1f} ({_median(logs):5.1f}) % of {len(logs):4}" for name, logs in found if logs]
+        said = [
+            f"{name} {percent(logs):5.1f} ({_median(logs):5.1f}) % of {len(logs):4}" for name, logs in found if logs
+        ]
         return f"  {what:28} {name:28} {'; '.join(said)}"
 
     whole = [each for those in found.values() for each in those]
     return [*(line(name, those) for name, those in found.items() if name), line("all together", whole)] if found else []
 
 
-def write(found: Sequence[tuple[Group, Fitted]]) -> None:
-    entries = "".join(
-        f"    {(group.engine, generation)!r}: {_literal(replace(fitted, generation=generation))},\n"
-        for group, fitted in found
-        for generation in group.generations
-    )
+def write(found: Iterable[Fitted]) -> None:
+    """As Python, sets in order, so that the file is the same each time."""
+    entries = "".join(f"    {_literal(fitted)},\n" for fitted in found)
     OUT.write_text(
         '"""Constants of the roofline, written by bench/fit_speed.py: not to be edited by hand."""\n\n'
         "from freehold.plan.performance import Band, Bands\nfrom freehold.plan.roofline import Constants, Fitted\n\n"
-        "FITTED: dict[tuple[str, str], Fitted] = {  # by engine and generation of cards\n" + entries + "}\n"
+        f"# fmt: off\n_ALL = (\n{entries})\n# fmt: on\n"
+        "FITTED = {(each.engine, generation): each for each in _ALL for generation in each.generations}\n"
     )
-    subprocess.run([str(Path(sys.executable).with_name("ruff")), "format", "--quiet", str(OUT)], check=True)
 
 
 def _literal(fitted: Fitted) -> str:
-    """As Python; sets in order, so that the file is the same each time."""
     names = {name: getattr(fitted, name) for name in Fitted.__struct_fields__}
-    said = ", ".join(
+    said = [
         f"{name}=frozenset({sorted(value)!r})" if isinstance(value, frozenset) else f"{name}={value!r}"
         for name, value in names.items()
-    )
-    return f"Fitted({said})"
+    ]
+    lines = (wrap(f"{each},".replace("'", '"'), 110, break_long_words=False, break_on_hyphens=False) for each in said)
+    inside = (line for each in lines for line in each)
+    return "Fitted(\n" + "".join(f"        {line}\n" for line in inside) + "    )"
 
 
 def main() -> int:
@@ -280,8 +280,7 @@ def main() -> int:
     if options.keep:
         keep("speed_fit", {"lines": [line for _, lines in studied for line in lines.splitlines()]})
     if options.write:
-        order = sorted(those, key=lambda group: -len(group.cases))
-        write(sorted(zip(order, (fitted for fitted, _ in studied), strict=True), key=lambda each: each[0].name))
+        write(sorted((fitted for fitted, _ in studied), key=lambda each: (each.engine, each.generations)))
     return 0
 
 

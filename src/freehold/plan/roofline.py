@@ -43,10 +43,10 @@ class Constants(Struct, frozen=True, kw_only=True):
 
 
 class Fitted(Struct, frozen=True, kw_only=True):
-    """What was fitted for one engine on one generation of cards, on which rows, and what came of it."""
+    """What was fitted for one engine on some generations of cards, on which rows, and what came of it."""
 
     engine: str
-    generation: str
+    generations: tuple[str, ...]
     constants: Constants
     first_ms: float  # until the first token, beside the prompt and one step: the way in and out
     queue: float  # share of the others' prompts that a new one waits for
@@ -73,8 +73,8 @@ class Fitted(Struct, frozen=True, kw_only=True):
         """What a figure rests on, in words."""
         bands, which = self.bands_of(model), "is" if model.id in self.models else "is not"
         return (
-            f"roofline fitted on {self.rows:,} rows of {self.engine} on {self.generation} cards, {self.date}; this "
-            f"model {which} among them: the time of a token was {bands.tpot_error_pct:.0f} % off on average, where "
+            f"roofline fitted on {self.rows:,} rows of {self.engine} on {' and '.join(self.generations)} cards, "
+            f"{self.date}; this model {which} among them: the time of a token was {bands.tpot_error_pct:.0f} % off on average, where "
             "it was not fitted"
         ) + (f"; never fitted: {', '.join(strange)}, so the band is wider" if strange else "")
 
