@@ -233,10 +233,8 @@ def _rounded(constants: Constants) -> Constants:
 
 def _lines(what: str, found: dict[str, list[Miss]]) -> list[str]:
     def line(name: str, those: Sequence[Miss]) -> str:
-        found = ((quantity, [each.log for each in those if each.quantity == quantity]) for quantity in QUANTITIES)
-        said = [
-            f"{name} {percent(logs):5.1f} ({_median(logs):5.1f}) % of {len(logs):4}" for name, logs in found if logs
-        ]
+        logs = {quantity: [each.log for each in those if each.quantity == quantity] for quantity in QUANTITIES}
+        said = [f"{key} {percent(v):5.1f} ({_median(v):5.1f}) % of {len(v):4}" for key, v in logs.items() if v]
         return f"  {what:28} {name:28} {'; '.join(said)}"
 
     whole = [each for those in found.values() for each in those]

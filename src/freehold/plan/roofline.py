@@ -74,8 +74,8 @@ class Fitted(Struct, frozen=True, kw_only=True):
         bands, which = self.bands_of(model), "is" if model.id in self.models else "is not"
         return (
             f"roofline fitted on {self.rows:,} rows of {self.engine} on {' and '.join(self.generations)} cards, "
-            f"{self.date}; this model {which} among them: the time of a token was {bands.tpot_error_pct:.0f} % off on average, where "
-            "it was not fitted"
+            f"{self.date}; this model {which} among them: the time of a token was {bands.tpot_error_pct:.0f} % off on "
+            "average, where it was not fitted"
         ) + (f"; never fitted: {', '.join(strange)}, so the band is wider" if strange else "")
 
 
