@@ -11,11 +11,14 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freehold.catalogue import scores
 from freehold.cli.main import cli
-from freehold.errors import DoesNotFit
+from freehold.errors import BadRequest, DoesNotFit
+from freehold.plan.cohorts import COLUMNS
 from freehold.plan.pareto import Point, dominates, front
 
 GERMAN = "euroeval-knowledge.german.2026-04-20.without-thinking"
+FP8_ABOVE = {"BF16": 69, "FP8": 71}
 POINTS = st.lists(
     st.builds(
         Point,
@@ -66,9 +69,46 @@ def test_the_front_as_a_table_json_and_a_plot(tmp_path):
     assert "prefers-color-scheme: dark" in texts
 
 
+def test_a_plot_goes_into_a_file_of_that_name_and_nowhere_else(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "link.svg").symlink_to("victim")
+    for name in ("link.svg", "no/such.svg"):
+        said = plan("qwen3-8b", "--offer", "on-demand", "--pareto", GERMAN, "--svg", str(tmp_path / name))
+        assert isinstance(said.exception, BadRequest)
+        assert "cannot be written" in str(said.exception)
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_names_in_a_plot_do_not_lie_on_each_other(tmp_path):
+    svg = tmp_path / "front.svg"
+    plan("--offer", "on-demand", "--pareto", GERMAN, "--svg", str(svg))
+    texts = [each for each in ET.fromstring(svg.read_text()).iter() if each.tag.endswith("text")]
+    names = sorted(float(each.get("y")) for each in texts if each.get("class") == "member-name")
+    assert len(names) > 1
+    assert all(below - above >= 14 for above, below in pairwise(names))
+
+
+def test_what_only_informs_has_no_front():
+    saturated = next(each.id for each in scores().cohorts.values() if each.benchmark == "MATH-500" and not each.setting)
+    said = plan("--offer", "on-demand", "--pareto", saturated)
+    assert "does not rank: saturated" in str(said.exception)
+
+
 def test_a_million_tokens_is_the_cost_where_a_rate_is_stated():
     said = plan("--cards", "1xH100", "--offer", "on-demand", "--rate", "1000", "--pareto", GERMAN)
     assert "EUR A MILLION TOKENS" in said.output
+    asked = ("qwen3-32b", "--cards", "1xH100", "--offer", "on-demand", "--rate", "1000")
+    (point,) = json.loads(plan(*asked, "--pareto", GERMAN, "--json").output)["members"]
+    found = json.loads(plan(*asked, "--every", "--json").output)["choice"]["plans"]
+    assert point["cost"] in {each["per_million"] for each in found if each["scheme"] == point["scheme"]}
+
+
+def test_the_deployment_in_the_precision_that_was_scored_comes_before_a_cheaper_one():
+    asked = ("qwen3-32b", "--offer", "on-demand")
+    (point,) = json.loads(plan(*asked, "--pareto", GERMAN, "--json").output)["members"]
+    found = json.loads(plan(*asked, "--every", "--json").output)["choice"]["plans"]
+    assert (point["scheme"], point["scored"]) == ("bf16", "")
+    assert any(each["month"] < point["cost"] for each in found if each["month"])
 
 
 @pytest.mark.parametrize("value", ["74", "99"])
@@ -116,3 +156,15 @@ def test_a_precision_that_was_scored_itself_answers_for_itself():
     alone = plan(*asked, "--quantization", "fp8")
     (out,) = json.loads(alone.stdout)["choice"]["refusals"]
     assert out["reason"] == f"quality: 19.34 ± 1.1 in {cohort} by EuroEval, served in FP8, at least 70 is asked"
+
+
+def test_a_precision_that_reaches_a_floor_is_not_refused_for_another_that_does_not(tmp_path):
+    """FP8 happens to be scored above BF16."""
+    rows = [f"qwen3-8b,B,,{value},served {served},X,own,s,2026,,percent,high" for served, value in FP8_ABOVE.items()]
+    (tmp_path / "freehold.toml").write_text("")
+    (tmp_path / "house.csv").write_text("\n".join([",".join(COLUMNS), *rows]))
+    at = ["-c", str(tmp_path / "freehold.toml")]
+    CliRunner().invoke(cli, [*at, "scores", "import", str(tmp_path / "house.csv")], catch_exceptions=False)
+    asked = ["plan", "qwen3-8b", "--cards", "1xH100", "--floor", "own.b.x.2026>=70", "--every", "--json"]
+    found = json.loads(CliRunner().invoke(cli, [*at, *asked], catch_exceptions=False).stdout)["choice"]["plans"]
+    assert {each["scheme"].partition("-")[0] for each in found} == {"fp8"}

@@ -184,7 +184,7 @@ def test_the_range_holds_every_pair(points):
     assert kept.pairs == kept.benchmarks == len(points)
     assert all(kept.least <= recovery_pct(pair) <= kept.most for pair in found)
     assert loss(reversed(found), "m", "int8") == kept
-    assert pooled(found, ["int8"]).median == kept.median
+    assert pooled(found, "int8").median == kept.median
     assert loss(found, "m", "fp8") is None
     assert loss(found, "n", "int8") is None
 

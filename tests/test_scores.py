@@ -163,21 +163,25 @@ def test_a_length_is_a_number_of_tokens_and_says_what_was_printed():
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("nope,B,,1,,X,independent,s,,,percent,high", "no model"),
-        ("qwen3-8b,B,,101,,X,independent,s,,,percent,high", "no percentage"),
-        ("qwen3-8b,B,,nan,,X,independent,s,,,percent,high", "no number"),
-        ("qwen3-8b,B,,1e400,,X,independent,s,,,percent,high", "no number"),
-        ("qwen3-8b,B,,1,,X,me,s,,,percent,high", "kind `me`"),
-        ("qwen3-8b,B,,1,,X,independent,s,,,percent,sure", "trust `sure`"),
-        ("qwen3-8b,B,,1,,X,independent,,,,percent,high", "`source` is empty"),
-        ("qwen3-8b,B,\x1b[2J,1,,X,independent,s,,,percent,high", "control characters"),
-        ("qwen3-8b,B,=cmd(),1,,X,independent,s,,,percent,high", "like a formula"),
-        (f"qwen3-8b,{'b' * 300},,1,,X,independent,s,,,percent,high", "300 characters"),
+        ("nope,B,,1,,X,independent,s,2026-01-02,,percent,high", "no model"),
+        ("qwen3-8b,B,,101,,X,independent,s,2026-01-02,,percent,high", "no percentage"),
+        ("qwen3-8b,B,,nan,,X,independent,s,2026-01-02,,percent,high", "no number"),
+        ("qwen3-8b,B,,1e400,,X,independent,s,2026-01-02,,percent,high", "no number"),
+        ("qwen3-8b,B,,1,,X,me,s,2026-01-02,,percent,high", "kind `me`"),
+        ("qwen3-8b,B,,1,,X,independent,s,2026-01-02,,percent,sure", "trust `sure`"),
+        ("qwen3-8b,B,,1,,X,independent,,2026-01-02,,percent,high", "`source` is empty"),
+        ("qwen3-8b,B,\x1b[2J,1,,X,independent,s,2026-01-02,,percent,high", "control characters"),
+        ("qwen3-8b,B,=cmd(),1,,X,independent,s,2026-01-02,,percent,high", "like a formula"),
+        ("qwen3-8b,-2+3+cmd|calc!A0,,1,,X,independent,s,2026-01-02,,percent,high", "like a formula"),
+        ("qwen3-8b,B,,\u0665\u0660,,X,independent,s,2026-01-02,,percent,high", "no number"),
+        ("qwen3-8b,B,,1e308,,X,independent,s,2026-01-02,,percent,high", "no number"),
+        ("qwen3-8b,B,,1,,X,independent,s,,,percent,high", "`date` is empty"),
+        (f"qwen3-8b,{'b' * 300},,1,,X,independent,s,2026-01-02,,percent,high", "300 characters"),
         ("qwen3-8b,B,,1", "4 cells"),
     ],
 )
 def test_a_bad_line_is_named_with_what_to_do(line, what):
-    good = "qwen3-8b,Good,,1,,X,independent,s,,,percent,high"
+    good = "qwen3-8b,Good,,1,,X,independent,s,2026-01-02,,percent,high"
     found, bad = rows(table(good, line))
     _, more = read(found, {}, {"qwen3-8b"})
     (fault,) = (*bad, *more)
@@ -186,11 +190,49 @@ def test_a_bad_line_is_named_with_what_to_do(line, what):
     assert fault.hint
 
 
+@pytest.mark.parametrize(
+    ("day", "good"),
+    [("2026", True), ("2026-11", True), ("2026-11-22", True), ("2026-13", False), ("01.11.2026", False), ("soon", False)],
+)
+def test_an_import_says_when_in_days_of_the_calendar(day, good):
+    found, faults = read(rows(table(f"a,B,,1,,X,own,s,{day},,percent,high"))[0], {}, None, own=True)
+    assert (len(found), len(faults)) == (good, not good)
+    assert all("is no day" in each.what for each in faults)
+
+
+def test_a_table_with_semicolons_is_told_in_one_line():
+    _, faults = rows(";".join(COLUMNS) + "\n")
+    assert [each.what for each in faults] == ["the cells are separated by semicolons"]
+
+
 def test_duplicates_and_odd_columns_are_faults():
-    line = "qwen3-8b,B,,1,,X,independent,s,,,percent,high"
+    line = "qwen3-8b,B,,1,,X,independent,s,2026-01-02,,percent,high"
     assert "the same as line 2" in read(rows(table(line, line))[0], {}, None)[1][0].what
     _, faults = rows("model_id,secret\nqwen3-8b,1")
     assert any("nobody reads a column `secret`" in each.what for each in faults)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "apart"),
+    [
+        ("数学,,1,,X,own,s,2026,,percent", "代码,,1,,X,own,s,2026,,percent", True),
+        ("C++,,1,,X,own,s,2026,,percent", "C,,1,,X,own,s,2026,,percent", True),
+        ("C#,,1,,X,own,s,2026,,percent", "C,,1,,X,own,s,2026,,percent", True),
+        ("B,,1,,X,own,s,2026,,percent", "B,,1,,X,own,s,2026,,points", False),
+        ("B,,1,,X (one),own,s,2026,,percent", "B,,1,,X (two),own,s,2026,,percent", False),
+        ("B,v 数,1,,X,own,s,2026,,percent", "B,v 代,1,,X,own,s,2026,,percent", False),
+    ],
+)
+def test_what_cannot_be_compared_is_never_in_one_cohort(first, second, apart):
+    found, faults = read(rows(table(f"a,{first},high", f"b,{second},high"))[0], {}, None, own=True)
+    assert len({cohort.id for cohort, _ in found}) == 1 + apart
+    assert ["is already" in fault.what for fault in faults] == [True] * (not apart)
+
+
+def test_a_table_of_bad_lines_ends():
+    found, faults = rows(table(*["a"] * 100_000))
+    assert (found, len(faults)) == ([], 1)
+    assert "more than 20,000 rows" in faults[0].what
 
 
 @given(st.text(max_size=400))
@@ -312,6 +354,13 @@ def test_a_refusal_says_value_floor_and_measurer_and_unknown_is_policys():
     assert refusal(asked, "qwen3-32b", ALL, unscored="refuse") == ""
     assert refusal(asked, "kimi-k3", ALL, unscored="refuse") == f"quality: no score in {GERMAN}"
     assert refusal(asked, "kimi-k3", ALL, unscored="allow") == ""
+
+
+def test_no_floor_rests_on_a_figure_of_low_trust():
+    low = Score(cohort=GERMAN, model="kimi-k3", value=99.0, trust="low")
+    known = replace(ALL, by_cohort={GERMAN: [low]})
+    said = refusal(floor_of(f"{GERMAN}>=72", ALL), "kimi-k3", known, unscored="refuse")
+    assert said == f"quality: no score in {GERMAN}"
 
 
 def test_a_score_of_another_precision_is_never_given_silently():

@@ -59,6 +59,7 @@ def test_coding_and_german_rank_inside_one_cohort_and_list_what_is_composed():
     assert "NVIDIA (own runs of a competitor model)" in said
     assert "competitor-run" in said
     assert "scaffold not stated" in said
+    assert "## Aider; 5dc9490bb35f; measured 2024-12-25 to 2025-07-17; without thinking" in said
     assert "Alibaba" not in said
     assert "and never ranked with these" in said
     german = " ".join(show("--lang", "de").output.split())
@@ -115,13 +116,45 @@ def test_own_figures_go_into_the_book_and_out_and_the_trail_has_both(project):
     assert events[1]["detail"]["sha256"] == sha256(Path(path).read_bytes()).hexdigest()
 
 
+def test_the_hash_in_the_trail_is_that_of_the_file(project):
+    path = project.folder / "excel.csv"
+    path.write_bytes("\ufeff".encode() + "\r\n".join([HEAD, *LINES]).encode())
+    assert "imported 2 scores" in project("scores", "import", str(path)).output
+    with report.reading(project.folder / ".freehold") as db:
+        (event,) = report.events(db, 10, kind="scores.*")
+    assert event["detail"]["sha256"] == sha256(path.read_bytes()).hexdigest()
+    assert "2 ranked" in project("scores", "--cohort", OWN).output
+
+
 def test_a_bad_line_is_named_and_nothing_is_imported(project):
-    bad = [LINES[0], "nobody,B,,1,,X,own,s,,,percent,high", "qwen3-8b,=1+1,,1,,X,own,s,,,percent,high", "a,b"]
+    bad = [
+        LINES[0],
+        "nobody,B,,1,,X,own,s,2026-01-02,,percent,high",
+        "qwen3-8b,=1+1,,1,,X,own,s,2026-01-02,,percent,high",
+        "a,b",
+    ]
     said = project("scores", "import", written(project.folder, "bad.csv", *bad))
     assert isinstance(said.exception, BadRequest)
     for words in ("bad.csv line 3: no model `nobody`", "line 4: `benchmark` begins like a formula", "line 5: 2 cells"):
         assert words in said.stderr
     assert not (project.folder / ".freehold" / "book.db").exists()
+
+
+def test_one_figure_of_a_model_in_a_cohort_and_one_unit_in_all_imports(project):
+    assert "imported 2" in project("scores", "import", written(project.folder, "house.csv", *LINES)).output
+    again = project("scores", "import", written(project.folder, "copy.csv", LINES[0].replace("66.8", "99")))
+    assert "line 2: the same as one there is" in again.stderr
+    other = LINES[0].replace("qwen3-32b", "phi-4").replace("66.8", "0.7").replace("percent", "fraction")
+    said = project("scores", "import", written(project.folder, "share.csv", other))
+    assert f"{OWN} is already GPQA-Diamond in percent by Bench House" in said.stderr
+    assert "imported 2" in project("scores", "import", str(project.folder / "house.csv"), "--replace").output
+    assert "2 ranked" in project("scores", "--cohort", OWN).output
+
+
+def test_what_never_ends_is_not_read_to_its_end(project):
+    device = project.folder / "zero.csv"
+    device.symlink_to("/dev/zero")
+    assert "larger than 4 MiB" in str(project("scores", "import", str(device)).exception)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +167,7 @@ def test_a_bad_line_is_named_and_nothing_is_imported(project):
         ("a.csv", b"x" * (MOST_BYTES + 1)),
         ("..csv", b""),
         ("a\x1b[2J.csv", HEAD.encode()),
+        ("a.\x1b[2J", HEAD.encode()),
     ],
 )
 def test_what_is_no_table_is_refused(project, name, content):
@@ -147,12 +181,18 @@ def test_what_is_no_table_is_refused(project, name, content):
 def test_a_daemon_that_runs_writes_the_import_and_says_who_asked(team):
     team.write()
     team.serve()
-    (team.folder / "house.csv").write_text("\n".join([HEAD, *LINES]) + "\n")
+    written(team.folder, "house.csv", *LINES)
+    quotes = '""' * 60  # in JSON twice as long
+    many = [
+        LINES[0].replace("GPQA-Diamond", f"B{i}").replace(",,percent", f',"{quotes}",percent') for i in range(16_000)
+    ]
+    written(team.folder, "many.csv", *many)
+    assert "imported 16,000 scores" in team.run("scores", "import", "many.csv")
     assert "imported 2 scores" in team.run("scores", "import", "house.csv")
     assert "2 ranked" in team.run("scores", "--cohort", OWN)
     team.run("scores", "import", "house.csv", code=2)
     assert "removed" in team.run("scores", "remove", "house")
     with report.reading(team.state) as db:
-        (first, last) = report.events(db, 10, kind="scores.*")
+        (_, first, last) = report.events(db, 10, kind="scores.*")
     assert (first["kind"], last["kind"]) == ("scores.imported", "scores.removed")
     assert first["actor"] != "freehold"

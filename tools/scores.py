@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 import yaml
-from msgspec.structs import replace
 
 from freehold.catalogue import load
 from freehold.catalogue.scored import Board, Line
-from freehold.facts import Benchmark, Cohort, Score
+from freehold.facts import Benchmark
 from freehold.plan.cohorts import Row, read, rows
+from freehold.plan.scores import Scores
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "catalogue" / "scores"
@@ -44,24 +44,16 @@ def build(folder: Path) -> bytes:
     if odd := {m for group in modes["never_think"]["groups"] for m in group["models"]} - ids:
         raise ValueError(f"modes.yaml: no models {sorted(odd)}")
     by_name = {each.name: each for each in benchmarks}
-    cohorts: dict[str, Cohort] = {}
-    scores: dict[str, dict[tuple[str, str], Score]] = {}
+    known = Scores()
     faults: list[str] = []
     for path in sorted(folder.glob("*.csv")):
         table, wrong = rows(path.read_text(encoding="utf-8"))
-        found, more = read([_with_mode(row, modes) for row in table], by_name, ids)
+        found, more = read([_with_mode(row, modes) for row in table], by_name, ids, beside=known)
         faults += [f"{path.name} {each}" for each in (*wrong, *more)]
-        for cohort, score in found:
-            first = cohorts.setdefault(cohort.id, cohort)  # they may spell a variant in two ways, and nothing else
-            if replace(cohort, variant=first.variant) != first:
-                faults.append(f"{path.name}: two cohorts have the id {cohort.id}: {first} and {cohort}")
-            those, key = scores.setdefault(cohort.id, {}), (score.model, score.served)
-            if key in those:
-                faults.append(f"{path.name}: {key} is in {cohort.id} twice")
-            those[key] = score
+        known = known.with_more(found)
     if faults:
         raise ValueError("\n".join(faults))
-    return _encoded(benchmarks, cohorts, scores)
+    return _encoded(benchmarks, known)
 
 
 def _with_mode(row: Row, modes: dict[str, Any]) -> Row:
@@ -78,19 +70,19 @@ def _with_mode(row: Row, modes: dict[str, Any]) -> Row:
     return (line, cells | {"setting": "; ".join(filter(None, [said, cells["setting"]]))}) if said else row
 
 
-def _encoded(benchmarks: list[Benchmark], cohorts: dict[str, Cohort], scores: dict[str, Any]) -> bytes:
+def _encoded(benchmarks: list[Benchmark], known: Scores) -> bytes:
     texts: dict[str, int] = {"": 0}
     boards = []
-    for name in sorted(cohorts):
+    for name in sorted(known.cohorts):
         lines = [
             Line(
                 model=each.model, value=each.value, error=each.error, served=each.served, date=each.date,
                 source=texts.setdefault(each.source, len(texts)), note=texts.setdefault(each.note, len(texts)),
                 trust=each.trust,
             )
-            for _, each in sorted(scores[name].items())
+            for each in sorted(known.by_cohort[name], key=lambda s: (s.model, s.served))
         ]  # fmt: skip
-        boards.append(msgspec.json.encode(Board(cohort=cohorts[name], lines=tuple(lines))))
+        boards.append(msgspec.json.encode(Board(cohort=known.cohorts[name], lines=tuple(lines))))
     parts = (
         b'"benchmarks":[\n' + b",\n".join(map(msgspec.json.encode, benchmarks)) + b"\n]",
         b'"texts":[\n' + b",\n".join(map(msgspec.json.encode, texts)) + b"\n]",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 from math import log10
+from textwrap import wrap
 
 import msgspec
 
 from freehold.catalogue import Catalogue, pairs
 from freehold.catalogue.decide import Decision
 from freehold.cli.tables import printable, table
-from freehold.facts import Cohort, Score
-from freehold.plan.deployment import Deployment
-from freehold.plan.pareto import Front, Point, front
-from freehold.plan.scores import Scores, caveat, error
+from freehold.errors import DoesNotFit
+from freehold.facts import Cohort
+from freehold.plan.pareto import Point, front
+from freehold.plan.scores import Scores, caveat, error, printed
 
 _WIDE, _HIGH, _EDGE = 900, 560, 70  # pixels
+_LINE = 14  # from one line of text to the next
+_TICKS = 5  # an axis
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; --dot: #0969da; --paper: #fff }
 @media (prefers-color-scheme: dark) {
@@ -32,59 +36,62 @@ class Plot:
 
     def __init__(self, decision: Decision, catalogue: Catalogue, scores: Scores, cohort: Cohort) -> None:
         self.cohort, self.need = cohort, decision.need
-        self._pairs = pairs()
-        self._shipped = {each.id: each.checkpoint for each in (*catalogue.known, *catalogue.models)}
+        measured = pairs()
+        shipped = {each.id: each.checkpoint for each in (*catalogue.known, *catalogue.models)}
         best: dict[str, tuple[tuple[bool, float], Point]] = {}
-        self.unknown: dict[str, str] = {}  # model: why it is not in the plot
+        unknown: dict[str, str] = {}
         for plan in decision.choice.plans:
-            score, cost = scores.of(cohort.id, plan.model, plan.scheme), self._cost(plan)
+            score = scores.of(cohort.id, plan.model, plan.scheme)
+            cost = plan.per_million if self.need.rate else plan.month
             if score is None or cost is None:
-                self.unknown.setdefault(plan.model, "no score" if score is None else "no cost")
+                unknown.setdefault(plan.model, "no score" if score is None else "no cost")
                 continue
-            point = self._point(plan, score, cost)
-            place = bool(point.scored), cost
-            if plan.model not in best or place < best[plan.model][0]:
-                best[plan.model] = place, point
-        self.unknown = {name: why for name, why in self.unknown.items() if name not in best}
-        points = [point for _, point in best.values()]
-        self.front: Front = front(points, lower_is_better=cohort.lower_is_better)
-
-    def _cost(self, plan: Deployment) -> float | None:
-        return plan.per_million if self.need.rate else plan.month
-
-    def _point(self, plan: Deployment, score: Score, cost: float) -> Point:
-        mark = caveat(score, (plan.scheme, self._shipped.get(plan.model, "")), self._pairs)
-        where = f"{plan.cards} x {plan.card}, {plan.place}" if plan.card else plan.place
-        half = error(self.cohort, score)
-        return Point(
-            model=plan.model, scheme=plan.scheme, where=where, value=score.value, error=half, cost=cost, scored=mark
-        )
+            mark = caveat(score, (plan.scheme, shipped.get(plan.model, "")), measured)
+            where = f"{plan.cards} x {plan.card}, {plan.place}" if plan.card else plan.place
+            point = Point(
+                model=plan.model, scheme=plan.scheme, where=where, value=score.value, error=error(cohort, score),
+                cost=cost, undated=plan.undated, scored=mark,
+            )  # fmt: skip
+            place = bool(mark), cost
+            best[plan.model] = min(best.get(plan.model, (place, point)), (place, point), key=lambda each: each[0])
+        self.unknown = {name: why for name, why in unknown.items() if name not in best}  # why it is not in the plot
+        self.front = front((point for _, point in best.values()), lower_is_better=cohort.lower_is_better)
 
     @property
     def _unit(self) -> str:
         return f"{self.need.currency} a {'million tokens' if self.need.rate else 'month'}"
 
+    def _cost(self, cost: float) -> str:
+        return f"{cost:,.{2 if self.need.rate else 0}f}"
+
     def render(self) -> str:
-        """For a person."""
+        """For a person. Raises DoesNotFit where nothing has both a score and a cost."""
+        cohort, members = self.cohort, self.front.members
+        if not members:
+            why = ", ".join(sorted(set(self.unknown.values()), reverse=True))
+            hint = "--offer on-demand, [hosts] or [machine] hourly_price say what machines cost"
+            raise DoesNotFit(f"nothing to compare in {cohort.id}: {why}", hint=hint)
         rows = [
             (
-                p.model, f"{p.value:g}" + (f" ± {p.error:.1f}" if p.error is not None else ""),
-                f"{p.cost:,.{2 if self.need.rate else 0}f}", p.scheme + (" +" if p.scored else ""), p.where,
+                p.model,
+                printed(p.value, p.error),
+                self._cost(p.cost) + "*" * p.undated,
+                p.scheme + (" +" if p.scored else ""),
+                p.where,
             )
-            for p in self.front.members
-        ]  # fmt: skip
-        cohort = self.cohort
+            for p in members
+        ]
         less = ", lower is better" if cohort.lower_is_better else ""
         parts = [f"Nothing is both better and cheaper: {cohort.id}, measured by {cohort.measured_by}{less}"]
-        if cohort.informs:
-            parts.append(f"This cohort does not rank: {cohort.informs}.")
         parts.append(table(("MODEL", "VALUE", self._unit.upper(), "PRECISION", "WHERE"), rows))
-        marked = [f"{p.model}: {p.scored}" for p in self.front.members if p.scored]
-        parts += [f"+ {'; '.join(marked)}."] if marked else []
+        if marked := [f"{p.model}: {p.scored}" for p in members if p.scored]:
+            parts.append(f"+ {'; '.join(marked)}.")
+        if any(p.undated for p in members):
+            parts.append("* the price has no date: treat it as old.")
         parts.append(f"{len(self.front.dominated)} models are dominated (--json says by whom).")
-        for why in ("no score", "no cost"):
-            if those := sorted(name for name, said in self.unknown.items() if said == why):
-                parts.append(f"Not compared, {why}: {', '.join(those)}.")
+        for why in sorted(set(self.unknown.values()), reverse=True):
+            those = sorted(name for name in self.unknown if self.unknown[name] == why)
+            parts += ["\n".join(wrap(f"Not compared, {why}: {', '.join(those)}.", 116, subsequent_indent="    "))]
         return printable("\n\n".join(parts))
 
     def json(self) -> str:
@@ -96,56 +103,68 @@ class Plot:
         return msgspec.json.format(msgspec.json.encode(built)).decode()
 
     def svg(self) -> str:
-        """A plot that is readable on light and dark ground. Cost is on a logarithmic scale where it spans much."""
-        others = [each.point for each in self.front.dominated]
-        points = [*self.front.members, *others]
-        if not points:
-            points = [Point(model="", scheme="", where="", value=0.0, cost=1.0)]
-        steep = max(p.cost for p in points) > 8 * max(1e-9, min(p.cost for p in points))
-
-        def flat(cost: float) -> float:
-            return log10(max(cost, 1e-9)) if steep else cost
-
-        xs = _scale([flat(p.cost) for p in points], _EDGE, _WIDE - 2 * _EDGE)
-        ends = (_EDGE, _HIGH - _EDGE) if self.cohort.lower_is_better else (_HIGH - _EDGE, _EDGE)  # the better is above
-        ys = _scale([p.value + s * (p.error or 0) for p in points for s in (-1, 1)], *ends)
-        title = f"{self.cohort.id} ({self.cohort.measured_by}) against cost"
-        dark = [f'<rect class="paper" width="{_WIDE}" height="{_HIGH}"/>', _text(_EDGE, 24, title)]
-        dark.append(f'<path class="axis" d="M{_EDGE} {_EDGE // 2}V{_HIGH - _EDGE}H{_WIDE - _EDGE}" fill="none"/>')
-        said = f"{self._unit}{', logarithmic' if steep else ''}"
-        dark.append(_text(_WIDE // 2, _HIGH - 20, said, soft=True))
-        members = self.front.members
-        costs, values = sorted({p.cost for p in members}), sorted({p.value for p in members})
-        dark += [_text(xs(flat(c)), _HIGH - _EDGE + 18, f"{c:,.{2 if c < 100 else 0}f}", soft=True) for c in costs]
-        dark += [_text(_EDGE - 48, ys(value) + 4, f"{value:g}", soft=True) for value in values]
-        steps = "".join(
-            f"{'M' if i == 0 else f'H{xs(flat(p.cost)):.1f} L'}{xs(flat(p.cost)):.1f} {ys(p.value):.1f}"
-            for i, p in enumerate(members)
-        )
-        dark.append(f'<path class="front" d="{steps}"/>' if steps else "")
-        for each in points if members else ():
-            x, y, half = xs(flat(each.cost)), ys(each.value), each.error or 0.0
-            if half:
-                low, high = ys(each.value - half), ys(each.value + half)
-                dark.append(f'<path class="error" d="M{x:.1f} {low:.1f}V{high:.1f}"/>')
-            kind = "other" if each in others else "member"
-            hover = escape(f"{each.model}, {each.scheme}, {each.where}: {each.value:g}, {each.cost:,.2f}")
-            dark.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{hover}</title></circle>')
-            if kind == "member":
-                dark.append(_text(x + 7, y - 7, each.model + (" +" if each.scored else "")))
-        body = "\n".join(filter(None, dark))
+        """A plot that is readable on light and dark ground."""
+        title = escape(f"{self.cohort.id} ({self.cohort.measured_by}) against cost")
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDE} {_HIGH}" role="img">\n'
-            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n{body}\n</svg>\n"
+            f"<title>{title}</title>\n<style>{_STYLE}</style>\n"
+            f'<rect class="paper" width="{_WIDE}" height="{_HIGH}"/>\n{_text(_EDGE, 24, title)}\n'
+            f'<path class="axis" d="M{_EDGE} {_EDGE // 2}V{_HIGH - _EDGE}H{_WIDE - _EDGE}" fill="none"/>\n'
+            + "".join(f"{each}\n" for each in self._drawn())
+            + "</svg>\n"
         )
 
+    def _drawn(self) -> Iterator[str]:
+        """Scales, the line of the front, and all points. Cost is logarithmic where it spans much."""
+        members, others = self.front.members, [each.point for each in self.front.dominated]
+        points = [*members, *others]
+        if not points:
+            return
+        costs = [p.cost for p in points]
+        values = [p.value + sign * (p.error or 0) for p in points for sign in (-1, 1)]
+        steep = max(costs) > 8 * min(costs) > 0
+        x = _Scale(costs, _EDGE, _WIDE - 2 * _EDGE, steep=steep)
+        ends = _HIGH - _EDGE, _EDGE  # the better is above
+        y = _Scale(values, *(reversed(ends) if self.cohort.lower_is_better else ends))
+        yield _text(_WIDE / 2, _HIGH - 20, f"{self._unit}{', logarithmic' if steep else ''}", "soft")
+        yield from (_text(x(tick), _HIGH - _EDGE + 18, _tick(tick), "soft", "middle") for tick in x.ticks)
+        yield from (_text(_EDGE - 8, y(tick) + 4, _tick(tick), "soft", "end") for tick in y.ticks)
+        line = " ".join(
+            f"{'H' if i else 'M'}{x(p.cost):.1f} {'V' if i else ''}{y(p.value):.1f}" for i, p in enumerate(members)
+        )
+        yield f'<path class="front" d="{line}"/>'
+        highest = float(_HIGH)
+        for p in points:
+            at, level, half = x(p.cost), y(p.value), p.error or 0.0
+            yield f'<path class="error" d="M{at:.1f} {y(p.value - half):.1f}V{y(p.value + half):.1f}"/>'
+            hover = escape(printable(f"{p.model}, {p.scheme}, {p.where}: {p.value:g}, {self._cost(p.cost)}"))
+            kind = "member" if p in members else "other"
+            yield f'<circle class="{kind}" cx="{at:.1f}" cy="{level:.1f}" r="4"><title>{hover}</title></circle>'
+            if kind == "member":  # the front rises, so each name stands above the one before
+                highest = min(level - 7, highest - _LINE)
+                name = escape(p.model + (" +" if p.scored else ""))
+                left = at < _WIDE / 3
+                yield _text(at + (7 if left else -7), highest, name, "member-name", "start" if left else "end")
 
-def _scale(values: list[float], start: float, end: float):  # noqa: ANN202  a function of a value, in pixels
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    return lambda value: start + (value - low) / span * (end - start)
+
+class _Scale:
+    """From a value to pixels, logarithmic or not."""
+
+    def __init__(self, values: list[float], start: float, end: float, *, steep: bool = False) -> None:
+        self._flat = log10 if steep else float
+        self._low, self._start = self._flat(min(values)), start
+        span = self._flat(max(values)) - self._low
+        self._pixels = (end - start) / (span or 1.0)
+        spots = (self._low + span * i / (_TICKS - 1) for i in range(_TICKS))
+        self.ticks = list(dict.fromkeys(float(f"{10**spot if steep else spot:.3g}") for spot in spots))
+
+    def __call__(self, value: float) -> float:
+        return self._start + (self._flat(value) - self._low) * self._pixels
 
 
-def _text(x: float, y: float, words: str, *, soft: bool = False) -> str:
-    kind = ' class="soft"' if soft else ""
-    return f'<text{kind} x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
+def _text(x: float, y: float, words: str, kind: str = "", end: str = "start") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{end}">{words}</text>'

@@ -113,14 +113,15 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
         from freehold.cli.scores import everything
 
         situation = replace(situation, scores=everything(config))
+    cohort = situation.scores.ranking(pareto) if pareto else None
     decision = decide(catalogue, need, situation, model=read, every=every or bool(pareto))
-    if pareto and decision.choice.plans:
+    if cohort and decision.choice.plans:
         from freehold.cli.pareto import Plot
 
-        plot = Plot(decision, catalogue, situation.scores, situation.scores.cohort(pareto))
+        plot = Plot(decision, catalogue, situation.scores, cohort)
         click.echo(plot.json() if as_json else plot.render())
         if svg:
-            svg.write_text(plot.svg(), encoding="utf-8")
+            _save(svg, plot.svg())
         return
     decision = replace(decision, notes=(*decision.notes, *book.why_not))
     page = Page(decision, catalogue, read, book.start, scores=situation.scores)
@@ -233,6 +234,20 @@ def _book(config: Config | None, path: Path | None) -> _Book:
         return nothing  # nothing was started yet; or no book can have a path of such bytes
     except FreeholdError as error:
         return nothing._replace(why_not=(f"what starts took here is not known: {error}",))
+
+
+def _save(path: Path, text: str) -> None:
+    """In place of a file of that name; never through a link that somebody else may have put there."""
+    from freehold.errors import BadRequest
+
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    try:
+        with open(path, "w", encoding="utf-8", opener=opened) as file:
+            file.write(text)
+    except OSError as error:
+        raise BadRequest(f"{path} cannot be written: {error.strerror}", hint="name another file") from None
 
 
 def _memory(config: Config | None, host: Host) -> Memory | None:

@@ -30,6 +30,8 @@ def command(config: Path, model: str | None, scheme: str | None, as_json: bool, 
 
     Nothing is carried over from another model or another precision: without a matched pair it is not measured.
     """
+    import msgspec
+
     from freehold.catalogue import pairs
     from freehold.catalogue.names import nearest
     from freehold.cli.tables import printable
@@ -41,25 +43,27 @@ def command(config: Path, model: str | None, scheme: str | None, as_json: bool, 
         raise Unknown(f"no precision is called {scheme!r}", hint=nearest(scheme, SCHEMES))
     everything = pairs()
     name, sizes = _known(config, everything, model)
-    chosen = [p for p in everything if (not name or p.model == name) and (not scheme or p.scheme == scheme)]
-    said = quantization.answer(everything, name, scheme, sizes) if name and scheme else ""
+    said = ""
     if name and scheme:
+        said = quantization.answer(everything, name, scheme, sizes)
         found = tuple(filter(None, [quantization.loss(everything, name, scheme)]))
     elif name:
         found = quantization.of_model(everything, name)
     elif scheme:
         found = quantization.of_scheme(everything, scheme, sizes)
     else:
-        found = tuple(filter(None, (quantization.pooled(everything, [each]) for each in SCHEMES)))
+        found = tuple(filter(None, (quantization.pooled(everything, each) for each in SCHEMES)))
+    rows = [_row(p) for p in everything if (not name or p.model == name) and (not scheme or p.scheme == scheme)]
     if as_json:
-        _json(found, chosen, said)
+        whole = {"answer": said, "losses": found, "pairs": rows}
+        click.echo(msgspec.json.format(msgspec.json.encode(whole)).decode())
         return
     if said or not found:
         lines = [f"{' in '.join(filter(None, (name, scheme)))}: {said or 'not measured'}"]
     else:
-        lines = [_table(found, sizes, by_model=bool(scheme)), "", _RULE]
-    if chosen and (name or sources):
-        lines += ["", *_pairs(chosen, sources)]
+        lines = [_losses(found, sizes, by_model=bool(scheme)), "", _RULE]
+    if rows and (name or sources):
+        lines += ["", _pairs(rows, sources=sources)]
     click.echo(printable("\n".join(lines)))
 
 
@@ -84,7 +88,7 @@ def _known(config: Path, pairs: Sequence[Pair], name: str | None) -> tuple[str, 
     return (found.model.id if found.exact else name), sizes
 
 
-def _table(found: Sequence[Loss], sizes: dict[str, int], *, by_model: bool) -> str:
+def _losses(found: Sequence[Loss], sizes: dict[str, int], *, by_model: bool) -> str:
     from freehold.cli.models import billions
     from freehold.cli.tables import table
 
@@ -97,41 +101,28 @@ def _table(found: Sequence[Loss], sizes: dict[str, int], *, by_model: bool) -> s
     return table((*(("MODEL", "TOTAL") if by_model else ("PRECISION",)), *_HEADS), rows)
 
 
-def _pairs(pairs: Sequence[Pair], sources: bool) -> list[str]:
-    """Each pair: what was printed, the share that is kept, or why it is no share."""
-    from freehold.cli.tables import table
-    from freehold.plan.quantization import contradicts, recovery_pct, why_not
-
-    rows = []
-    for pair in pairs:
-        why = why_not(pair)
-        printed = f"printed as {pair.printed:g}, which its own row contradicts" if contradicts(pair) else ""
-        values = (f"{each:g}" if each is not None else "-" for each in (pair.base_value, pair.value))
-        kept = "-" if why else f"{recovery_pct(pair):.1f}"
-        row = (
-            pair.model,
-            pair.label,
-            pair.benchmark,
-            *values,
-            kept,
-            "; ".join(filter(None, [why or printed, pair.note])),
-        )
-        rows.append((*row, f"{pair.measured_by}, {pair.date}: {pair.source}") if sources else row)
-    heads = ("MODEL", "AS NAMED", "BENCHMARK", "BASE", "VALUE", "KEEPS %", "REMARK")
-    return [table((*heads, "SOURCE") if sources else heads, rows)]
-
-
-def _json(found: Sequence[Loss], pairs: Sequence[Pair], said: str) -> None:
+def _row(pair: Pair) -> dict[str, Any]:
+    """A pair with the share that is kept, or why it is no share."""
     import msgspec
 
     from freehold.plan.quantization import contradicts, recovery_pct, why_not
 
-    rows: list[dict[str, Any]] = []
-    for pair in pairs:
-        why = why_not(pair)
-        kept = None if why else recovery_pct(pair)
-        rows.append(
-            msgspec.to_builtins(pair) | {"recovery_pct": kept, "why_not": why, "contradicts": contradicts(pair)}
-        )
-    whole = {"answer": said, "losses": found, "pairs": rows}
-    click.echo(msgspec.json.format(msgspec.json.encode(whole), indent=2).decode())
+    why = why_not(pair)
+    kept = None if why else recovery_pct(pair)
+    return msgspec.structs.asdict(pair) | {"recovery_pct": kept, "why_not": why, "contradicts": contradicts(pair)}
+
+
+def _pairs(rows: Sequence[dict[str, Any]], *, sources: bool) -> str:
+    from freehold.cli.tables import table
+
+    def figure(value: float | None, form: str = "g") -> str:
+        return "-" if value is None else f"{value:{form}}"
+
+    lines = []
+    for each in rows:
+        wrong = f"printed as {each['printed']:g}, which its own row contradicts" if each["contradicts"] else ""
+        line = [each["model"], each["label"], each["benchmark"], figure(each["base_value"]), figure(each["value"])]
+        line += [figure(each["recovery_pct"], ".1f"), "; ".join(filter(None, [each["why_not"] or wrong, each["note"]]))]
+        lines.append([*line, f"{each['measured_by']}, {each['date']}: {each['source']}"] if sources else line)
+    heads = ["MODEL", "AS NAMED", "BENCHMARK", "BASE", "VALUE", "KEEPS %", "REMARK", *(["SOURCE"] if sources else [])]
+    return table(heads, lines)

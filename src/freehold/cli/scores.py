@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from freehold.fleet.config import Config
+    from freehold.ledger.report import Imported
     from freehold.plan.scores import Scores
 
 _TASKS = ("reasoning", "coding", "agentic", "maths", "instruction", "long-context")
@@ -38,8 +42,10 @@ def command() -> None:
 @click.pass_obj
 def show(config_path: Path, *, as_json: bool, sources: bool, publisher: bool, **asked: str | None) -> None:
     """Show scores: by task, by language, of one model, of one cohort; or an overview of what there is."""
-    from freehold.cli import scoreboard
+    import msgspec
+
     from freehold.cli.known import known
+    from freehold.cli.scoreboard import Board
     from freehold.cli.tables import printable
 
     views = {name: value for name, value in asked.items() if value is not None}
@@ -47,9 +53,8 @@ def show(config_path: Path, *, as_json: bool, sources: bool, publisher: bool, **
         raise click.UsageError(f"--{' and --'.join(views)} are different views: give one of them")
     catalogue, config = known(config_path)
     view, value = next(iter(views.items()), ("overview", ""))
-    scores = everything(config)
-    page = scoreboard.views(scores, catalogue, view, value, publisher=publisher)
-    click.echo(page.json() if as_json else printable(page.render(sources=sources)))
+    content, text = Board(everything(config), catalogue, publisher=publisher, sources=sources).page(view, value)
+    click.echo(msgspec.json.format(msgspec.json.encode(content)) if as_json else printable(text))
 
 
 @command.command("import")
@@ -68,25 +73,30 @@ def import_(config_path: Path, file: Path, *, replacing: bool) -> None:
     from freehold.errors import BadRequest
     from freehold.plan.cohorts import MOST_BYTES, read, rows
 
-    name = _name(file)
-    if file.stat().st_size > MOST_BYTES:
+    name = file.stem
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,60}", file.name):
+        raise BadRequest("an import is called as its file, and that is no name", hint="letters, digits, - _ . in it")
+    with file.open("rb") as opened:
+        content = opened.read(MOST_BYTES + 1)  # a device has no size
+    if len(content) > MOST_BYTES:
         raise BadRequest(f"{file} is larger than {MOST_BYTES >> 20} MiB", hint="split the table")
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = content.decode()
     except UnicodeDecodeError as error:
         raise BadRequest(f"{file} is not UTF-8: {error}", hint="save the table as CSV in UTF-8") from None
     config, _ = project(config_path)
-    if not replacing and name in {each.name for each in imports(config)}:
+    there = imports(config)
+    if not replacing and name in {each.name for each in there}:
         raise BadRequest(f"there is an import called {name!r}", hint="--replace takes its place; or name the file anew")
-    catalogue = load()
+    catalogue, beside = load(), with_imports(scores(), [each for each in there if each.name != name])
     models = {each.id for each in (*catalogue.models, *catalogue.known)} | set(config.models)
     table, faults = rows(text)
-    found, more = read(table, scores().benchmarks, models, own=True)
+    found, more = read(table, beside.benchmarks, models, own=True, beside=beside)
     faults += more
     if faults or not found:
         for fault in sorted(faults, key=lambda each: each.line)[:100]:
             click.echo(printable(f"{file.name} {fault}"), err=True)
-        said = f"{len(faults):,} bad lines" if faults else "no line with a score"
+        said = f"{len(faults):,} bad line{'s' * (len(faults) > 1)}" if faults else "no line with a score"
         raise BadRequest(f"{file} has {said}: nothing was imported", hint="mend them, and import it again")
     detail = {"count": len(found), "cohorts": len({cohort.id for cohort, _ in found}), "file": file.name}
     report(config, "scores.imported", name, detail, scores=text)
@@ -109,39 +119,29 @@ def remove(config_path: Path, name: str) -> None:
     click.echo(f"removed {name!r}")
 
 
-def _name(file: Path) -> str:
-    import re
-
-    from freehold.errors import BadRequest
-
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,60}", file.stem):
-        raise BadRequest("an import is called as its file, and that is no name", hint="letters, digits, - _ . in it")
-    return file.stem
-
-
-def imports(config: Config | None) -> list[Any]:
-    """The imports of the book; none where there is no book."""
+def imports(config: Config | None) -> list[Imported]:
+    """Those of the book; none where there is no book."""
     from freehold.errors import Unknown
     from freehold.ledger import report
 
-    try:
+    with suppress(Unknown):  # nothing was written yet
         if config:
             with report.reading(Path(config.state_dir)) as db:
                 return report.imported_scores(db)
-    except Unknown:
-        pass  # nothing was written yet
     return []
 
 
-def everything(config: Config | None) -> Scores:
-    """What ships, and what the book has. A row that this edition cannot read any more is left out."""
-    from freehold.catalogue import scores
+def with_imports(known: Scores, imports: Iterable[Imported]) -> Scores:
+    """What ships, and these. A row that this edition cannot read any more is left out."""
     from freehold.plan.cohorts import read, rows
 
-    known = scores()
-    own = [
-        entry for each in imports(config) for entry in read(rows(each.content)[0], known.benchmarks, None, own=True)[0]
-    ]
-    return (
-        known.with_more({(cohort.id, s.model, s.served): (cohort, s) for cohort, s in own}.values()) if own else known
-    )
+    for each in imports:
+        known = known.with_more(read(rows(each.content)[0], known.benchmarks, None, own=True, beside=known)[0])
+    return known
+
+
+def everything(config: Config | None) -> Scores:
+    """What ships, and what the book has."""
+    from freehold.catalogue import scores
+
+    return with_imports(scores(), imports(config))

@@ -19,7 +19,7 @@ from freehold.plan.deployment import Deployment, Place, settings
 from freehold.plan.need import Need
 from freehold.plan.params import Counts, count
 from freehold.plan.performance import Pace
-from freehold.plan.scores import NOTHING, Floor, Scores, floor_of, refusal
+from freehold.plan.scores import NOTHING, Scores, floor_of, refusal
 from freehold.plan.search import Search
 from freehold.plan.speeds import Speeds
 from freehold.policy.law import in_words
@@ -63,8 +63,7 @@ def choose(
     considered = 0
     for model in models:
         ruling = rulings.get(model.id, Ruling())
-        reasons = _unsuited(model, need, ruling)
-        if reasons := reasons + _too_low(model, floors, scores, need):
+        if reasons := _unsuited(model, need, ruling):
             hint = ruling.objections[0].hint if ruling.objections else ""
             refusals.append(Refusal(subject=model.id, reason=reasons[0], hint=hint, steps=tuple(reasons)))
             continue
@@ -78,9 +77,12 @@ def choose(
         for place in with_ram:
             search.llamacpp(place)
         considered += search.considered
-        schemes = {each.way.scheme for each in search.found} if floors else set()
-        low = {scheme: why for scheme in schemes if (why := _too_low(model, floors, scores, need, scheme))}
-        if found := [each for each in search.found if each.way.scheme not in low]:
+        schemes = {each.way.scheme for each in search.found}  # a floor is met, or not, in each precision by itself
+        low = {
+            scheme: [why for each in floors if (why := refusal(each, model.id, scores, scheme, unscored=need.unscored))]
+            for scheme in sorted(schemes)
+        }
+        if found := [each for each in search.found if not low[each.way.scheme]]:
             best = sorted(found, key=_RANK) if every else [min(found, key=_RANK)]
             plans += [search.describe(each, ruling) for each in best]
         elif search.found:
@@ -122,11 +124,6 @@ def _unknown(model: Model, counts: Counts | None) -> str:
     if stored and not model.file_bytes and counts.total + copy < _EXPLAINED * stored:
         return f"the dimensions explain {counts.total / 1e9:,.0f} of {stored / 1e9:,.0f} billion stored values"
     return ""
-
-
-def _too_low(model: Model, floors: Sequence[Floor], scores: Scores, need: Need, scheme: str = "") -> list[str]:
-    """Which floors of quality it does not reach, or is not known to; `scheme` counts where it was scored in it."""
-    return [why for each in floors if (why := refusal(each, model.id, scores, scheme, unscored=need.unscored))]
 
 
 def _unsuited(model: Model, need: Need, ruling: Ruling) -> list[str]:

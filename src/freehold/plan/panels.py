@@ -12,7 +12,6 @@ from freehold.facts import Cohort
 from freehold.plan.cohorts import LANGUAGES
 from freehold.plan.scores import Entry, Scores, composite, entries
 
-TASKS = ("reasoning", "coding", "agentic", "maths", "instruction", "long-context")
 _OF_A_COLUMN = re.compile(r"(scaffold|internal|judged by|on a corrected|no tools|text-only)")
 _WHOLE = re.compile(r"overall|average|\bavg\b", re.IGNORECASE)
 Key = tuple[str, str]  # of an entry: model and the precision it was served in
@@ -26,7 +25,7 @@ class Panel(Struct, frozen=True, kw_only=True):
     version: str
     mode: str
     setting: str
-    columns: tuple[Cohort, ...]  # what ranks first, then that with the most entries
+    columns: tuple[Cohort, ...]  # that with the most entries first
     composed: tuple[Cohort, ...] = ()  # those that the composite is made of; (): there is none
     cells: dict[str, dict[Key, Entry]] = {}  # by cohort
     composite: dict[Key, float] = {}
@@ -58,9 +57,7 @@ def _panel(key: tuple[str, ...], group: Sequence[Cohort], scores: Scores) -> Pan
         each.id: {(e.score.model, e.score.served): e for e in entries(each, scores.by_cohort[each.id])}
         for each in group
     }  # fmt: skip
-    columns = sorted(
-        group, key=lambda c: (bool(c.informs), -len(cells[c.id]), not _WHOLE.search(c.variant), c.benchmark, c.id)
-    )
+    columns = sorted(group, key=lambda c: (-len(cells[c.id]), not _WHOLE.search(c.variant), c.benchmark, c.id))
     composed = _composed(columns, cells, scores)
     names = ("measured_by", "kind", "version", "mode", "setting")
     return Panel(

@@ -16,11 +16,12 @@ class Point(Struct, frozen=True, kw_only=True):
     value: float
     error: float | None = None  # half of the 95 % interval
     cost: float
+    undated: bool = False  # of its price nobody said when it was asked
     scored: str = ""  # in words, where the score is of another precision
 
 
 class Dominated(Struct, frozen=True, kw_only=True):
-    """A point to which `by` prefers nothing: no worse and no dearer, and better in one of the two."""
+    """A point that is no better and no cheaper than `by`, and worse in one of the two."""
 
     point: Point
     by: str  # a member of the front, the cheapest of those that dominate it

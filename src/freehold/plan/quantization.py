@@ -69,7 +69,7 @@ def _half_digit(value: float) -> float:
 
 def loss(pairs: Iterable[Pair], model: str, scheme: str) -> Loss | None:
     """What this model keeps in just this precision. None: not measured; nothing else stands in for it."""
-    return _spread([pair for pair in pairs if (pair.model, pair.scheme) == (model, scheme)])
+    return _spread((pair for pair in pairs if (pair.model, pair.scheme) == (model, scheme)), model, scheme)
 
 
 def of_model(pairs: Iterable[Pair], model: str) -> tuple[Loss, ...]:
@@ -86,10 +86,9 @@ def of_scheme(pairs: Iterable[Pair], scheme: str, sizes: Mapping[str, int]) -> t
     return tuple(sorted(filter(None, found), key=lambda each: (sizes.get(each.model) or float("inf"), each.model)))
 
 
-def pooled(pairs: Iterable[Pair], schemes: Iterable[str]) -> Loss | None:
+def pooled(pairs: Iterable[Pair], scheme: str) -> Loss | None:
     """All models together: how wide what people call one precision is."""
-    wanted = tuple(schemes)
-    return _spread([pair for pair in pairs if pair.scheme in wanted], model="", scheme=", ".join(wanted))
+    return _spread((pair for pair in pairs if pair.scheme == scheme), "", scheme)
 
 
 def nearest(pairs: Iterable[Pair], model: str, scheme: str, sizes: Mapping[str, int]) -> Loss | None:
@@ -128,21 +127,20 @@ def _bytes(scheme: str) -> float:
     return SCHEMES[scheme].experts
 
 
-def _spread(pairs: list[Pair], model: str | None = None, scheme: str = "") -> Loss | None:
-    reasons = [(pair, why_not(pair)) for pair in pairs]
-    kept = [pair for pair, why in reasons if not why]
+def _spread(pairs: Iterable[Pair], model: str, scheme: str) -> Loss | None:
+    """Of the pairs that count; None: of none."""
+    kept, left_out = [], Counter[str]()
+    for pair in pairs:
+        if why := why_not(pair):
+            left_out[why] += 1
+        else:
+            kept.append(pair)
     if not kept:
         return None
     found = [recovery_pct(pair) for pair in kept]
     return Loss(
-        model=kept[0].model if model is None else model,
-        scheme=scheme or kept[0].scheme,
-        least=min(found),
-        median=median(found),
-        most=max(found),
-        pairs=len(kept),
+        model=model, scheme=scheme, least=min(found), median=median(found), most=max(found), pairs=len(kept),
         benchmarks=len({pair.benchmark for pair in kept}),
         measured_by=tuple(sorted({pair.measured_by for pair in kept})),
-        by_maker=sum(pair.maker for pair in kept),
-        left_out=tuple(sorted(Counter(why for _, why in reasons if why).items())),
-    )
+        by_maker=sum(pair.maker for pair in kept), left_out=tuple(sorted(left_out.items())),
+    )  # fmt: skip

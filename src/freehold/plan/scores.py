@@ -43,12 +43,17 @@ class Scores(Struct, frozen=True, kw_only=True):
         hint = f"did you mean {', '.join(near)}?" if near else "freehold scores shows the cohorts there are"
         raise Unknown(f"no cohort is called {name!r}", hint=hint)
 
+    def ranking(self, name: str) -> Cohort:
+        """One that a decision may rest on. Raises BadRequest for what only informs."""
+        cohort = self.cohort(name)
+        if cohort.informs:
+            raise BadRequest(f"{cohort.id} does not rank: {cohort.informs}", hint="choose a cohort that does")
+        return cohort
+
     def of(self, cohort: str, model: str, scheme: str = "") -> Score | None:
         """The figure of a model: that of the precision asked for, else of the one that was not quantized."""
         those = [each for each in self.by_cohort.get(cohort, ()) if each.model == model and each.trust != "low"]
-        return min(
-            those, key=lambda s: (not s.served or not is_served(s, scheme), s.served not in ("", "BF16")), default=None
-        )
+        return min(those, key=lambda s: (not is_served(s, scheme), s.served not in ("", "BF16")), default=None)
 
 
 NOTHING = Scores()
@@ -155,13 +160,11 @@ def floor_of(text: str, scores: Scores) -> Floor:
     found = re.fullmatch(r"\s*([^<>=\s]+)\s*(>=|<=)\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*", text)
     if not found:
         raise BadRequest(f"floor {text[:200]!r} is none", hint="write COHORT>=VALUE; freehold scores shows the cohorts")
-    cohort = scores.cohort(found[1])
+    cohort = scores.ranking(found[1])
     way = "<=" if cohort.lower_is_better else ">="
     if found[2] != way:
         which = "lower" if cohort.lower_is_better else "higher"
         raise BadRequest(f"in {cohort.id} {which} is better", hint=f"write {cohort.id}{way}{found[3]}")
-    if cohort.informs:
-        raise BadRequest(f"{cohort.id} does not rank: {cohort.informs}", hint="choose a cohort that does")
     return Floor(cohort=cohort, value=float(found[3]))
 
 
@@ -179,8 +182,11 @@ def refusal(floor: Floor, model: str, scores: Scores, scheme: str = "", *, unsco
 
 
 def figure(cohort: Cohort, score: Score) -> str:
-    half = error(cohort, score)
-    return f"{score.value:g}" + (f" ± {half:.1f}" if half is not None else "")
+    return printed(score.value, error(cohort, score))
+
+
+def printed(value: float, half: float | None) -> str:
+    return f"{value:g}" + (f" ± {half:.1f}" if half is not None else "")
 
 
 def caveat(score: Score, precisions: tuple[str, str], pairs: Iterable[Pair] = ()) -> str:
