@@ -4,12 +4,12 @@ python bench/cpu_speed.py [--only NAME ...] [--threads N ...] [--folder DIR]    
 python bench/cpu_speed.py --fit                 fit the constants to the rows kept, write them, and compare
 
 Models are Llamas of random weights (random_gguf.py), and the demonstration model. Rows of FITTED give the constants;
-the others are looked at only afterwards, and give the band. An engine is started with the command line that Freehold
-gives it. Each request names its slot and repeats the prompt that the slot has, so that all write at the same time; the
-mean gap between tokens in the best of several short runs counts. Others who compute on the same machine slow it down by
-up to two: each row waits for a quiet moment, and says how much of a core they took all the same; rows with more than
-QUIET are left out, and counted. The memory is measured right before and after. Rows stay from one time to the next, the
-quieter and the faster one of each.
+the others give the band (which constants there are was decided with them in sight). An engine is started with the
+command line that Freehold gives it. Each request names its slot and repeats the prompt that the slot has, so that all
+write at the same time; the mean gap between tokens in the best of several short runs counts. Others who compute on the
+same machine slow it down by up to two: each row waits for a quiet moment, and says how much of a core they took all
+the same; rows with more than QUIET are left out, and counted. The memory is measured right before and after. Rows stay
+from one time to the next, the quieter and the faster one of each.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from math import log
 from pathlib import Path
-from typing import Any
 
 import psutil
 import random_gguf
 from figures import RESULTS, keep, machine
+from least_squares import least_squares
 from random_gguf import Shape
 
 from freehold.engines.llamacpp import LlamaCpp
@@ -55,6 +55,7 @@ SHAPES = {
     "tiny": Shape(6, 384, 1536, 6, 2, 4096),
     "small": Shape(12, 768, 3072, 12, 4, 32000),
     "half": Shape(20, 1280, 5120, 20, 4, 64000),
+    "wide": Shape(8, 1536, 4096, 24, 8, 32000),
     "one": Shape(16, 2048, 8192, 32, 8, 128256),
     "moe": Shape(12, 1024, 1024, 16, 4, 32000, experts=16, used=2),
 }
@@ -63,11 +64,17 @@ FITTED = {
     "tiny": ("f16", "q8_0"),
     "small": ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", "iq4_xs"),
     "half": ("f16", "q8_0", "q4_k_m"),
+    "wide": ("f16", "q8_0", "q4_k_m"),
+    "moe": ("q8_0",),
 }
-TESTED = {"one": ("f16", "q8_0", "q4_k_m"), "moe": ("q8_0", "q4_k_m"), "demo": ("f16",)}
+TESTED = {"one": ("f16", "q8_0", "q4_k_m"), "moe": ("q4_k_m",), "demo": ("f16",)}
 BOTH = ("mini-f16", "small-f16", "small-q8_0", "small-q4_k_m", "half-q8_0", "one-q8_0", "one-q4_k_m", "demo-f16")
 POINTS = ((1, 32), (1, 1024), (2, 32), (4, 32), (4, 512))  # requests at once, tokens before the answer
-OTHERS = {"one": ((1, 32), (1, 2048), (2, 512), (4, 32)), "demo": ((1, 32), (1, 1900), (2, 1024), (4, 32), (4, 512))}
+OTHERS = {
+    "wide": ((1, 32), (1, 1024), (1, 2048), (2, 32), (4, 32)),
+    "one": ((1, 32), (1, 2048), (2, 512), (4, 32)),
+    "demo": ((1, 32), (1, 1900), (2, 1024), (4, 32), (4, 512)),
+}
 
 Row = dict
 
@@ -90,7 +97,7 @@ def main() -> None:
                     before = rows.get(_key(row))
                     if before is None or better(row, before):
                         rows[_key(row)] = row
-                keep("cpu_speed", {"rows": list(rows.values())})
+                        KEPT.write_text(json.dumps({"found": {"rows": list(rows.values())}}))
     good = [row for row in rows.values() if _undisturbed(row)]
     with tempfile.TemporaryDirectory() as name:
         models = Models(Path(name))
@@ -118,11 +125,12 @@ def _key(row: Row) -> tuple:
 
 
 def _is(row: Row, group: dict) -> bool:
-    return row["model"].partition("-")[0] in group
+    name, _, mixture = row["model"].partition("-")
+    return mixture in group.get(name, ())
 
 
 def _undisturbed(row: Row) -> bool:
-    return row["others"] <= QUIET
+    return (row["others"] or 0.0) <= QUIET  # null: of a quiet hour, before this was recorded
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -294,54 +302,36 @@ def _band(ratios: list[float]) -> tuple[float, float]:
 MEANINGS = {
     "SERIAL": "of the shorter of loading and computing, what is not hidden behind the other",
     "ATTENTION_PS": "of a core, for one query, key and dimension while tokens are written",
-    "KEPT_GB_S": "of memory at most, in which the keys and values before a token are read, head by head",
-    "ROW_NS": "to the first value of a row of a matrix in memory, for kernels that go from row to row",
+    "KEPT_NS": "more for each token before it and each layer, whose keys and values are in memory and in no cache",
+    "TURN_NS": "more for each of them where several requests have such keys and values",
     "PROMPT_ATTENTION_PS": "and while a prompt is read",
     "LAYER_US": "of a step for each layer, whatever its size",
     "BARRIER_US": "more for each layer where threads wait for one another",
     "STEP_US": "of a step",
     "REQUEST_US": "of a step for each request",
+    "FIRST_US": "of a request, before its first step",
     "CHOICE_NS": "to choose among the vocabulary, for each of its tokens",
     "THREAD": "of a core's work that each further thread does",
 }
 
 
 def fit(rows: list[Row], models: Models) -> None:
-    """Least squares of the logarithms, one constant after the other, until it becomes no better."""
-    knobs: list[tuple[Any, Any, list[Row]]] = [(vars(cpu_fitted), name, rows) for name in MEANINGS]
     table = cpu_fitted.VALUE_PS
     for kind, values in table.items():
         table[kind] = list(values)
-        those = [row for row in rows if _has(row["model"], kind)]
-        knobs += [(table[kind], at, those) for at in range(len(values))]
-    step, before = 0.3, float("inf")
-    while step > 0.005:
-        for holder, key, those in knobs:
-            value, found = holder[key], {}
-            for factor in (1.0, 1 / (1 + step), 1 + step):
-                holder[key] = value * factor
-                found[value * factor] = _loss(those, models)
-            holder[key] = min(found, key=found.__getitem__)
-        now = _loss(rows, models)
-        print(f"step {step:.3f}: mean square {now / len(rows) / 2:.5f}", flush=True)
-        if now > before * 0.995:
-            step /= 2
-        before = now
+    knobs = [(vars(cpu_fitted), name) for name in MEANINGS] + [(cpu_fitted.ROW_NS, kind) for kind in cpu_fitted.ROW_NS]
+    knobs += [(values, at) for values in table.values() for at in range(len(values))]
+    least_squares(knobs, lambda: misses(rows, models))
     table.update({kind: tuple(values) for kind, values in table.items()})
 
 
-def _has(model: str, kind: str) -> bool:
-    base, better, head, *_ = random_gguf.MIXTURES[model.partition("-")[2]]
-    return kind in (base, better, head)
-
-
-def _loss(rows: list[Row], models: Models) -> float:
-    """Times of first tokens weigh half: the wait before them has more parts."""
-    total = 0.0
+def misses(rows: list[Row], models: Models) -> list[float]:
+    """Logarithms of ours over measured. Times of first tokens weigh less: the wait before them has more parts."""
+    found = []
     for row in rows:
         ttft_ms, tpot_ms = models.predicted(row)
-        total += log(tpot_ms / row["tpot_ms"]) ** 2 + log(ttft_ms / row["ttft_ms"]) ** 2 / 2
-    return total
+        found += [log(tpot_ms / row["tpot_ms"]), log(ttft_ms / row["ttft_ms"]) / 2]
+    return found
 
 
 def write(errors: dict) -> None:
@@ -364,6 +354,9 @@ def write(errors: dict) -> None:
         f"TTFT_BAND = {tuple(ttft['band'])}",
         "VALUE_PS = {  # of a core, for one weight and one of 1, 2, 4, 32 or 512 tokens that are computed together",
         *(f'    "{kind}": {_three(values)},' for kind, values in cpu_fitted.VALUE_PS.items()),
+        "}",
+        "ROW_NS = {  # to the beginning of a row of a matrix in memory, by kernels for two tokens, which go row by row",
+        *(f'    "{kind}": {value:.3g},' for kind, value in cpu_fitted.ROW_NS.items()),
         "}",
     ]
     Path(cpu_fitted.__file__).write_text("\n".join(lines) + "\n")

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -265,6 +267,14 @@ def test_the_memory_is_measured_once_and_kept_for_plans(team):
         assert memory(db, replace(probe(), name="another machine")) is None
     with pytest.raises(FreeholdError, match="not what was measured of a memory"):
         team.daemon.ask("POST", "/events", {"kind": "machine.measured", "subject": "box", "detail": {"one_gb_s": "x"}})
+
+
+def test_what_another_edition_measured_is_measured_again(team):
+    team.write()
+    first = speed(team)
+    with closing(sqlite3.connect(team.state / "book.db")) as db, db:
+        db.execute("update about set value = '{\"one_gb_s\": 1.0}' where name like 'memory of %'")
+    assert speed(team) != first
 
 
 def test_without_a_team_it_is_measured_and_not_kept(tmp_path, monkeypatch):

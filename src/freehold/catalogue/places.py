@@ -110,12 +110,13 @@ def read_cards(cards: Sequence[Card], text: str) -> tuple[int, list[Card]]:
 
 
 def by_words(cards: Iterable[Card], name: str) -> list[Card]:
-    """Cards of which every telling word is in the name, those with the most such words first."""
+    """Cards of which every telling word is in the name, with the most such words; first those of the form it names."""
     said = set(re.findall(r"[a-z0-9]+", name.casefold()))
-    telling = [(set(re.findall(r"[a-z0-9]+", card.id.casefold())) - _FORMS, card) for card in cards]
-    fits = [(len(words), card) for words, card in telling if words and words <= said]
-    most = max((count for count, _ in fits), default=0)
-    return [card for count, card in fits if count == most]
+    named = [(set(re.findall(r"[a-z0-9]+", card.id.casefold())), card) for card in cards]
+    fits = [(words, card) for words, card in named if words - _FORMS and words - _FORMS <= said]
+    most = max((len(words - _FORMS) for words, _ in fits), default=0)
+    best = [(words, card) for words, card in fits if len(words - _FORMS) == most]
+    return [card for _, card in sorted(best, key=lambda each: -len(each[0] & said))]
 
 
 def _hosts(catalogue: Catalogue, need: Need, hosts: Mapping[str, OwnHost]) -> Iterator[Found]:

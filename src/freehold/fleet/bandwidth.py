@@ -23,9 +23,10 @@ def measure(host: Host, at_ns: int, root: Path = Path("/")) -> Memory:
     """
     cache = _last_cache_bytes(root) or 16 * MIB
     memory = max(4 * cache, min(max(8 * cache, 256 * MIB), host.available_bytes // 8, 1024 * MIB))
+    one_gb_s = _rate(memory, 1)
     return Memory(
-        one_gb_s=_rate(memory, 1),
-        all_gb_s=_rate(memory, host.cores),
+        one_gb_s=one_gb_s,
+        all_gb_s=max(one_gb_s, _rate(memory, host.cores)),
         cache_gb_s=_rate(cache // 4, 1),
         cache_bytes=cache,
         cores=host.cores,

@@ -68,9 +68,12 @@ def memory_of(host: str) -> str:
 
 
 def memory(db: sqlite3.Connection, host: Host) -> Memory | None:
-    """As it was measured last on this machine; None where nobody did, or its processor is another one by now."""
+    """As it was measured last on this machine; None where nobody did so, or its processor is another one by now."""
     row = db.execute(QUERIES["about"], (memory_of(host.name),)).fetchone()
-    found = msgspec.json.decode(row[0], type=Memory) if row else None
+    try:
+        found = msgspec.json.decode(row[0], type=Memory) if row else None
+    except msgspec.DecodeError:  # another edition measured something else
+        return None
     return found if found and (found.cpu, found.cores) == (host.cpu, host.cores) else None
 
 

@@ -36,7 +36,7 @@ MIXTURES = {  # layers; half of the down and value projections; the head
     "gguf-q3_k_m": ("Q3_K", "Q5_K", "Q6_K"), "gguf-q2_k": ("Q2_K", "Q3_K", "Q6_K"),
     "gguf-iq4_xs": ("IQ4_XS", "Q5_K", "Q6_K"),
 }  # fmt: skip
-ROW_BY_ROW = ("F16", "BF16", "Q8_0")  # llama.cpp's kernels of these types, for more than one token
+FITTED_THREADS = 2  # and fewer
 STRANGE = 2.0  # how many times wider the band is where the CPU, or the kind of attention, is not one that was fitted
 
 
@@ -58,7 +58,21 @@ class Read(NamedTuple):
     type: str
     values: float
     tokens: float  # that each of them is computed with
-    row: float  # values in one, on average
+    row: float  # values in one, on average; 0: of an expert
+
+    @property
+    def computed_s(self) -> float:
+        """By one core. Some types have kernels for several tokens that experts do not use."""
+        together = 1.0 if not self.row and self.type in cpu_fitted.ROW_NS else self.tokens
+        return self.values * self.tokens * value_s(self.type, together)
+
+    @property
+    def waited_s(self) -> float:
+        """Those kernels wait for the beginning of each row. More tokens hide it."""
+        if self.tokens <= 1 or not self.row or self.type not in cpu_fitted.ROW_NS:
+            return 0.0
+        share = log(self.tokens) / log(2) if self.tokens < 2 else 2 / self.tokens
+        return self.values / self.row * share * cpu_fitted.ROW_NS[self.type] * 1e-9
 
 
 class Work(Struct, frozen=True, kw_only=True):
@@ -81,13 +95,16 @@ class Engine(NamedTuple):
     def step_s(self, work: Work) -> float:
         """Seconds of a step that writes one token for each request."""
         reads, cores = list(self._reads(work.requests, work.requests)), _cores(work.threads)
-        kept_bytes = self._kept_bytes(work.context_tokens) * work.requests
-        touched = self._touched_bytes(reads)
-        seen = sum(_products(group, work.context_tokens) for group in self.model.attention) * work.requests
-        attention = seen * cpu_fitted.ATTENTION_PS * 1e-12 / cores
-        if not self._cached(touched + kept_bytes):
-            attention += kept_bytes / (cpu_fitted.KEPT_GB_S * 1e9 * cores)
-        return self._matrices_s(reads, work.threads) + attention + self._overhead_s(work.requests, work.threads)
+        groups, tokens = self.model.attention, work.context_tokens
+        attention = sum(_products(group, tokens) for group in groups) * cpu_fitted.ATTENTION_PS * 1e-12
+        kept = sum(group.layers * values_per_token(group) * 2 * _seen(group, tokens) for group in groups)  # bytes
+        far = sum(group.layers * _seen(group, tokens) for group in groups if group.kind not in LINEAR)
+        if not self._cached(self._touched_bytes(reads) + kept * work.requests):
+            attention += far * cpu_fitted.KEPT_NS * 1e-9
+        if work.requests > 1:
+            attention += far * cpu_fitted.TURN_NS * 1e-9
+        overhead = self._overhead_s(work.requests, work.threads)
+        return self._matrices_s(reads, work.threads) + attention * work.requests / cores + overhead
 
     def prompt_s(self, work: Work) -> float:
         """Seconds for the first token of a prompt alone: as many steps as it has batches."""
@@ -97,7 +114,8 @@ class Engine(NamedTuple):
             total += self._matrices_s(list(self._reads(each, 1)), work.threads)
         half = sum(_products(group, work.prompt_tokens / 2) for group in self.model.attention)
         attention = half * work.prompt_tokens * cpu_fitted.PROMPT_ATTENTION_PS * 1e-12 / _cores(work.threads)
-        return total + attention + self._overhead_s(1, work.threads) * steps
+        overhead = self._overhead_s(1, work.threads) * steps
+        return total + attention + overhead + cpu_fitted.FIRST_US * 1e-6
 
     def _reads(self, tokens: float, outputs: float) -> Iterator[Read]:
         """`tokens` go through every layer, `outputs` of them through the head."""
@@ -115,19 +133,19 @@ class Engine(NamedTuple):
             idle = (1 - moe.experts_per_token / moe.experts) ** tokens  # of experts, that no token picks
             touched = counts.experts.matrices * (1 - idle)
             each = tokens * moe.experts_per_token / moe.experts / (1 - idle)
-            yield Read(base, touched * 5 / 6, each, _row(hidden, moe.intermediate_size))
-            yield Read(better, touched / 6, each, moe.intermediate_size)
+            yield Read(base, touched * 5 / 6, each, 0)
+            yield Read(better, touched / 6, each, 0)
 
     def _matrices_s(self, reads: list[Read], threads: int) -> float:
         """Seconds to load every weight once and to compute with it for each token."""
         memory, cores = self.memory, _cores(threads)
-        computed = sum(read.values * read.tokens * value_s(read.type, read.tokens) for read in reads) / cores
+        computed = sum(read.computed_s for read in reads) / cores
         if self._cached(self._touched_bytes(reads)):
-            loaded = self._touched_bytes(reads) / (memory.cache_gb_s * threads * 1e9)
+            loaded, waited = self._touched_bytes(reads) / (memory.cache_gb_s * threads * 1e9), 0.0
         else:
             rate = min(memory.all_gb_s, memory.one_gb_s * threads)
-            loaded = self._touched_bytes(reads) / (rate * 1e9) + sum(map(_rows_s, reads)) / cores
-        return max(computed, loaded) + cpu_fitted.SERIAL * min(computed, loaded)
+            loaded, waited = self._touched_bytes(reads) / (rate * 1e9), sum(read.waited_s for read in reads) / cores
+        return max(computed, loaded) + cpu_fitted.SERIAL * min(computed, loaded) + waited
 
     def _touched_bytes(self, reads: list[Read]) -> float:
         return sum(read.values * BYTES[read.type] for read in reads) * self._filed
@@ -142,14 +160,6 @@ class Engine(NamedTuple):
         if not self.model.file_bytes or self.scheme not in SCHEMES:
             return 1.0
         return self.model.file_bytes / weigh(self.counts, SCHEMES[self.scheme], self.model, tables=False).total
-
-    def _kept_bytes(self, tokens: int) -> float:
-        """Of the cache of one request, in f16, and twice of states: they are written anew."""
-        total = 0.0
-        for group in self.model.attention:
-            seen = min(tokens, group.window) if group.kind in WINDOWED else tokens
-            total += group.layers * (values_per_token(group) * 2 * seen + sum(state_values(group)) * 8)
-        return total
 
     def _overhead_s(self, outputs: int, threads: int) -> float:
         """Of a step: the program, layer by layer, and choosing a token from the vocabulary for each request."""
@@ -167,7 +177,7 @@ def predict(model: Model, counts: Counts, scheme: str, memory: Memory | None, wo
         return Unpredicted(reason=f"no kernel of llama.cpp for {name} was timed")
     engine = Engine(model, counts, scheme, memory)
     step_s, prompt_s = engine.step_s(work), engine.prompt_s(work)
-    strange = list(_strange(model, memory))
+    strange = list(_strange(model, memory, work.threads))
     low, high = (_wider(each, bool(strange)) for each in cpu_fitted.TPOT_BAND)
     tpot = Estimate(value=step_s, low=step_s * low, high=step_s * high)
     low, high = (_wider(each, bool(strange)) for each in cpu_fitted.TTFT_BAND)
@@ -187,9 +197,11 @@ def predict(model: Model, counts: Counts, scheme: str, memory: Memory | None, wo
     )
 
 
-def _strange(model: Model, memory: Memory) -> Iterator[str]:
+def _strange(model: Model, memory: Memory, threads: int) -> Iterator[str]:
     if memory.cpu != cpu_fitted.CPU:
         yield f"the CPU {memory.cpu}"
+    if threads > FITTED_THREADS:
+        yield f"{threads} threads"
     if kinds := sorted({group.kind for group in model.attention} - {"full"}):
         yield f"attention of the kind {', '.join(kinds)}"
 
@@ -201,14 +213,6 @@ def _wider(bound: float, strange: bool) -> float:
 def value_s(kind: str, tokens: float) -> float:
     """Seconds that one core computes with one weight for one of so many tokens."""
     return _between(cpu_fitted.VALUE_PS[kind], tokens) * 1e-12
-
-
-def _rows_s(read: Read) -> float:
-    """Seconds that a kernel for several tokens waits for the beginning of each row, where it goes from row to row."""
-    if read.type not in ROW_BY_ROW:
-        return 0.0
-    several = min(1.0, log(max(read.tokens, 1.0)) / log(2))
-    return read.values / read.row * several * cpu_fitted.ROW_NS * 1e-9
 
 
 def _row(hidden: int, width: int) -> float:
@@ -234,7 +238,10 @@ def _products(group: Attention, tokens: float) -> float:
     """Multiplications of one token's queries with the keys and values before it, in all layers of the group."""
     if group.kind in LINEAR:
         return 2.0 * group.layers * state_values(group)[1]
-    seen = min(tokens, group.window) if group.kind in WINDOWED else tokens
     if group.kv_lora_rank:
-        return group.layers * group.heads * (2 * group.kv_lora_rank + group.qk_rope_head_dim) * seen
-    return group.layers * group.heads * (group.head_dim + (group.v_head_dim or group.head_dim)) * seen
+        return group.layers * group.heads * (2 * group.kv_lora_rank + group.qk_rope_head_dim) * _seen(group, tokens)
+    return group.layers * group.heads * (group.head_dim + (group.v_head_dim or group.head_dim)) * _seen(group, tokens)
+
+
+def _seen(group: Attention, tokens: float) -> float:
+    return min(tokens, group.window) if group.kind in WINDOWED else tokens
