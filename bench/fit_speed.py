@@ -5,9 +5,9 @@ python bench/fit_speed.py [FILE...] [--write] [--keep]
 FILE: tables as of bench/throughput.py, those in bench/data by default. Every engine and generation of cards gets
 constants of its own, except that TensorRT-LLM's offline tables share them between the generations before Blackwell. A
 pattern search lowers the mean absolute logarithm of predicted over measured, with a weak pull to PRIOR, so that what
-no row tells stays plausible. Three times rows are left out and predicted by what was fitted on the others: half of the rows
-(twice), each model, each card. --write puts the constants, their bands and their date into src/freehold/plan/fitted.py,
---keep the errors of what was left out into bench/results/speed_fit.json.
+no row tells stays plausible. Three times rows are left out and predicted by what was fitted on the others: half of the
+rows (twice), each model, each card. --write puts the constants, their bands and their date into
+src/freehold/plan/fitted.py, --keep the errors of what was left out into bench/results/speed_fit.json.
 """
 
 from __future__ import annotations

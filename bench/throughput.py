@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,18 @@ from freehold.plan.weights import Split, held_bytes
 
 Row = dict[str, str]
 OFFLINE = "trtllm-bench"
-_CARDS = {"A100": "A100-80GB-SXM", "RTX6000ProBSE": "RTX-PRO-6000-Blackwell", "H200 (named": "H200-SXM"}
+_CARDS = {"RTX6000ProBSE": "RTX-PRO-6000-Blackwell"}
+_ENGINES = {"tensorrt-llm": "trtllm", "trt-llm": "trtllm"}
+_SCHEMES = {  # by what the tables call them
+    **dict.fromkeys(("bf16", "fp16", "bfloat16", "float16", "mixed"), "bf16"),
+    **dict.fromkeys(("fp4", "nvfp4"), "nvfp4"),
+    **dict.fromkeys(("int8", "w8a8"), "int8"),
+    **dict.fromkeys(("int4", "uint4", "w4a16", "awq"), "int4-awq"),
+    "gptq": "int4-gptq",
+    "fp8": "fp8",
+    "fp8_block": "fp8-block",
+    "mxfp4": "mxfp4",
+}
 _MODELS = {  # the tables run Mistral's window of 4,096 tokens as if it had none
     "Mistral 7B": "mistral-7b-v0.3",
     "LLaMA 70B": "llama-2-70b",
@@ -61,8 +73,8 @@ class Case(NamedTuple):
 def read(path: Path) -> tuple[list[Case], dict[str, list[Row]]]:
     """The cases of a file, and the rows that cannot be answered, by the reason."""
     known = catalogue.load()
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    with path.open(newline="") as file:  # a column that is missing says nothing, like one that is empty
+        rows = [defaultdict(str, {k: v or "" for k, v in row.items() if k}) for row in csv.DictReader(file)]
     cases, unanswered = [], dict[str, list[Row]]()
     for row in rows:
         try:
@@ -74,30 +86,34 @@ def read(path: Path) -> tuple[list[Case], dict[str, list[Row]]]:
 
 def _offline(row: Row, known: catalogue.Catalogue) -> Case:
     model, card = _model(row, known), _card(row, known)
-    prompt, completion = _number(row, "isl"), _number(row, "osl")
-    first = row["metric"].startswith("1st Token")
+    prompt, completion, value = (_number(row, name) for name in ("isl", "osl", "value"))
+    first, per_card = row["metric"].startswith("1st Token"), "per GPU" in row["metric"]
+    if value is None or not (first or "throughput" in row["metric"]):
+        raise Unknown("gives no figure that is ours to predict")
     if prompt is None or (completion is None and not first):
         raise Unknown("says not how long prompts and completions are")
-    ranks, pp = int(row["tp"]), int(row["pp"] or 1)
+    ranks, pp = _cards(row, "tp"), _cards(row, "pp") or 1
+    if not ranks:
+        raise Unknown("says not over how many cards it was split")
     split = Split(1, pp, ranks) if "DEP" in row["parallelism"] else Split(ranks, pp)
-    scheme = _scheme(model, {"FP8": "fp8", "FP4": "nvfp4"}.get(row["precision"], "bf16"))
+    scheme = _scheme(model, _known_scheme(row["precision"] or "bf16"))
     kv_dtype = "fp8" if row["precision"] in ("FP8", "FP4") else "bf16"
     tokens = prompt + (completion or 1)
     slots = _held(model, scheme, card, split, kv_dtype=kv_dtype, tokens=tokens)
-    batch = _number(row, "batch_size")
-    value = float(row["value"])
     return Case(
         row,
         OFFLINE,
-        row["trtllm_version"].split()[0],
+        row["trtllm_version"].partition(" ")[0],
         scheme,
         card,
         _work(model, scheme, split, kv_dtype),
-        Traffic(concurrency=batch or slots, prompt_tokens=prompt, completion_tokens=completion or 1),
+        Traffic(
+            concurrency=_number(row, "batch_size") or slots, prompt_tokens=prompt, completion_tokens=completion or 1
+        ),
         slots,
         value / 1e3 if first else None,
         None,
-        None if first else value * (split.cards if "per GPU" in row["metric"] else 1),
+        None if first else value * (split.cards if per_card else 1),
     )
 
 
@@ -129,7 +145,8 @@ def _serving(row: Row, known: catalogue.Catalogue) -> Case:
     model, card = _model(row, known), _card(row, known)
     split = _split(row, concurrency)
     scheme = _scheme(model, _said(row, model))
-    engine = row["engine"]
+    engine = row["engine"].lower()
+    engine = _ENGINES.get(engine, engine)
     kv_dtype = "fp8" if engine == "trtllm" and scheme in ("fp8", "fp8-block", "nvfp4") else "bf16"
     counts = count(model)
     if counts is None:
@@ -157,25 +174,31 @@ def _serving(row: Row, known: catalogue.Catalogue) -> Case:
 
 def _split(row: Row, concurrency: float) -> Split:
     """The tables name ranks in several ways: where ranks have requests of their own, "per-rank batch" tells."""
-    if not row["tp"]:
+    if not _cards(row, "tp"):
         raise Unknown("says not over how many cards it was split")
-    tp, pp, dp, ep = (int(_number(row, name) or 1) for name in ("tp", "pp", "dp", "ep"))
+    tp, pp, dp, ep = (_cards(row, name) or 1 for name in ("tp", "pp", "dp", "ep"))
     if dp > 1:  # tp and dp are then both the number of cards; ep is their product, or the number again
         return Split(1, pp, tp if tp > 1 else ep if ep * ep == dp else dp)
     if ep > 1 and tp == ep * ep:
         tp = ep
-    batch = re.search(r"per-rank batch=(\d+)", row["notes"])
+    batch = re.search(r"per-rank batch=([1-9]\d*)", row["notes"])
     own = round(concurrency / int(batch[1])) if batch else 1
     return Split(1, pp, own) if own > 1 else Split(tp, pp)
 
 
 def _said(row: Row, model: Model) -> str:
     gemm = re.match(r"gemm=(\w*)", row["notes"])
-    said = (gemm[1] if gemm else "") or row["precision"].lower()
-    own = model.checkpoint if model.checkpoint.startswith("fp8") else "fp8"
-    if not said and not gemm:
-        return model.checkpoint
-    return {"fp8_block": "fp8-block", "fp8": own, "nvfp4": "nvfp4", "fp4": "nvfp4", "mxfp4": "mxfp4"}.get(said, "bf16")
+    said = (gemm[1] if gemm else "") or row["precision"]
+    if not said:
+        return "bf16" if gemm else model.checkpoint
+    scheme = _known_scheme(said)
+    return model.checkpoint if scheme == "fp8" and model.checkpoint.startswith("fp8") else scheme
+
+
+def _known_scheme(said: str) -> str:
+    if said.lower() not in _SCHEMES:
+        raise Unknown(f"a precision of {said} is not one we know")
+    return _SCHEMES[said.lower()]
 
 
 def _scheme(model: Model, said: str) -> str:
@@ -202,12 +225,17 @@ def _model(row: Row, known: catalogue.Catalogue) -> Model:
 
 
 def _card(row: Row, known: catalogue.Catalogue) -> Card:
-    name = next((ours for theirs, ours in _CARDS.items() if theirs in row["gpu"].split(",")[0]), row["gpu"])
-    exact = [card for card in known.cards if card.id == name]
-    found = exact or by_words(known.cards, name.replace("_", " "))
-    if not row["gpu"] or not found:
+    found = by_words(known.cards, _CARDS.get(row["gpu"], row["gpu"]).replace("_", " "))
+    if not found:
         raise Unknown(f"no card known as {row['gpu'] or 'what is not named'}")
+    if len({card.id.partition("-")[0] for card in found}) > 1:
+        raise Unknown("ran on cards of several kinds")
     return found[0]
+
+
+def _cards(row: Row, column: str) -> int:
+    """How many; 0: it does not say."""
+    return int(_number(row, column) or 0)
 
 
 def _number(row: Row, column: str) -> float | None:
@@ -215,4 +243,4 @@ def _number(row: Row, column: str) -> float | None:
         value = float(row[column])
     except (ValueError, KeyError, TypeError):
         return None
-    return value if 0 < value < 1e12 else None
+    return value if 1e-3 < value < 1e12 else None

@@ -192,7 +192,14 @@ def test_a_bad_line_is_named_with_what_to_do(line, what):
 
 @pytest.mark.parametrize(
     ("day", "good"),
-    [("2026", True), ("2026-11", True), ("2026-11-22", True), ("2026-13", False), ("01.11.2026", False), ("soon", False)],
+    [
+        ("2026", True),
+        ("2026-11", True),
+        ("2026-11-22", True),
+        ("2026-13", False),
+        ("01.11.2026", False),
+        ("soon", False),
+    ],
 )
 def test_an_import_says_when_in_days_of_the_calendar(day, good):
     found, faults = read(rows(table(f"a,B,,1,,X,own,s,{day},,percent,high"))[0], {}, None, own=True)

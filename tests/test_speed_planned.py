@@ -57,6 +57,7 @@ def pace(tpot_s: float, concurrency: int = 1, **of: object) -> Pace:
     )
     base = Pace(
         model="d" * 64, catalogue="llama-3.1-8b", scheme="fp8", engine="vllm", card="H100-SXM", tp=1, pp=1, host="here",
+        prompt_tokens=1500, completion_tokens=500,
         performance=measured,
     )  # fmt: skip
     return replace(base, **of)
@@ -84,11 +85,41 @@ def test_where_a_speed_is_asked_a_known_one_goes_before_an_unknown_one():
 
 
 def test_the_load_makes_replicas_by_the_likely_rate():
-    load = 2_000_000.0
+    load = 20_000_000.0
     plan = alone(asked(requests_a_day=load))
     written = load * 500 / 86_400
-    assert plan.replicas == ceil(written / plan.performance.tokens_per_s.value / FILL) > 1
-    assert alone(asked(requests_a_day=load, rate=1e6)).replicas == 1  # what the asker says goes first
+    assert plan.at_once >= 128  # the more at once, the more in all
+    assert 1 < written / plan.performance.tokens_per_s.value <= plan.replicas
+    full = alone(asked(users=256, context=2000, requests_a_day=load)).performance.tokens_per_s.value
+    assert plan.replicas == pytest.approx(ceil(written / full / FILL), abs=1)
+    assert alone(asked(requests_a_day=load, rate=1e9)).replicas == 1  # what the asker says goes first
+    assert plan.sequences >= plan.at_once
+
+
+def test_a_load_that_is_small_is_answered_few_at_a_time():
+    plan = alone(asked(requests_a_day=20_000.0))
+    assert (plan.replicas, plan.at_once) == (1, 1)
+    half = alone(asked(requests_a_day=1_000_000.0))
+    written = 1_000_000 * 500 / 86_400
+    assert 1 < half.at_once < 256
+    assert half.performance.tokens_per_s.value >= written / half.replicas
+
+
+def test_a_load_under_a_speed_is_answered_by_fewer_at_once():
+    free, fast = (alone(asked(requests_a_day=20_000_000.0, speed=speed)) for speed in (0.0, 100.0))
+    assert fast.at_once < free.at_once
+    assert fast.replicas > free.replicas
+    assert 1 / fast.performance.tpot_s.value >= 100
+
+
+def test_a_load_where_nobody_knows_the_speed_comes_last_and_needs_what_the_ceiling_says():
+    cheap, dear = rented("L40S", price=0.1), rented("H100-SXM", price=9.0)
+    plans = asked(cheap, dear, requests_a_day=2_000_000.0).plans
+    assert plans[0].card == "H100-SXM"
+    unknown = next(plan for plan in plans if plan.card == "L40S" and plan.split.cards == 1)
+    assert unknown.per_million is None
+    written = 2_000_000 * 500 / 86_400
+    assert unknown.replicas * unknown.ceiling * unknown.sequences >= written
 
 
 def test_without_a_load_a_million_tokens_are_those_of_machines_that_are_never_idle():
@@ -113,9 +144,49 @@ def test_what_was_measured_of_something_else_does_not(of):
     assert alone(asked(paces=(pace(0.5, **of),))).performance.basis == "predicted"
 
 
+def test_what_was_measured_on_one_card_is_not_that_of_ranks_that_share_experts():
+    model = catalogue.model(KNOWN, "glm-4.7-flash")
+    known = pace(0.5, catalogue=model.id, card="H200-SXM", scheme=model.checkpoint)
+    plans = choose(
+        Need(model=model.id, quantization=(model.checkpoint,)), [model], {}, (rented("H200-SXM"),), every=True,
+        paces=(known,),
+    ).plans  # fmt: skip
+    basis = {plan.ep: plan.performance.basis for plan in plans if plan.tp == plan.pp == 1 and plan.performance}
+    assert basis.pop(1) == "measured"
+    assert set(basis.values()) == {"predicted"}
+
+
+def test_where_a_speed_is_asked_an_unknown_one_comes_last():
+    """The A100 is cheaper, and nobody fitted vLLM there."""
+    places = rented("A100-80GB-SXM", price=1.0), rented("H100-SXM")
+    wanted = Need(model="llama-3.1-8b", quantization=("fp8",))
+    cheap, fast = (choose(replace(wanted, speed=speed), [EIGHT], {}, places).plans[0] for speed in (0.0, 10.0))
+    assert (cheap.card, cheap.performance) == ("A100-80GB-SXM", None)
+    assert fast.card == "H100-SXM"
+
+
 def test_files_are_known_by_their_digest():
     assert alone(asked(paces=(pace(0.5),), digest="d" * 64)).performance.basis == "measured"
     assert alone(asked(paces=(pace(0.5),), digest="e" * 64)).performance.basis == "predicted"
+
+
+def test_what_was_measured_of_a_short_load_is_shown_in_proportion():
+    plain = alone(asked())
+    short = pace(0.004, prompt_tokens=24.0, completion_tokens=60.0)
+    plan = alone(asked(paces=(short,)))
+    assert plan.performance.basis == "measured"
+    assert plan.performance.tpot_s.value > 0.004  # prompts of 1,500 tokens take longer
+    assert plan.performance.ttft_s.value > short.performance.ttft_s.value
+    assert f"of which {1 / plain.performance.tpot_s.value:,.3g} tokens/s" in plan.performance.source
+    same = alone(asked(prompt_tokens=24.0, completion_tokens=60.0, paces=(short,)))
+    assert same.performance.tpot_s.value == pytest.approx(0.004)
+
+
+def test_no_band_goes_beyond_what_a_card_can_read():
+    for need in ({}, {"users": 64, "context": 2000}, {"draft_tokens": 3, "acceptance": 0.8}):
+        for plan in asked(rented("H100-SXM"), rented("B200-SXM"), **need).plans:
+            if plan.performance:
+                assert 1 / plan.performance.tpot_s.low <= plan.ceiling * 1.0001
 
 
 def test_measured_at_another_concurrency_is_another_case():

@@ -79,6 +79,14 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
     check(need)
     rules = stricter(situation.rules, need)
     notes: list[str] = []
+    if (whole := need.prompt_tokens + need.completion_tokens) > need.context:
+        share = need.context / whole
+        prompt, completion = need.prompt_tokens * share, need.completion_tokens * share
+        notes.append(
+            f"prompts of {need.prompt_tokens:,.0f} tokens with answers of {need.completion_tokens:,.0f} do not fit "
+            f"into {need.context:,}: speed and cost are of {prompt:,.0f} and {completion:,.0f}"
+        )
+        need = replace(need, prompt_tokens=prompt, completion_tokens=max(1.0, completion))
     models: Sequence[Model] = catalogue.models
     judged_by_name = model is None
     if model is not None:

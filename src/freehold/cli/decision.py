@@ -108,7 +108,7 @@ class Page:
         asked = [need.model, need.task, f"{need.users} at once"]
         asked += [f"{need.context:,} tokens each", f"{need.speed:g} tokens/s each" if need.speed else ""]
         asked += [f"{need.budget:,.0f} {need.currency} a month" if need.budget else ""]
-        found = f"{len(choice.plans)} deployments" if choice.plans else "NOTHING"
+        found = f"{len(choice.plans)} deployment{'s' * (len(choice.plans) > 1)}" if choice.plans else "NOTHING"
         return f"{found} for: {', '.join(filter(None, asked))} ({choice.considered:,} combinations)"
 
     def _row(self, plan: Deployment) -> tuple[str, ...]:
@@ -144,14 +144,22 @@ class Page:
             yield "# started here before: --explain says what it took then, beside what was predicted."
         if any(plan.undated for plan in plans):
             yield "* the price has no date: treat it as old."
-        if any(plan.performance for plan in plans):
-            yield "Tokens/s: of one request, with the band that held four of five such cases; = measured here."
-        if why := {plan.unpredicted: None for plan in plans if plan.unpredicted}:
-            yield f"Tokens/s after <=: at most, what is likely is unknown: {'; '.join(why)}."
-        if not self.need.rate and any(plan.performance is None for plan in plans):
-            yield "A million tokens: unknown where the speed is, without a measured or published rate (--rate)."
+        yield from self._of_speed(plans)
         if any(plan.month is None for plan in plans):
             yield "A month: unknown where nobody said what a machine costs ([machine] hourly_price, [hosts], --offer)."
+
+    def _of_speed(self, plans: Sequence[Deployment]) -> Iterator[str]:
+        """What the figures on speed and the cost of tokens are."""
+        if any(plan.performance for plan in plans):
+            yield "Tokens/s: of one request, with its band (`speed` below says what it rests on); = measured here."
+        if why := {plan.unpredicted: None for plan in plans if plan.unpredicted}:
+            load = " Whether it carries the load is unknown, too." if self.need.requests_a_day else ""
+            yield f"Tokens/s after <=: at most, what is likely is unknown: {'; '.join(why)}.{load}"
+        if self.need.rate:
+            source = self.need.rate_source or "as stated"
+            yield f"A million tokens: at {self.need.rate:g} a second of each replica, {source}, the same for every row."
+        if not self.need.rate and any(plan.performance is None for plan in plans):
+            yield "A million tokens: unknown where the speed is, without a measured or published rate (--rate)."
 
     def _detail(self, plan: Deployment, *, full: bool) -> Iterator[str]:
         """One deployment: what it holds, what it obliges to, how it is started, what was assumed."""

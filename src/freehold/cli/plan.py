@@ -39,6 +39,10 @@ def tokens(_: click.Context, parameter: click.Parameter, value: str | None) -> i
     return int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()]
 
 
+def _lower(_context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.lower() for name in names)
+
+
 @click.command
 @click.argument("model", required=False)
 @click.option("--task", type=click.Choice(["chat", "coding", "vision", "audio"]), help="What it is for.")
@@ -65,7 +69,13 @@ def tokens(_: click.Context, parameter: click.Parameter, value: str | None) -> i
 @click.option("--unscored", type=click.Choice(["refuse", "allow"]), help="Models without a score in such a cohort.")
 @click.option("--pareto", metavar="COHORT", help="Quality against cost: who is best at its price.")
 @click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), help="With --pareto, a plot into this file.")
-@click.option("--quantization", multiple=True, metavar="SCHEME", help="Only these: fp8, int4-awq, gguf-q4_k_m ...")
+@click.option(
+    "--quantization",
+    multiple=True,
+    metavar="SCHEME",
+    callback=_lower,
+    help="Only these: fp8, int4-awq, gguf-q4_k_m ...",
+)
 @click.option("--vllm", metavar="VERSION", help="The vLLM that is sized: 0.26, 0.19 ...")
 @click.option("--kv-dtype", metavar="TYPE", help="Of the KV cache: bf16, fp8, nvfp4.")
 @click.option("--requests", "requests_a_day", type=float, metavar="N", help="A day, for the cost of tokens.")
@@ -180,6 +190,7 @@ def _need(stated: Need, catalogue: Catalogue, model: str | None, flags: dict[str
     from msgspec.structs import replace
 
     from freehold.catalogue import match
+    from freehold.errors import BadRequest
     from freehold.plan.need import Need
 
     size, no_cloud_act = flags.pop("size"), flags.pop("no_cloud_act")
@@ -189,6 +200,8 @@ def _need(stated: Need, catalogue: Catalogue, model: str | None, flags: dict[str
     if no_cloud_act:
         said["jurisdiction_not"] = (*said.get("jurisdiction_not", ()), "US")
     read = _read(Path(model)) if model and os.path.exists(model) else None  # noqa: PTH110  False for any odd name
+    if model and not read and re.match(r"[./~]|.*\.(gguf|safetensors)$", model):
+        raise BadRequest(f"there is no {model}", hint="give a GGUF file, a folder with config.json, or a model's name")
     need = replace(stated, **said, **({"model": "" if read else model} if model else {}))
     one = read or (match(catalogue, need.model).model if need.model else None)
     if one and "context" not in said and stated.context == Need().context:

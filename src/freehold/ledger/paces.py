@@ -107,7 +107,9 @@ def _paces(served: dict[Run, list[Request]]) -> Iterator[Pace]:
         if len(newest) >= LEAST:
             run = newest[0][0]
             yield Pace(
-                **{name: getattr(run, name) for name in Pace.__struct_fields__[:-1]},
+                **{name: getattr(run, name) for name in Pace.__struct_fields__[:-3]},
+                prompt_tokens=median(request.prompt_tokens for _, request, _ in newest),
+                completion_tokens=median(request.completion_tokens for _, request, _ in newest),
                 performance=_performance(concurrency, newest),
             )
 

@@ -97,9 +97,9 @@ def choose(
 
 
 ORDER = (
-    "where a speed is asked, those of which it is known; then models made for the task, then those of the last twelve "
-    "months, then the larger size class (half a doubling of parameters), then the newer, then the finer precision, "
-    "then the dated price, then the least cost; no score is used"
+    "where a speed or a load is stated, those whose speed is known; then models made for the task, then those of the "
+    "last twelve months, then the larger size class (half a doubling of parameters), then the newer, then the finer "
+    "precision, then the dated price, then the least cost; no score is used"
 )
 
 
@@ -111,7 +111,7 @@ def order(plan: Deployment, model: Model, need: Need, newest: str) -> tuple[floa
     size_class = round(2 * log2(model.parameters.total or model.parameters.checkpoint or 1))
     newer = -int(model.released.replace("-", "") or 0)
     finer = ways.tier(plan.scheme, model.checkpoint)
-    unsure = bool(need.speed) and plan.performance is None
+    unsure = plan.performance is None and bool(need.speed or (need.requests_a_day and not need.rate))
     return unsure, not made_for, not recent, -size_class, newer, finer, plan.undated, plan.month or 0.0
 
 

@@ -17,6 +17,7 @@ from freehold.plan.weights import Split
 from freehold.types import Ruling
 
 MOST_CARDS = 256  # of one deployment on rented machines
+LOADED = 256  # sequences of a vLLM that carries a load: more at once write more in all
 INTERRUPTIONS = Interruptions()  # assumed of spot machines
 
 
@@ -103,6 +104,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
     pool_bytes: int
     block_bytes: int
     request_blocks: int
+    at_once: int = 1  # requests in each replica, as users and load are shared out
     ceiling: float | None = None  # tokens a second of one request, at most
     performance: Performance | None = None  # of one replica, while the users are shared out evenly
     unpredicted: str = ""  # why nobody can say how fast it is
@@ -124,10 +126,10 @@ class Deployment(Struct, frozen=True, kw_only=True):
 
 
 def settings(need: Need) -> vllm.Settings:
-    """vLLM as the plan starts it: room for the users, no more."""
-    return vllm.Settings(
-        version=version_of(need.vllm), kv_dtype=need.kv_dtype, sequences=min(1024, max(8, -(-need.users // 8) * 8))
-    )
+    """vLLM as the plan starts it: room for the users and for a load, no more."""
+    least = LOADED if need.requests_a_day else 8
+    sequences = min(1024, max(least, -(-need.users // 8) * 8))
+    return vllm.Settings(version=version_of(need.vllm), kv_dtype=need.kv_dtype, sequences=sequences)
 
 
 def hours_a_month(need: Need) -> float:
@@ -139,10 +141,12 @@ def busy_replicas(need: Need, rate: float | None) -> int:
 
     1 where no load was stated, or nobody knows the rate.
     """
-    if not rate or not need.requests_a_day:
-        return 1
-    written = need.requests_a_day * need.completion_tokens / (need.hours_a_day * 3600)
-    return max(1, ceil(written / rate / FILL))
+    return max(1, ceil(written_per_s(need) / rate / FILL)) if rate else 1
+
+
+def written_per_s(need: Need) -> float:
+    """Tokens of the load, over the hours in which it comes; 0 where none was stated."""
+    return (need.requests_a_day or 0.0) * need.completion_tokens / (need.hours_a_day * 3600)
 
 
 def per_million(need: Need, month: float, replicas: int, rate: float | None) -> float | None:

@@ -63,7 +63,7 @@ def assumptions(plan: Deployment, place: Place, need: Need) -> tuple[str, ...]:
 
 def _load(plan: Deployment, need: Need) -> str:
     """What the speed is of."""
-    asked = traffic_of(need, -(-plan.users // plan.replicas))
+    asked = traffic_of(need, plan.at_once)
     hit = f"{asked.prefix_hit:.0%} of each cached" if asked.prefix_hit else "none of it cached"
     guesses = f"{asked.draft_tokens} guesses a step, {asked.acceptance:.0%} accepted, their making not counted"
     return (

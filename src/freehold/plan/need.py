@@ -79,6 +79,11 @@ def check(need: Need) -> Need:
             f"min_size {need.min_size:g} and max_size {need.max_size:g} contradict each other",
             hint=f"lower min_size to {need.max_size:g}, or raise max_size to {need.min_size:g}",
         )
+    if bool(need.draft_tokens) != bool(need.acceptance):
+        raise BadRequest(
+            "draft_tokens says how many are guessed a step, acceptance how many of them are right: one is missing",
+            hint="give both, for example --draft-tokens 3 --acceptance 0.7 as measured, or neither",
+        )
     version_of(need.vllm)
     for name, asked, known in (("quantization", need.quantization, SCHEMES), ("kv_dtype", (need.kv_dtype,), kv.BYTES)):
         if wrong := [each for each in asked if each not in known]:

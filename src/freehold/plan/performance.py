@@ -78,6 +78,8 @@ class Pace(Struct, frozen=True, kw_only=True):
     tp: int
     pp: int
     host: str
+    prompt_tokens: float  # in the middle
+    completion_tokens: float
     performance: Performance
 
 
@@ -91,15 +93,13 @@ def alike(known: Any, plan: Any, digest: str) -> bool:
     return (known_as, known.scheme, known.engine, known.card, known.tp, known.pp) == where
 
 
-def find_pace(those: Iterable[Pace], plan: Any, digest: str, concurrency: int) -> Performance | None:
+def find_pace(those: Iterable[Pace], plan: Any, digest: str, concurrency: int) -> Pace | None:
     """What was measured of this deployment while so many were answered at once, within a factor of 1.4; else None.
 
     Of several the newest.
     """
     at = level(concurrency)
-    return next(
-        (each.performance for each in those if each.performance.concurrency == at and alike(each, plan, digest)), None
-    )
+    return next((each for each in those if each.performance.concurrency == at and alike(each, plan, digest)), None)
 
 
 def level(concurrency: float) -> int:

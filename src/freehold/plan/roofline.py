@@ -22,6 +22,7 @@ _GENERATIONS = (  # least compute capability, the newest first
     *((12.0, "Blackwell RTX"), (10.0, "Blackwell"), (9.0, "Hopper"), (8.9, "Ada"), (8.0, "Ampere")),
 )
 HIDDEN = 0.3  # of the shorter of reading and computing, what the longer one does not hide
+IN_A_MACHINE = 8  # cards
 PCIE_GB_S = 25.0  # what cards without a link of their own reach through the host, assumed
 
 
@@ -64,16 +65,18 @@ class Fitted(Struct, frozen=True, kw_only=True):
         return self.bands.get((known, experts)) or max(self.bands.values(), key=lambda each: each.tpot_error_pct)
 
     def strange(self, work: Work, card: Card) -> tuple[str, ...]:
-        """What of it no fitted row has: a kind of attention, or several cards that PCIe joins."""
+        """What of it no fitted row has: a kind of attention, cards that PCIe joins, or several machines."""
         kinds = sorted({group.kind for group in work.model.attention} - self.attention)
         apart = ["cards joined by PCIe alone"] if work.together > 1 and not card.link_gb_s else []
-        return (*(f"attention of the kind {kind}" for kind in kinds), *apart)
+        far = ["several machines"] if work.split.cards > IN_A_MACHINE else []
+        return (*(f"attention of the kind {kind}" for kind in kinds), *apart, *far)
 
     def about(self, model: Model, strange: tuple[str, ...]) -> str:
         """What a figure rests on, in words."""
         bands, which = self.bands_of(model), "is" if model.id in self.models else "is not"
         return (
-            f"roofline fitted on {self.rows:,} rows of {self.engine} on {' and '.join(self.generations)} cards, "
+            f"roofline fitted on {self.rows:,} rows of {self.engine} {', '.join(self.versions)} on "
+            f"{' and '.join(self.generations)} cards, "
             f"{self.date}; this model {which} among them: the time of a token was {bands.tpot_error_pct:.0f} % off on "
             "average, where it was not fitted"
         ) + (f"; never fitted: {', '.join(strange)}, so the band is wider" if strange else "")
@@ -88,6 +91,7 @@ class Work(NamedTuple):
     expert_bytes: float  # of all experts
     touched: float  # share of the experts that one token chooses
     flops: tuple[tuple[str, float], ...]  # of one token of this rank, by the precision of the weights
+    head: tuple[str, float]  # of these, what a prompt needs for its last token only
     kv_dtype: str
 
     @property
@@ -99,6 +103,10 @@ class Work(NamedTuple):
     def together(self) -> int:
         """Ranks that send each other what they computed."""
         return max(self.split.tp, self.split.ep)
+
+    def touched_by(self, tokens: float) -> float:
+        """Share of the experts that so many tokens choose, each by itself."""
+        return 1 - (1 - self.touched) ** tokens
 
 
 def generation_of(card: Card) -> str:
@@ -114,7 +122,8 @@ def work(model: Model, counts: Counts, scheme: str, split: Split, kv_dtype: str 
         (on_rank(part, tp), rate) for part, rate in zip(counts.attention, attention_rates(model, s), strict=True)
     ]
     matrices.append(((counts.dense.matrices + counts.shared.matrices) / tp, s.dense))
-    matrices.append(((counts.head or counts.embedding) / tp, s.head))
+    head = (counts.head or counts.embedding) / tp
+    matrices.append((head, s.head))
     flops: dict[str, float] = {}
     for size, rate in matrices:
         flops[computed_in(rate, scheme)] = flops.get(computed_in(rate, scheme), 0.0) + 2 * size
@@ -132,6 +141,7 @@ def work(model: Model, counts: Counts, scheme: str, split: Split, kv_dtype: str 
         expert_bytes=held * s.experts,
         touched=touched,
         flops=tuple((kind, count) for kind, count in flops.items() if count),
+        head=(computed_in(s.head, scheme), 2 * head),
         kv_dtype=kv_dtype,
     )
 
@@ -177,10 +187,11 @@ def look(work: Work, context: float) -> Look:
     return Look(read, flops / work.alone)
 
 
-def prompt_flops(work: Work, tokens: float) -> float:
-    """Of attention in a whole prompt, on one rank: each token looks back at half of it on average."""
+def prompt_flops(work: Work, tokens: float, prompt: float) -> float:
+    """Of attention of the last `tokens` of a whole prompt, on one rank: each looks back at all before it."""
     groups = (group for group in work.model.attention if group.kind not in LINEAR)
-    return sum(g.layers * 2 * g.heads * _width(g) * _seen(g, tokens / 2) for g in groups) * tokens / work.alone
+    back = max(0.0, prompt - tokens) + tokens / 2  # on average
+    return sum(g.layers * 2 * g.heads * _width(g) * _seen(g, back) for g in groups) * tokens / work.alone
 
 
 def _seen(group: Attention, context: float) -> float:
@@ -221,36 +232,44 @@ class Machine:
             raise Unknown(f"nobody said how fast {card.id} reads and computes")
         self.fit, self.work = fit, work
         self.bandwidth = card.bandwidth_gb_s * 1e9
-        self._link = (card.link_gb_s or PCIE_GB_S) * 1e9 * fit.link
-        self._attention = card.bf16_tflops * 1e12 * fit.attention
+        self.link = (card.link_gb_s or PCIE_GB_S) * 1e9 * fit.link
+        self.attention = card.bf16_tflops * 1e12 * fit.attention
         self.token_s = sum(flops / _reached(card, kind, fit) for kind, flops in work.flops)
+        kind, flops = work.head
+        self.prompt_token_s = (
+            self.token_s - flops / _reached(card, kind, fit)
+        ) / fit.prefill  # of each token of a prompt
         layers, experts = work.model.layers, work.model.moe.layers if work.model.moe else 0
         hops = 2 * layers * fit.hop_us if work.together > 1 else 0.0
-        self._waits_s = (layers * fit.layer_us + experts * fit.expert_us + hops + fit.step_us) / 1e6
+        self.waits_s = (layers * fit.layer_us + experts * fit.expert_us + hops + fit.step_us) / 1e6
         ranks = work.together
-        self.send_s = layers * 4 * (ranks - 1) / ranks * work.model.hidden_size * 2 / self._link
+        self.send_s = layers * 4 * (ranks - 1) / ranks * work.model.hidden_size * 2 / self.link
 
     def decode(self, look: Look, requests: float, tokens: int = 1) -> Step:
-        """A step with `tokens` of each of the `requests` that a rank has of its own.
+        """A step with `tokens` of each of the `requests`, which ranks with requests of their own share evenly.
 
         More than one are guesses that are checked; what it takes to make them is not counted.
         """
-        work, fit = self.work, self.fit
-        everyone = requests * work.split.ep
-        read = work.weight_bytes + work.expert_bytes * (1 - (1 - work.touched) ** (everyone * tokens))
+        work, fit, own = self.work, self.fit, max(1.0, requests / self.work.split.ep)
+        read = work.weight_bytes + work.expert_bytes * work.touched_by(requests * tokens)
         return Step(
             reading=read / (self.bandwidth * fit.memory),
-            computing=self.token_s * requests * tokens / fit.compute,
-            cache=requests * look.cache_bytes / (self.bandwidth * fit.cache),
-            looking=requests * tokens * look.flops / self._attention,
-            sending=self.send_s * requests * tokens,
-            waiting=self._waits_s + everyone * work.model.layers * fit.sequence_ns / 1e9,
+            computing=self.token_s * own * tokens / fit.compute,
+            cache=own * look.cache_bytes / (self.bandwidth * fit.cache),
+            looking=own * tokens * look.flops / self.attention,
+            sending=self.send_s * own * tokens,
+            waiting=self.waits_s + requests * work.model.layers * fit.sequence_ns / 1e9,
         )
 
-    def prefill(self, tokens: float) -> float:
-        """Seconds to compute a prompt of so many tokens, beside the steps it goes along with."""
-        looking = prompt_flops(self.work, tokens) / self._attention
-        return tokens * (self.token_s / self.fit.prefill + self.send_s) + looking
+    @property
+    def least_s(self) -> float:
+        """Seconds of a step that writes for one request, if it only read weights at full bandwidth."""
+        return (self.work.weight_bytes + self.work.expert_bytes * self.work.touched) / self.bandwidth
+
+    def prefill(self, tokens: float, prompt: float) -> float:
+        """Seconds to compute the last `tokens` of a prompt, beside the steps they go along with."""
+        looking = prompt_flops(self.work, tokens, prompt) / self.attention
+        return tokens * (self.prompt_token_s + self.send_s) + looking
 
 
 def _reached(card: Card, kind: str, fit: Constants) -> float:

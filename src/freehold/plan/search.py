@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import ceil, floor
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from typing import Any, NamedTuple
 
 from msgspec.structs import asdict
 
 from freehold.facts import Card, Model
 from freehold.plan import llamacpp, vllm
-from freehold.plan.deployment import Deployment, Place, busy_replicas, per_million, settings
+from freehold.plan.deployment import Deployment, Place, per_million, settings
 from freehold.plan.kv import LINEAR
+from freehold.plan.misses import Misses
 from freehold.plan.need import Need
 from freehold.plan.performance import Performance
 from freehold.plan.speed import active_bytes, decode_ceiling, mixed_ceiling, token_bytes
-from freehold.plan.speeds import Setup, Speeds
+from freehold.plan.speeds import Carried, Setup, Speeds, traffic_of
 from freehold.plan.units import size
 from freehold.plan.weights import SCHEMES, Scheme, Split, held_bytes
 from freehold.types import Refusal, Ruling
@@ -50,6 +51,20 @@ class Way(NamedTuple):
     token_bytes: float  # read for one token
 
 
+class Replica(NamedTuple):
+    """One of a way at a place, that fits."""
+
+    way: Way
+    place: Place
+    gpu_layers: int  # llama.cpp; -1: vLLM
+    slots: int  # requests of average length at once
+    ceiling: float | None  # tokens a second of one of them, at most
+
+    @property
+    def setup(self) -> Setup:
+        return Setup(self.way.scheme, self.way.split, self.place, self.gpu_layers)
+
+
 class Found(NamedTuple):
     """What the inner loop keeps."""
 
@@ -59,7 +74,8 @@ class Found(NamedTuple):
     hour: float | None
     month: float
     gpu_layers: int  # llama.cpp; -1: vLLM
-    unsure: bool = False  # a speed is asked, and nobody can say what it is
+    at_once: int  # requests in each replica, as users and load are shared out
+    unsure: bool  # a speed or a load is asked for, and nobody can say how fast it is
 
     @property
     def rank(self) -> tuple[bool, int, bool, float, int, int, int]:
@@ -109,55 +125,6 @@ def largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
     return low + bisect_left(range(low + 1, high + 1), x=True, key=lambda n: not fits(n))
 
 
-class Misses:
-    """What came nearest, for a model that is refused."""
-
-    def __init__(self) -> None:
-        self.short: tuple[int, str] | None = None  # bytes that lacked, and where
-        self.fastest: float | None = None  # of those that cannot be fast enough
-        self.likely: float | None = None  # of those that could be, and are not
-        self.cheapest: float | None = None  # of those too dear
-        self.unpriced = False  # under a budget, a place of which nobody said what it costs
-        self.unrated = ""  # under a speed floor, a card of which nobody said how fast its memory is
-        self.most = 0  # requests, where there were too few cards
-        self.room: tuple[int, int] | None = None  # replicas that there is room for, and that the load keeps busy
-
-    def lacks(self, lack: int, where: str) -> None:
-        if self.short is None or lack < self.short[0]:
-            self.short = lack, where
-
-    def slow(self, ceiling: float | None, least: float, card: Card | None) -> bool:
-        """Whether it cannot be fast enough, or nobody knows."""
-        if least and ceiling is None and card is not None:
-            self.unrated = card.id
-        elif ceiling is not None and ceiling < least:
-            self.fastest = max(self.fastest or 0.0, ceiling)
-        else:
-            return False
-        return True
-
-    def reasons(self, need: Need) -> Iterator[str]:
-        """The nearest to letting it in first: cost, speed, users, load, memory."""
-        if self.cheapest is not None:
-            yield f"budget: the cheapest that fits costs {ceil(self.cheapest):,} {need.currency} a month"
-        if self.unpriced:
-            yield "budget: nobody said what the machines cost"
-        if self.likely is not None:
-            likely = floor(self.likely * 10) / 10
-            yield f"speed: about {likely:,.1f} tokens a second of one request are likely, {need.speed:g} are asked"
-        elif self.fastest is not None:
-            fastest = floor(self.fastest * 10) / 10
-            yield f"speed: at most {fastest:,.1f} tokens a second of one request, {need.speed:g} are asked"
-        if self.unrated:
-            yield f"speed: nobody said how fast the memory of {self.unrated} is"
-        if self.most:
-            yield f"users: {need.users:,} at once are asked, the cards hold {self.most:,} of {need.context:,} tokens"
-        if self.room:
-            yield f"load: it keeps {self.room[1]:,} replicas busy, there are cards for {self.room[0]:,}"
-        if self.short:
-            yield f"memory: {self.short[1]} lacks {size(self.short[0])} for requests of {need.context:,} tokens"
-
-
 class Search:
     """The deployments found for one model, and the nearest misses."""
 
@@ -186,7 +153,8 @@ class Search:
         joined = max(tp, min(ep, TENSOR[-1]))  # by the links of one machine
         held = held_bytes(self.counts, way.scheme, model, way.split)
         layout = vllm.layout(model.attention, asked, way.split)
-        fixed: dict[tuple[bool, bool, str], tuple[int, int]] = {}
+        fixed: dict[tuple[bool, bool, str], tuple[int, int, int]] = {}
+        mean = traffic_of(self.need, 1)
         for spot in places:
             place, card = spot.place, spot.card
             self.considered += 1
@@ -194,46 +162,41 @@ class Search:
                 continue
             if spot.kind not in fixed:
                 taken = vllm.rank(model, held, way.scheme, card, asked, split=way.split).taken_bytes
-                fixed[spot.kind] = taken, layout.blocks_per_request(self.need.context, asked.step_tokens(card))
-            taken, blocks = fixed[spot.kind]
-            requests = (spot.usable - taken) // layout.block_bytes // blocks * ep
-            if requests >= 1:
-                requests = min(requests, asked.at_once(card) * ep)
-                self._keep(way, place, requests, decode_ceiling(way.token_bytes, card, tp))
+                lengths = self.need.context, ceil(mean.prompt_tokens + mean.completion_tokens)
+                whole, part = (layout.blocks_per_request(tokens, asked.step_tokens(card)) for tokens in lengths)
+                fixed[spot.kind] = taken, whole, part
+            taken, blocks, fewer = fixed[spot.kind]
+            pool = (spot.usable - taken) // layout.block_bytes
+            if pool >= blocks:
+                requests, slots = (min(pool // each, asked.at_once(card)) * ep for each in (blocks, fewer))
+                ceiling = decode_ceiling(way.token_bytes, card, tp)
+                self._keep(way, place, requests, slots, ceiling and ceiling * mean.tokens_a_step)
             else:
                 lack = taken + blocks * layout.block_bytes - spot.usable
                 self.misses.lacks(lack, f"{SCHEMES[way.scheme].name} on {cards} x {card.id}")
 
-    def _keep(self, way: Way, place: Place, requests: int, ceiling: float | None) -> None:
+    def _keep(self, way: Way, place: Place, requests: int, slots: int, ceiling: float | None) -> None:
         if self.misses.slow(ceiling, self.need.speed, place.card):
             return
         replicas, room = -(-self.need.users // requests), place.replicas(way.cards)
         if replicas > room:
             self.misses.most = max(self.misses.most, room * requests)
         else:
-            self._pace(way, place, replicas, room, gpu_layers=-1)
+            self._carry(Replica(way, place, -1, slots, ceiling), replicas, room)
 
-    def _pace(self, way: Way, place: Place, replicas: int, room: int, gpu_layers: int) -> None:
+    def _carry(self, replica: Replica, replicas: int, room: int) -> None:
         """Whether it is fast enough for each request, and for the load: with as many replicas as that keeps busy."""
-        need, busy, unsure = self.need, 1, False
-        if need.speed or need.requests_a_day:
-            found = self._speed(way, place, replicas, gpu_layers)
-            unsure = need.speed > 0 and found is None
-            if need.speed and found and 1 / found.tpot_s.value < need.speed:
-                self.misses.likely = max(self.misses.likely or 0.0, 1 / found.tpot_s.value)
-                return
-            busy = busy_replicas(need, need.rate or (found.tokens_per_s.value if found else None))
-        if busy > room:
-            self.misses.room = max(self.misses.room or (0, 0), (room, busy))
+        need = self.need
+        carried = self.speeds.carry(replica.setup, -(-need.users // replicas), replica.slots, replica.ceiling)
+        if carried.each is not None and carried.each < need.speed:
+            self.misses.likely = max(self.misses.likely or 0.0, carried.each)
+        elif carried.busy > room:
+            self.misses.room = max(self.misses.room or (0, 0), (room, carried.busy))
         else:
-            self._afford(way, place, max(replicas, busy), gpu_layers, unsure=unsure)
+            self._afford(replica, max(replicas, carried.busy), carried)
 
-    def _speed(self, way: Way, place: Place, replicas: int, gpu_layers: int) -> Performance | None:
-        found = self.speeds.of(Setup(way.scheme, way.split, place, gpu_layers), -(-self.need.users // replicas))
-        return found if isinstance(found, Performance) else None
-
-    def _afford(self, way: Way, place: Place, replicas: int, gpu_layers: int, *, unsure: bool) -> None:
-        budget = self.need.budget
+    def _afford(self, replica: Replica, replicas: int, carried: Carried) -> None:
+        budget, (way, place, gpu_layers, *_) = self.need.budget, replica
         hour = place.hour(way.cards if gpu_layers else 1, replicas)
         month = hour * place.paid_hours(self.need) if hour is not None else 0.0
         if budget is not None and (hour is None or month > budget):
@@ -242,7 +205,7 @@ class Search:
             else:
                 self.misses.cheapest = min(self.misses.cheapest or month, month)
             return
-        self.found.append(Found(way, place, replicas, hour, month, gpu_layers, unsure))
+        self.found.append(Found(way, place, replicas, hour, month, gpu_layers, carried.at_once, carried.unsure))
 
     def llamacpp(self, place: Place) -> None:
         """llama.cpp in the memory of a machine, with as many layers on its cards as they hold."""
@@ -260,7 +223,7 @@ class Search:
             ceiling = mixed_ceiling(way.token_bytes, fit.gpu_layers / model.layers, place.card, place.ram_gb_s)
             if self.misses.slow(ceiling, need.speed, place.card):
                 continue
-            self._pace(way, place, 1, 1, gpu_layers=fit.gpu_layers)
+            self._carry(Replica(way, place, fit.gpu_layers, need.users, ceiling), 1, 1)
 
     def refusal(self) -> Refusal:
         """Why there is no deployment, the nearest reason first."""
@@ -272,8 +235,7 @@ class Search:
         """The whole of what the inner loop kept in short."""
         need, place, way = self.need, found.place, found.way
         priced = found.hour is not None
-        setup = Setup(way.scheme, way.split, place, found.gpu_layers)
-        speed = self.speeds.of(setup, -(-need.users // found.replicas))
+        speed = self.speeds.of(Setup(way.scheme, way.split, place, found.gpu_layers), found.at_once)
         rate = need.rate or (speed.tokens_per_s.value if isinstance(speed, Performance) else None)
         common: dict[str, Any] = {
             "model": self.model.id,
@@ -316,7 +278,9 @@ class Search:
             pool_bytes=rank.pool_bytes,
             block_bytes=layout.block_bytes,
             request_blocks=blocks,
-            ceiling=decode_ceiling(way.token_bytes, card, way.split.tp),
+            ceiling=(most := decode_ceiling(way.token_bytes, card, way.split.tp))
+            and most * traffic_of(need, 1).tokens_a_step,
+            at_once=found.at_once,
         )
 
     def _llamacpp(self, found: Found, common: dict[str, Any]) -> Deployment:
@@ -345,6 +309,7 @@ class Search:
             block_bytes=llamacpp.kv_buffers(model.attention, need.context),
             request_blocks=1,
             ceiling=mixed_ceiling(way.token_bytes, found.gpu_layers / model.layers, place.card, place.ram_gb_s),
+            at_once=found.at_once,
         )
 
     def _asked(self, schemes: Sequence[str]) -> list[str]:

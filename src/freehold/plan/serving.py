@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from freehold.errors import Unknown
 from freehold.facts import Card
 from freehold.plan.fitted import FITTED
 from freehold.plan.performance import STRANGE, Performance, Unpredicted
-from freehold.plan.roofline import Look, Machine, Step, Work, generation_of, look
+from freehold.plan.roofline import Machine, Step, Work, generation_of, look
 
 
 class Traffic(Struct, frozen=True, kw_only=True):
@@ -33,6 +34,16 @@ class Traffic(Struct, frozen=True, kw_only=True):
         """1 + a + a^2 + ... + a^k of k guesses: Leviathan et al. 2023, equation 1."""
         return sum(self.acceptance**n for n in range(self.draft_tokens + 1))
 
+    @property
+    def steps(self) -> float:
+        """Of an answer."""
+        return max(1.0, self.completion_tokens / self.tokens_a_step)
+
+    @property
+    def computed_tokens(self) -> float:
+        """Of a prompt: the last is computed even where the whole is cached."""
+        return max(1.0, self.prompt_tokens * (1 - self.prefix_hit))
+
 
 class Timing(NamedTuple):
     """Of requests in a loop, in seconds: what is seen of it, and what it is made of."""
@@ -42,59 +53,52 @@ class Timing(NamedTuple):
     tokens_per_s: float  # of all requests together
     step: Step
     prompt_s: float  # to compute one prompt
-    running: float  # requests of one rank
-    at_once: float  # of them, that write at the same moment on one card: the others' prompts are computed
+    others_s: float  # to compute those of the others on the same rank
+    waits: float  # share of these that a new request waits for
+    running: float  # requests, on all ranks
+    on_rank: float  # of them, on each
+    at_once: float  # of them, that write at the same moment: the others' prompts are computed
     written_s: float  # for a whole answer after its first token
+    cycle_s: float  # from one request to the next
 
 
 def loop(machine: Machine, first: tuple[float, float], traffic: Traffic, slots: float) -> Timing:
     """As many requests as `concurrency`, each followed by the next, of which `slots` run and the others wait.
 
-    While a request writes, the prompts of others are computed in between: as many as there are others, less those that
-    fall into its own wait for the first token. How long that takes decides how many write at the same time.
+    From one request to the next the prompt of every other on its rank is computed once. They come evenly, so all that
+    it does takes longer by the same factor, and how many write at the same time is as if it were alone.
     """
     split = machine.work.split
-    running = max(1.0, min(traffic.concurrency, slots) / split.ep)
-    prompt = machine.prefill(max(1.0, traffic.prompt_tokens * (1 - traffic.prefix_hit)))
-    seen, written = look(machine.work, traffic.context), _Written(running, running)
+    running = max(1.0, min(traffic.concurrency, slots))
+    on_rank = max(1.0, running / split.ep)
+    prompt = machine.prefill(traffic.computed_tokens, traffic.prompt_tokens)
+    seen, at_once, step, alone, cycle = look(machine.work, traffic.context), running, Step(0, 0, 0, 0, 0, 0), 1.0, 1.0
     for _ in range(3):
-        written = _write(machine, seen, traffic, prompt, written)
-    step, cycle = written.step, written.seconds + prompt + written.step.seconds
+        at_once = max(1.0, running * alone / cycle / split.pp)  # a pipeline works on as many parts at the same time
+        step = machine.decode(seen, at_once, 1 + traffic.draft_tokens)
+        alone = traffic.steps * step.seconds
+        cycle = alone + step.seconds + prompt
+    others = (on_rank - 1) * prompt / split.pp
     first_ms, queue = first
-    ttft = first_ms / 1e3 + step.seconds + prompt * (1 + queue * (running - 1))
+    waits = max(queue, (1 - alone / cycle) / split.pp)  # for those that fall into its own wait, at least
+    ttft = first_ms / 1e3 + step.seconds + prompt * (1 + waits * (on_rank - 1))
+    written, cycle = alone * (1 + others / cycle), cycle + others
     if traffic.concurrency > slots:  # the others wait until one of those running is done
-        ttft += (traffic.concurrency / slots - 1) * (written.seconds + prompt)
+        ttft += (traffic.concurrency / slots - 1) * cycle
     return Timing(
         ttft_s=ttft,
-        tpot_s=written.seconds / traffic.completion_tokens,
-        tokens_per_s=running * split.ep * traffic.completion_tokens / cycle,
+        tpot_s=written / traffic.completion_tokens,
+        tokens_per_s=running * traffic.completion_tokens / cycle,
         step=step,
         prompt_s=prompt,
+        others_s=others,
+        waits=waits,
         running=running,
-        at_once=written.at_once,
-        written_s=written.seconds,
+        on_rank=on_rank,
+        at_once=at_once,
+        written_s=written,
+        cycle_s=cycle,
     )
-
-
-class _Written(NamedTuple):
-    """An answer under way: of `running` requests so many write at the same moment."""
-
-    running: float
-    writing: float
-    at_once: float = 1.0  # on one card
-    step: Step = Step(0, 0, 0, 0, 0, 0)
-    seconds: float = 0.0
-
-
-def _write(machine: Machine, seen: Look, traffic: Traffic, prompt: float, last: _Written) -> _Written:
-    """What it takes with as many writing at the same moment as last time, and how many those are then."""
-    pp, running = machine.work.split.pp, last.running
-    at_once = max(1.0, last.writing / pp)  # a pipeline works on as many parts at the same time
-    step = machine.decode(seen, at_once, 1 + traffic.draft_tokens)
-    alone = written = max(1.0, traffic.completion_tokens / traffic.tokens_a_step) * step.seconds
-    for _ in range(4):
-        written = alone + (running - 1) * prompt / pp * written / (written + prompt + step.seconds)
-    return _Written(running, running * written / (written + prompt + step.seconds), at_once, step, written)
 
 
 def predict(
@@ -115,11 +119,13 @@ def predict(
     bands = fitted.bands_of(work.model)
     strange = fitted.strange(work, card)
     wider = STRANGE if strange else 1.0
+    tpot, rate = bands.tpot.around(timing.tpot_s, wider), bands.tokens_per_s.around(timing.tokens_per_s, wider)
+    least = machine.least_s / traffic.tokens_a_step  # no band goes beyond what cards can
     return Performance(
         concurrency=round(traffic.concurrency),
         ttft_s=bands.ttft.around(timing.ttft_s, wider),
-        tpot_s=bands.tpot.around(timing.tpot_s, wider),
-        tokens_per_s=bands.tokens_per_s.around(timing.tokens_per_s, wider),
+        tpot_s=replace(tpot, low=max(tpot.low, least)),
+        tokens_per_s=replace(rate, high=min(rate.high, timing.running / least)),
         basis="predicted",
         source=fitted.about(work.model, strange),
     )
