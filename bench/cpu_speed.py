@@ -243,7 +243,7 @@ class Models:
         work = cpu_speed.Work(
             requests=row["requests"], prompt_tokens=row["tokens"], context_tokens=row["tokens"], threads=row["threads"]
         )
-        return engine.prompt_s(work) * 1e3, engine.step_s(work) * 1e3
+        return engine.prompt_s(work) * 1e3, engine.step(work).seconds * 1e3
 
     def _read(self, model: str) -> tuple:
         name, _, mixture = model.partition("-")

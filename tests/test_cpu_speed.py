@@ -60,11 +60,11 @@ def asked(model: Model = DENSE, scheme: str = "gguf-q8_0", memory: Memory | None
 def test_more_work_takes_longer(scheme, requests, context, more, model):
     of = engine(model, scheme)
     work = replace(WORK, requests=requests, context_tokens=context, prompt_tokens=context + 1)
-    step_s = of.step_s(work)
-    assert 0 < step_s < of.step_s(replace(work, context_tokens=context + more))
+    step_s = of.step(work).seconds
+    assert 0 < step_s < of.step(replace(work, context_tokens=context + more)).seconds
     assert of.prompt_s(work) < of.prompt_s(replace(work, prompt_tokens=context + 1 + more))
     slower = replace(MEMORY, one_gb_s=3.5, all_gb_s=4.5)
-    assert step_s < engine(model, scheme, slower).step_s(work)
+    assert step_s < engine(model, scheme, slower).step(work).seconds
 
 
 @given(kind=st.sampled_from(sorted(cpu_fitted.VALUE_PS)), tokens=st.floats(1, 2000))
@@ -78,7 +78,7 @@ def test_between_what_was_timed_times_lie_between(kind, tokens):
 def test_a_table_of_words_is_not_read_whole():
     """Only the head is; a vocabulary that is only read from costs one row a token."""
     wide = replace(DENSE, vocab_size=256_000, output_vocab_size=32_000)
-    more_s = engine(wide).step_s(WORK) - engine().step_s(WORK)
+    more_s = engine(wide).step(WORK).seconds - engine().step(WORK).seconds
     assert more_s == pytest.approx((256_000 - 32_000) * cpu_fitted.CHOICE_NS * 1e-9)
 
 
@@ -92,7 +92,7 @@ def test_of_experts_as_many_are_read_as_tokens_pick(tokens):
 
 
 def test_two_threads_are_faster_than_one_and_not_twice_as_fast():
-    one, two = (engine().step_s(replace(WORK, threads=threads)) for threads in (1, 2))
+    one, two = (engine().step(replace(WORK, threads=threads)).seconds for threads in (1, 2))
     assert one / 2 < two < one
 
 
@@ -103,7 +103,7 @@ def test_files_are_as_large_as_they_are():
     whole = plain._filed
     large = Engine(replace(DENSE, file_bytes=2_000_000_000), *plain[1:])
     assert whole == 1.0
-    assert large.step_s(WORK) / plain.step_s(WORK) == pytest.approx(large._filed, rel=0.02)
+    assert large.step(WORK).seconds / plain.step(WORK).seconds == pytest.approx(large._filed, rel=0.02)
 
 
 # -- what is said ----------------------------------------------------------------------------------------------------

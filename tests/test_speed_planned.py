@@ -227,6 +227,9 @@ def test_this_machine_is_predicted_once_its_memory_was_measured():
     (plan,) = choose(wanted, [EIGHT], {}, (replace(place, memory=HERE),)).plans
     assert plan.performance.basis == "predicted"
     assert 1 / plan.performance.tpot_s.value < plan.ceiling * 1.05
+    lines = [line for line in explain(plan, EIGHT, replace(place, memory=HERE), wanted) if " = " in line]
+    recomputes(lines)
+    assert any(line.startswith("a step on the CPU: ") for line in lines)
     desktop = replace(place, memory=HERE, card=found("RTX-4090"))
     (mixed,) = choose(replace(wanted, quantization=("gguf-q8_0",)), [EIGHT], {}, (desktop,)).plans
     assert mixed.unpredicted == "llama.cpp on cards was never fitted"

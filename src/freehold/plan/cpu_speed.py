@@ -84,6 +84,21 @@ class Work(Struct, frozen=True, kw_only=True):
     threads: int
 
 
+class Step(NamedTuple):
+    """Seconds of one step, by what they go into. Loading and computing overlap for the most part."""
+
+    loaded: float
+    computed: float
+    waited: float = 0.0  # for rows of a matrix to come from memory
+    attention: float = 0.0
+    overhead: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        longer, shorter = max(self.loaded, self.computed), min(self.loaded, self.computed)
+        return longer + cpu_fitted.SERIAL * shorter + self.waited + self.attention + self.overhead
+
+
 class Engine(NamedTuple):
     """One model, at one precision, on one machine."""
 
@@ -92,8 +107,8 @@ class Engine(NamedTuple):
     scheme: str
     memory: Memory
 
-    def step_s(self, work: Work) -> float:
-        """Seconds of a step that writes one token for each request."""
+    def step(self, work: Work) -> Step:
+        """That writes one token for each request."""
         reads, cores = list(self._reads(work.requests, work.requests)), _cores(work.threads)
         groups, tokens = self.model.attention, work.context_tokens
         attention = sum(_products(group, tokens) for group in groups) * cpu_fitted.ATTENTION_PS * 1e-12
@@ -104,14 +119,16 @@ class Engine(NamedTuple):
         if work.requests > 1:
             attention += far * cpu_fitted.TURN_NS * 1e-9
         overhead = self._overhead_s(work.requests, work.threads)
-        return self._matrices_s(reads, work.threads) + attention * work.requests / cores + overhead
+        return self._matrices(reads, work.threads)._replace(
+            attention=attention * work.requests / cores, overhead=overhead
+        )
 
     def prompt_s(self, work: Work) -> float:
         """Seconds for the first token of a prompt alone: as many steps as it has batches."""
         total, steps = 0.0, ceil(work.prompt_tokens / UBATCH)
         each = work.prompt_tokens / steps
         for _ in range(steps):
-            total += self._matrices_s(list(self._reads(each, 1)), work.threads)
+            total += self._matrices(list(self._reads(each, 1)), work.threads).seconds
         half = sum(_products(group, work.prompt_tokens / 2) for group in self.model.attention)
         attention = half * work.prompt_tokens * cpu_fitted.PROMPT_ATTENTION_PS * 1e-12 / _cores(work.threads)
         overhead = self._overhead_s(1, work.threads) * steps
@@ -136,8 +153,8 @@ class Engine(NamedTuple):
             yield Read(base, touched * 5 / 6, each, 0)
             yield Read(better, touched / 6, each, 0)
 
-    def _matrices_s(self, reads: list[Read], threads: int) -> float:
-        """Seconds to load every weight once and to compute with it for each token."""
+    def _matrices(self, reads: list[Read], threads: int) -> Step:
+        """Every weight is loaded once and computed with for each token."""
         memory, cores = self.memory, _cores(threads)
         computed = sum(read.computed_s for read in reads) / cores
         if self._cached(self._touched_bytes(reads)):
@@ -145,7 +162,7 @@ class Engine(NamedTuple):
         else:
             rate = min(memory.all_gb_s, memory.one_gb_s * threads)
             loaded, waited = self._touched_bytes(reads) / (rate * 1e9), sum(read.waited_s for read in reads) / cores
-        return max(computed, loaded) + cpu_fitted.SERIAL * min(computed, loaded) + waited
+        return Step(loaded, computed, waited)
 
     def _touched_bytes(self, reads: list[Read]) -> float:
         return sum(read.values * BYTES[read.type] for read in reads) * self._filed
@@ -176,7 +193,7 @@ def predict(model: Model, counts: Counts, scheme: str, memory: Memory | None, wo
         name = SCHEMES[scheme].name if scheme in SCHEMES else scheme
         return Unpredicted(reason=f"no kernel of llama.cpp for {name} was timed")
     engine = Engine(model, counts, scheme, memory)
-    step_s, prompt_s = engine.step_s(work), engine.prompt_s(work)
+    step_s, prompt_s = engine.step(work).seconds, engine.prompt_s(work)
     strange = list(_strange(model, memory, work.threads))
     low, high = (_wider(each, bool(strange)) for each in cpu_fitted.TPOT_BAND)
     tpot = Estimate(value=step_s, low=step_s * low, high=step_s * high)

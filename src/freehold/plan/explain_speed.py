@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from freehold.facts import Model
+from freehold.plan import cpu_fitted
+from freehold.plan.cpu_speed import Engine, Memory, Work
 from freehold.plan.deployment import Deployment, Place
 from freehold.plan.fitted import FITTED
 from freehold.plan.need import Need
@@ -12,7 +14,7 @@ from freehold.plan.params import Counts, count
 from freehold.plan.roofline import HIDDEN, Machine, generation_of, look, peak, work
 from freehold.plan.serving import Timing, Traffic, loop
 from freehold.plan.speed import CPU_BANDWIDTH_GB_S, active_bytes, active_parts, token_bytes
-from freehold.plan.speeds import traffic_of
+from freehold.plan.speeds import on_cpu, traffic_of
 from freehold.plan.traffic import number
 from freehold.plan.weights import SCHEMES
 
@@ -26,6 +28,8 @@ def speed_steps(plan: Deployment, model: Model, place: Place, need: Need) -> Ite
         yield from _at_most(plan, model, counts, place, traffic_of(need, 1).tokens_a_step)
     if plan.engine == "vllm" and plan.performance and plan.performance.basis == "predicted":
         yield from _likely(plan, model, counts, place, need)
+    elif place.memory and plan.performance and plan.performance.basis == "predicted":
+        yield from _on_cpu(plan, model, counts, place.memory, on_cpu(traffic_of(need, plan.at_once), place))
 
 
 def ram_gb_s(place: Place) -> float:
@@ -142,3 +146,16 @@ def _beside(machine: Machine, found: Timing, traffic: Traffic) -> Iterator[str]:
         f"waiting: {n(machine.waits_s)} + {n(each)} / 1,000,000,000 = {n(step.waiting)} s; layers, experts, "
         "all-reduces and the step itself, then each request in each layer"
     )
+
+
+def _on_cpu(plan: Deployment, model: Model, counts: Counts, memory: Memory, asked: Work) -> Iterator[str]:
+    """The step of plan/cpu_speed.py, with the constants that were measured."""
+    n, step = number, Engine(model, counts, plan.scheme, memory).step(asked)
+    longer, shorter = max(step.loaded, step.computed), min(step.loaded, step.computed)
+    parts = " + ".join(n(each) for each in (step.waited, step.attention, step.overhead))
+    yield (
+        f"a step on the CPU: {n(longer)} + {cpu_fitted.SERIAL} x {n(shorter)} + {parts} = {n(step.seconds)} s; the "
+        "longer of loading weights and computing with them, what it does not hide of the shorter, rows waited for, "
+        f"attention to {asked.context_tokens:,} tokens, the program; threads: {asked.threads}; one token each request"
+    )
+    yield f"tokens a second: {asked.requests} / {n(step.seconds)} = {n(asked.requests / step.seconds)}; all together"

@@ -111,20 +111,23 @@ class Speeds:
             return serving.predict(self._work(setup), setup.scheme, place.card, traffic, slots=traffic.concurrency)
         if setup.gpu_layers:
             return Unpredicted(reason="llama.cpp on cards was never fitted")
-        cores = place.memory.cores if place.memory else 1
-        asked = cpu_speed.Work(
-            requests=round(traffic.concurrency),
-            prompt_tokens=max(1, round(traffic.prompt_tokens * (1 - traffic.prefix_hit))),
-            context_tokens=round(traffic.context),
-            threads=max(1, cores - _SPARE_CORES),
-        )
-        return cpu_speed.predict(self.model, self.counts, setup.scheme, place.memory, asked)
+        return cpu_speed.predict(self.model, self.counts, setup.scheme, place.memory, on_cpu(traffic, place))
 
     def _work(self, setup: Setup) -> Work:
         key = setup.scheme, setup.split
         if key not in self._works:
             self._works[key] = work(self.model, self.counts, setup.scheme, setup.split, self.need.kv_dtype)
         return self._works[key]
+
+
+def on_cpu(traffic: Traffic, place: Place) -> cpu_speed.Work:
+    """What is asked of llama.cpp on a machine."""
+    return cpu_speed.Work(
+        requests=round(traffic.concurrency),
+        prompt_tokens=max(1, round(traffic.computed_tokens)),
+        context_tokens=round(traffic.context),
+        threads=max(1, (place.memory.cores if place.memory else 1) - _SPARE_CORES),
+    )
 
 
 def scaled(pace: Pace, then: Performance, now: Performance, asked: Traffic) -> Performance:
