@@ -244,7 +244,8 @@ def million(known: Known) -> Finding:
                 met.append(band.low <= needed <= band.high)
                 prices.append(price)
                 sum_ = f"{n(hour)} / {n(band.value)} / 3600 x 1000000 = {n(price)}"
-                steps.append(f"{name} in {scheme}: {sum_} USD; {n(band.low)} to {n(band.high)} tokens/s")
+                likely = f"{n(band.low)} to {n(band.high)} tokens/s, {speed.concurrency} at once"
+                steps.append(f"{name} in {scheme}: {sum_} USD; {likely}")
             elif offer is ends[0]:
                 steps.append(f"{name} in {scheme}: {speed.reason}")
     between = not prices or any(met) or min(prices) <= 0.85 <= max(prices)
