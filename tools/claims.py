@@ -278,8 +278,10 @@ def dearer(known: Known) -> Finding:
         one, all_ = slow.tokens_per_s, fast.tokens_per_s
         ratio, least, most = cards * one.value / all_.value, cards * one.low / all_.high, cards * one.high / all_.low
         steps += [
-            f"kept full: {n(cards)} x {n(one.value)} / {n(all_.value)} = {n(ratio)} times; tokens/s of one, of all; "
-            f"{slow.concurrency} and {fast.concurrency} at once",
+            (
+                f"kept full: {n(cards)} x {n(one.value)} / {n(all_.value)} = {n(ratio)} times; tokens/s of one, of all; "
+                f"{slow.concurrency} and {fast.concurrency} at once"
+            ),
             f"at best: {n(cards)} x {n(one.low)} / {n(all_.high)} = {n(least)} times; the ends of both bands",
             f"at worst: {n(cards)} x {n(one.high)} / {n(all_.low)} = {n(most)} times; {fast.source}",
         ]
