@@ -279,7 +279,7 @@ def dearer(known: Known) -> Finding:
         ratio, least, most = cards * one.value / all_.value, cards * one.low / all_.high, cards * one.high / all_.low
         steps += [
             (
-                f"kept full: {n(cards)} x {n(one.value)} / {n(all_.value)} = {n(ratio)} times; tokens/s of one, of all; "
+                f"kept full: {n(cards)} x {n(one.value)} / {n(all_.value)} = {n(ratio)} times; one, all; "
                 f"{slow.concurrency} and {fast.concurrency} at once"
             ),
             f"at best: {n(cards)} x {n(one.low)} / {n(all_.high)} = {n(least)} times; the ends of both bands",
