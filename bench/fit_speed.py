@@ -29,6 +29,8 @@ from msgspec.structs import asdict
 from speed_accuracy import FILES
 from throughput import OFFLINE, Case, read
 
+from freehold import catalogue
+from freehold.facts import Model
 from freehold.plan.performance import Band, Bands
 from freehold.plan.roofline import Constants, Fitted, Machine, generation_of
 from freehold.plan.serving import Timing, loop
@@ -218,13 +220,23 @@ def study(group: Group) -> tuple[Fitted, str]:
     fitted = Fitted(
         engine=group.engine, generations=group.generations, constants=_rounded(constants), first_ms=round(first[0], 1),
         queue=round(first[1], 4), schemes=frozenset(case.scheme for case in group.cases),
-        models=frozenset(case.model for case in group.cases),
+        models=_same({case.work.model for case in group.cases}),
         attention=frozenset(kind.kind for case in group.cases for kind in case.work.model.attention),
         versions=tuple(sorted({case.version for case in group.cases if case.version})),
         date=datetime.now(UTC).date().isoformat(), rows=len(group.cases),
         bands={which: bands(found) for which, found in sorted(classes.items())},
     )  # fmt: skip
     return fitted, "\n".join(lines)
+
+
+def _same(models: Iterable[Model]) -> frozenset[str]:
+    """These and all that have their dimensions: to a card they are the same."""
+
+    def dimensions(model: Model) -> tuple[object, ...]:
+        return model.layers, model.hidden_size, model.intermediate_size, model.vocab_size, model.attention, model.moe
+
+    known, fitted = catalogue.load(), {dimensions(model) for model in models}
+    return frozenset(each.id for each in (*known.models, *known.known) if dimensions(each) in fitted)
 
 
 def _rounded(constants: Constants) -> Constants:

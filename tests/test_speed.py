@@ -279,8 +279,8 @@ def test_what_was_never_fitted_is_unknown(name, scheme, on, why):
 
 def test_a_model_that_was_not_fitted_has_a_wider_band_and_says_so():
     fitted, other = predicted(of=job("llama-3.1-8b", "fp8")), predicted(of=job("qwen3-14b", "fp8"))
-    assert "this model is among them" in fitted.source
-    assert "this model is not among them" in other.source
+    assert "this model's dimensions are among them" in fitted.source
+    assert "this model's dimensions are not among them" in other.source
 
     def width(found: Performance) -> float:
         return found.tpot_s.high / found.tpot_s.value

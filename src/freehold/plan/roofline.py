@@ -52,7 +52,7 @@ class Fitted(Struct, frozen=True, kw_only=True):
     first_ms: float  # until the first token, beside the prompt and one step: the way in and out
     queue: float  # share of the others' prompts that a new one waits for
     schemes: frozenset[str]  # keys of weights.SCHEMES
-    models: frozenset[str]  # ids
+    models: frozenset[str]  # ids of those with the same dimensions, too
     attention: frozenset[str]  # kinds of it that these have
     versions: tuple[str, ...]  # of the engine
     date: str
@@ -73,12 +73,11 @@ class Fitted(Struct, frozen=True, kw_only=True):
 
     def about(self, model: Model, strange: tuple[str, ...]) -> str:
         """What a figure rests on, in words."""
-        bands, which = self.bands_of(model), "is" if model.id in self.models else "is not"
+        bands, which = self.bands_of(model), "are" if model.id in self.models else "are not"
         return (
             f"roofline fitted on {self.rows:,} rows of {self.engine} {', '.join(self.versions)} on "
-            f"{' and '.join(self.generations)} cards, "
-            f"{self.date}; this model {which} among them: the time of a token was {bands.tpot_error_pct:.0f} % off on "
-            "average, where it was not fitted"
+            f"{' and '.join(self.generations)} cards, {self.date}; this model's dimensions {which} among them: the time "
+            f"of a token was {bands.tpot_error_pct:.0f} % off on average, where it was not fitted"
         ) + (f"; never fitted: {', '.join(strange)}, so the band is wider" if strange else "")
 
 
