@@ -76,8 +76,8 @@ class Fitted(Struct, frozen=True, kw_only=True):
         bands, which = self.bands_of(model), "are" if model.id in self.models else "are not"
         return (
             f"roofline fitted on {self.rows:,} rows of {self.engine} {', '.join(self.versions)} on "
-            f"{' and '.join(self.generations)} cards, {self.date}; this model's dimensions {which} among them: the time "
-            f"of a token was {bands.tpot_error_pct:.0f} % off on average, where it was not fitted"
+            f"{' and '.join(self.generations)} cards, {self.date}; this model's dimensions {which} among them: the "
+            f"time of a token was {bands.tpot_error_pct:.0f} % off on average, where it was not fitted"
         ) + (f"; never fitted: {', '.join(strange)}, so the band is wider" if strange else "")
 
 
