@@ -115,7 +115,7 @@ async def test_the_band_leaves_out_a_tenth_at_each_end(shop):
         replace(ONE, stream=False),
         replace(ONE, outcome="cut"),
         replace(ONE, kind="embedding"),
-        replace(ONE, completion_tokens=15),
+        replace(ONE, completion_tokens=7),
         replace(ONE, first_byte_ms=None),
         replace(ONE, endpoint="tiny:german"),
         replace(ONE, repeated_tokens=100),

@@ -16,7 +16,7 @@ REQUESTS = 3000  # looked at, the newest: so many are read in some 15 ms
 RUNS = 1000
 LEAST = 20  # at about the same concurrency, or it is no measurement
 MOST = 500  # of them, the newest
-WRITTEN = 16  # tokens of an answer, at least: of a shorter one the gaps say little
+WRITTEN = 8  # tokens of an answer, at least: of a shorter one the gaps say little
 
 
 class Run(NamedTuple):

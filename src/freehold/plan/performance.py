@@ -7,6 +7,7 @@ from math import log2
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 STRANGE = 2.0  # how many times wider a band is, where something of the case was never fitted; nothing tells how much
 
@@ -34,6 +35,14 @@ class Unpredicted(Struct, frozen=True, kw_only=True):
     """Why nobody can say how fast it is: a value, never a guess."""
 
     reason: str
+
+
+def bounded(found: Performance, least_s: float) -> Performance:
+    """With no band that goes beyond what the memory can give: so many seconds for a token of one request."""
+    tpot, rate = found.tpot_s, found.tokens_per_s
+    tpot = replace(tpot, low=min(tpot.value, max(tpot.low, least_s)))
+    most = max(rate.value, min(rate.high, found.concurrency / least_s))
+    return replace(found, tpot_s=tpot, tokens_per_s=replace(rate, high=most))
 
 
 class Band(Struct, frozen=True, kw_only=True):

@@ -260,11 +260,6 @@ class Machine:
             waiting=self.waits_s + requests * work.model.layers * fit.sequence_ns / 1e9,
         )
 
-    @property
-    def least_s(self) -> float:
-        """Seconds of a step that writes for one request, if it only read weights at full bandwidth."""
-        return (self.work.weight_bytes + self.work.expert_bytes * self.work.touched) / self.bandwidth
-
     def prefill(self, tokens: float, prompt: float) -> float:
         """Seconds to compute the last `tokens` of a prompt, beside the steps they go along with."""
         looking = prompt_flops(self.work, tokens, prompt) / self.attention

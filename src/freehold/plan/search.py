@@ -15,7 +15,7 @@ from freehold.plan.deployment import Deployment, Place, per_million, settings
 from freehold.plan.kv import LINEAR
 from freehold.plan.misses import Misses
 from freehold.plan.need import Need
-from freehold.plan.performance import Performance
+from freehold.plan.performance import Performance, bounded
 from freehold.plan.speed import active_bytes, decode_ceiling, mixed_ceiling, token_bytes
 from freehold.plan.speeds import Carried, Setup, Speeds, traffic_of
 from freehold.plan.units import size
@@ -74,6 +74,7 @@ class Found(NamedTuple):
     hour: float | None
     month: float
     gpu_layers: int  # llama.cpp; -1: vLLM
+    ceiling: float | None
     at_once: int  # requests in each replica, as users and load are shared out
     unsure: bool  # a speed or a load is asked for, and nobody can say how fast it is
 
@@ -196,7 +197,7 @@ class Search:
             self._afford(replica, max(replicas, carried.busy), carried)
 
     def _afford(self, replica: Replica, replicas: int, carried: Carried) -> None:
-        budget, (way, place, gpu_layers, *_) = self.need.budget, replica
+        budget, (way, place, gpu_layers, _, ceiling) = self.need.budget, replica
         hour = place.hour(way.cards if gpu_layers else 1, replicas)
         month = hour * place.paid_hours(self.need) if hour is not None else 0.0
         if budget is not None and (hour is None or month > budget):
@@ -205,7 +206,9 @@ class Search:
             else:
                 self.misses.cheapest = min(self.misses.cheapest or month, month)
             return
-        self.found.append(Found(way, place, replicas, hour, month, gpu_layers, carried.at_once, carried.unsure))
+        self.found.append(
+            Found(way, place, replicas, hour, month, gpu_layers, ceiling, carried.at_once, carried.unsure)
+        )
 
     def llamacpp(self, place: Place) -> None:
         """llama.cpp in the memory of a machine, with as many layers on its cards as they hold."""
@@ -236,6 +239,8 @@ class Search:
         need, place, way = self.need, found.place, found.way
         priced = found.hour is not None
         speed = self.speeds.of(Setup(way.scheme, way.split, place, found.gpu_layers), found.at_once)
+        if isinstance(speed, Performance) and found.ceiling:
+            speed = bounded(speed, 1 / found.ceiling)
         rate = need.rate or (speed.tokens_per_s.value if isinstance(speed, Performance) else None)
         common: dict[str, Any] = {
             "model": self.model.id,
@@ -250,6 +255,8 @@ class Search:
             "per_million": per_million(need, found.month, found.replicas, rate) if priced else None,
             "performance": speed if isinstance(speed, Performance) else None,
             "unpredicted": "" if isinstance(speed, Performance) else speed.reason,
+            "ceiling": found.ceiling,
+            "at_once": found.at_once,
             "currency": need.currency,
             "undated": place.undated,
             "duties": (*ruling.duties, *place.ruling.duties),
@@ -278,9 +285,6 @@ class Search:
             pool_bytes=rank.pool_bytes,
             block_bytes=layout.block_bytes,
             request_blocks=blocks,
-            ceiling=(most := decode_ceiling(way.token_bytes, card, way.split.tp))
-            and most * traffic_of(need, 1).tokens_a_step,
-            at_once=found.at_once,
         )
 
     def _llamacpp(self, found: Found, common: dict[str, Any]) -> Deployment:
@@ -308,8 +312,6 @@ class Search:
             pool_bytes=taken.usable_bytes - held - taken.compute_bytes,
             block_bytes=llamacpp.kv_buffers(model.attention, need.context),
             request_blocks=1,
-            ceiling=mixed_ceiling(way.token_bytes, found.gpu_layers / model.layers, place.card, place.ram_gb_s),
-            at_once=found.at_once,
         )
 
     def _asked(self, schemes: Sequence[str]) -> list[str]:

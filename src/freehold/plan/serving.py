@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from freehold.errors import Unknown
 from freehold.facts import Card
@@ -119,13 +118,11 @@ def predict(
     bands = fitted.bands_of(work.model)
     strange = fitted.strange(work, card)
     wider = STRANGE if strange else 1.0
-    tpot, rate = bands.tpot.around(timing.tpot_s, wider), bands.tokens_per_s.around(timing.tokens_per_s, wider)
-    least = machine.least_s / traffic.tokens_a_step  # no band goes beyond what cards can
     return Performance(
         concurrency=round(traffic.concurrency),
         ttft_s=bands.ttft.around(timing.ttft_s, wider),
-        tpot_s=replace(tpot, low=max(tpot.low, least)),
-        tokens_per_s=replace(rate, high=min(rate.high, timing.running / least)),
+        tpot_s=bands.tpot.around(timing.tpot_s, wider),
+        tokens_per_s=bands.tokens_per_s.around(timing.tokens_per_s, wider),
         basis="predicted",
         source=fitted.about(work.model, strange),
     )
