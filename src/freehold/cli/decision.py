@@ -193,7 +193,7 @@ def _speed(plan: Deployment) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _told(plan: Deployment) -> str:
