@@ -39,11 +39,11 @@ def _script() -> Path:
 
 def tables() -> str:
     """The figures that were kept, as README shows them."""
-    names = ("gateway", "cold_start", "faults", "adapters", "cli", "plan", "accuracy", "gate")
-    gateway, cold, faults, adapters, cli, plan, accuracy, gate = (
+    names = ("gateway", "cold_start", "faults", "adapters", "cli", "plan", "accuracy", "speed", "gate")
+    gateway, cold, faults, adapters, cli, plan, accuracy, speed, gate = (
         json.loads((RESULTS / f"{name}.json").read_text()) for name in names
     )
-    decided = (_plan(plan, **plan["found"]), _accuracy(accuracy))
+    decided = (_plan(plan, **plan["found"]), _accuracy(accuracy), _speed(speed))
     parts = (
         *(_gateway(gateway), _cold(cold, **cold["found"]), _faults(faults), _adapters(adapters), _cli(cli)),
         *(*decided, _gate(gate, **gate["found"])),
@@ -192,6 +192,18 @@ def _plan(result: dict, **found) -> list[str]:
         f"| reading the catalogue | {found['load_ms']} ms |",
         f"| choosing among everything | {found['choose_ms']} ms |",
         f"| `freehold plan` from a cold start, CPU | {found['plan_cpu_ms']} ms |",
+    ]
+
+
+def _speed(result: dict) -> list[str]:
+    found, about = result["found"], _about(result)
+    heads = list(next(iter(found.values())))
+    said = "what was left out of the fit is in `results/speed_fit.json` and docs/decide.md"
+    return [
+        f"Speeds beside published ones, rows that constants were fitted on ({about}); {said}:\n",
+        f"| error in % | {' | '.join(heads).replace('_', ' ')} |",
+        "|---|" + "---|" * len(heads),
+        *(f"| {name} | {' | '.join(f'{value:g}' for value in row.values())} |" for name, row in found.items()),
     ]
 
 
