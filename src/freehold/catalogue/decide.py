@@ -76,17 +76,8 @@ def decide(
 
 
 def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model | None, *, every: bool) -> Decision:
-    check(need)
+    need, notes = _shortened(check(need))
     rules = stricter(situation.rules, need)
-    notes: list[str] = []
-    if (whole := need.prompt_tokens + need.completion_tokens) > need.context:
-        share = need.context / whole
-        prompt, completion = need.prompt_tokens * share, need.completion_tokens * share
-        notes.append(
-            f"prompts of {need.prompt_tokens:,.0f} tokens with answers of {need.completion_tokens:,.0f} do not fit "
-            f"into {need.context:,}: speed and cost are of {prompt:,.0f} and {completion:,.0f}"
-        )
-        need = replace(need, prompt_tokens=prompt, completion_tokens=max(1.0, completion))
     models: Sequence[Model] = catalogue.models
     judged_by_name = model is None
     if model is not None:
@@ -102,18 +93,8 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
         notes.append(
             f"use = {need.use} is of this question: endpoints start under [policy] use = {situation.rules.use}"
         )
-    refused: list[Refusal] = []
-    if situation.here is not None:
-        country, runs = (situation.country,), situation.operator
-        allowed, refused = judged(((place, country, runs) for place in situation.here), rules)
-    elif need.cards and not need.kinds:
-        allowed = [at_hand(catalogue, need)]
-        notes.append(f"{need.cards} read as {allowed[0].name}: what they cost is unknown; --offer rents such cards")
-        if rules.residency or rules.jurisdiction_not or rules.certifications:
-            notes.append("where these cards stand, and who runs them, is yours to show: policy asks for it")
-    else:
-        allowed, refused = places(catalogue, need, rules, situation.hosts)
-        notes += _rates(catalogue, need)
+    allowed, refused, said = _where(catalogue, need, rules, situation)
+    notes += said
     if judged_by_name:
         rulings = judge(models, catalogue.licences, rules, situation.today)
     else:  # as at the start of an endpoint that names no model
@@ -135,6 +116,36 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
         places_refused=tuple(refused),
         notes=tuple(notes),
     )
+
+
+def _shortened(need: Need) -> tuple[Need, list[str]]:
+    """With prompts and answers that fit into the context together."""
+    if (whole := need.prompt_tokens + need.completion_tokens) <= need.context:
+        return need, []
+    prompt, completion = (each * need.context / whole for each in (need.prompt_tokens, need.completion_tokens))
+    note = (
+        f"prompts of {need.prompt_tokens:,.0f} tokens with answers of {need.completion_tokens:,.0f} do not fit into "
+        f"{need.context:,}: speed and cost are of {prompt:,.0f} and {completion:,.0f}"
+    )
+    return replace(need, prompt_tokens=prompt, completion_tokens=max(1.0, completion)), [note]
+
+
+def _where(
+    catalogue: Catalogue, need: Need, rules: Rules, situation: Situation
+) -> tuple[list[Place], list[Refusal], list[str]]:
+    """Places that policy allows, those that it does not, and what must be said of them."""
+    if situation.here is not None:
+        country, runs = (situation.country,), situation.operator
+        allowed, refused = judged(((place, country, runs) for place in situation.here), rules)
+        return allowed, refused, []
+    if need.cards and not need.kinds:
+        place = at_hand(catalogue, need)
+        notes = [f"{need.cards} read as {place.name}: what they cost is unknown; --offer rents such cards"]
+        if rules.residency or rules.jurisdiction_not or rules.certifications:
+            notes.append("where these cards stand, and who runs them, is yours to show: policy asks for it")
+        return [place], [], notes
+    allowed, refused = places(catalogue, need, rules, situation.hosts)
+    return allowed, refused, _rates(catalogue, need)
 
 
 _LOOSE = {  # what a bound is when it is let go

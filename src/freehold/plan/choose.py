@@ -19,8 +19,8 @@ from freehold.plan.deployment import Deployment, Place, settings
 from freehold.plan.need import Need
 from freehold.plan.params import Counts, count
 from freehold.plan.performance import Pace
-from freehold.plan.scores import NOTHING, Scores, floor_of, refusal
-from freehold.plan.search import Search
+from freehold.plan.scores import NOTHING, Floor, Scores, floor_of, refusal
+from freehold.plan.search import Found, Search
 from freehold.plan.speeds import Speeds
 from freehold.policy.law import in_words
 from freehold.types import Refusal, Ruling
@@ -77,16 +77,11 @@ def choose(
         for place in with_ram:
             search.llamacpp(place)
         considered += search.considered
-        schemes = {each.way.scheme for each in search.found}  # a floor is met, or not, in each precision by itself
-        low = {
-            scheme: [why for each in floors if (why := refusal(each, model.id, scores, scheme, unscored=need.unscored))]
-            for scheme in sorted(schemes)
-        }
-        if found := [each for each in search.found if not low[each.way.scheme]]:
+        found, steps = _good_enough(search, floors, scores)
+        if found:
             best = sorted(found, key=_RANK) if every else [min(found, key=_RANK)]
             plans += [search.describe(each, ruling) for each in best]
-        elif search.found:
-            steps = tuple(dict.fromkeys(why for reasons in low.values() for why in reasons))
+        elif steps:
             refusals.append(Refusal(subject=model.id, reason=steps[0], steps=steps))
         else:
             refusals.append(search.refusal())
@@ -94,6 +89,19 @@ def choose(
     newest = max((model.released for model in models), default="")
     plans.sort(key=lambda plan: order(plan, by_id[plan.model], need, newest))
     return Choice(plans=tuple(plans), refusals=tuple(refusals), considered=considered)
+
+
+def _good_enough(search: Search, floors: Sequence[Floor], scores: Scores) -> tuple[list[Found], tuple[str, ...]]:
+    """What meets every floor of quality, each precision by itself; and why others do not."""
+    if not floors:
+        return search.found, ()
+    name, unscored = search.model.id, search.need.unscored
+    low = {
+        scheme: [why for each in floors if (why := refusal(each, name, scores, scheme, unscored=unscored))]
+        for scheme in sorted({each.way.scheme for each in search.found})
+    }
+    found = [each for each in search.found if not low[each.way.scheme]]
+    return found, tuple(dict.fromkeys(why for reasons in low.values() for why in reasons))
 
 
 ORDER = (

@@ -94,6 +94,13 @@ def _likely(plan: Deployment, model: Model, counts: Counts, place: Place, need: 
         f"{n(step.waiting)} = {n(step.seconds)} s; the longer, what it does not hide of the shorter, the KV cache of "
         f"{n(traffic.context)} tokens each, what cards send each other, launches and waits"
     )
+    yield from _request(machine, (fitted.first_ms, found), traffic)
+
+
+def _request(machine: Machine, of: tuple[float, Timing], traffic: Traffic) -> Iterator[str]:
+    """A whole request, of steps and prompts."""
+    (first_ms, found), fit, n = of, machine.fit, number
+    step = found.step
     alone, tokens = traffic.steps * step.seconds, traffic.computed_tokens
     looked = found.prompt_s - tokens * (machine.prompt_token_s + machine.send_s)
     yield (
@@ -114,7 +121,7 @@ def _likely(plan: Deployment, model: Model, counts: Counts, place: Place, need: 
         f"so many tokens to a prompt of {n(traffic.prompt_tokens)}"
     )
     yield (
-        f"time to first token: {fitted.first_ms:g} / 1000 + {n(step.seconds)} + {n(found.prompt_s)} x (1 + "
+        f"time to first token: {first_ms:g} / 1000 + {n(step.seconds)} + {n(found.prompt_s)} x (1 + "
         f"{n(found.waits)} x {n(found.on_rank - 1)}) = {n(found.ttft_s)} s; the way in and out, a step, the prompt and "
         "its share of the others'"
     )
