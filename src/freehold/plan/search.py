@@ -30,13 +30,22 @@ GGUF = ("gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "gguf-q3_k_m")
 _GROUP = 128  # values that share a scale: a rank's share of a width must be a multiple of it
 
 
+class Kind(NamedTuple):
+    """Of a card: all that vLLM's defaults and allocations depend on."""
+
+    step_tokens: int
+    at_once: int
+    unified: bool
+    vendor: str
+
+
 class Spot(NamedTuple):
     """A card as the inner loop wants it."""
 
     place: Place
     card: Card
     usable: int
-    kind: tuple[bool, bool, str]  # what vLLM's defaults and allocations depend on
+    kind: Kind
     capability: float
 
 
@@ -103,7 +112,7 @@ def spots(places: Sequence[Place], need: Need, asked: vllm.Settings) -> list[Spo
         same = kept.setdefault((card.id, place.cards, place.machines), [])
         hidden = same and place.undated and need.budget is None
         if not hidden and not any(_never_dearer(each.place, place, paid) for each in same):
-            kind = vllm.large(card), card.unified, card.vendor
+            kind = Kind(asked.step_tokens(card), asked.at_once(card), card.unified, card.vendor)
             same.append(Spot(place, card, int(asked.share() * card.memory_bytes), kind, _capability(card)))
     return sorted((spot for same in kept.values() for spot in same), key=lambda spot: spot.usable)
 
@@ -154,24 +163,24 @@ class Search:
         joined = max(tp, min(ep, TENSOR[-1]))  # by the links of one machine
         held = held_bytes(self.counts, way.scheme, model, way.split)
         layout = vllm.layout(model.attention, asked, way.split)
-        fixed: dict[tuple[bool, bool, str], tuple[int, int, int]] = {}
+        fixed: dict[Kind, tuple[int, int, int]] = {}
         mean = traffic_of(self.need, 1)
+        step_bytes = way.token_bytes / mean.tokens_a_step
         for spot in places:
-            place, card = spot.place, spot.card
+            place, card, kind = spot.place, spot.card, spot.kind
             self.considered += 1
             if needs > spot.capability or joined > place.cards or (cards > place.cards and not place.replicas(cards)):
                 continue
-            if spot.kind not in fixed:
+            if kind not in fixed:
                 taken = vllm.rank(model, held, way.scheme, card, asked, split=way.split).taken_bytes
                 lengths = self.need.context, ceil(mean.prompt_tokens + mean.completion_tokens)
-                whole, part = (layout.blocks_per_request(tokens, asked.step_tokens(card)) for tokens in lengths)
-                fixed[spot.kind] = taken, whole, part
-            taken, blocks, fewer = fixed[spot.kind]
+                whole, part = (layout.blocks_per_request(tokens, kind.step_tokens) for tokens in lengths)
+                fixed[kind] = taken, whole, part
+            taken, blocks, fewer = fixed[kind]
             pool = (spot.usable - taken) // layout.block_bytes
             if pool >= blocks:
-                requests, slots = (min(pool // each, asked.at_once(card)) * ep for each in (blocks, fewer))
-                ceiling = decode_ceiling(way.token_bytes, card, tp)
-                self._keep(way, place, requests, slots, ceiling and ceiling * mean.tokens_a_step)
+                most, ceiling = kind.at_once, decode_ceiling(step_bytes, card, tp)
+                self._keep(way, place, min(pool // blocks, most) * ep, min(pool // fewer, most) * ep, ceiling)
             else:
                 lack = taken + blocks * layout.block_bytes - spot.usable
                 self.misses.lacks(lack, f"{SCHEMES[way.scheme].name} on {cards} x {card.id}")
@@ -187,8 +196,9 @@ class Search:
 
     def _carry(self, replica: Replica, replicas: int, room: int) -> None:
         """Whether it is fast enough for each request, and for the load: with as many replicas as that keeps busy."""
-        need = self.need
-        carried = self.speeds.carry(replica.setup, -(-need.users // replicas), replica.slots, replica.ceiling)
+        need, carried = self.need, Carried(1, -(-self.need.users // replicas), None, unsure=False)
+        if need.speed or need.requests_a_day:
+            carried = self.speeds.carry(replica.setup, carried.at_once, replica.slots, replica.ceiling)
         if carried.each is not None and carried.each < need.speed:
             self.misses.likely = max(self.misses.likely or 0.0, carried.each)
         elif carried.busy > room:

@@ -60,8 +60,6 @@ class Speeds:
         Where nobody can say how fast it is, the load keeps no fewer replicas busy than the ceiling allows.
         """
         need = self.need
-        if not (need.speed or need.requests_a_day):
-            return Carried(1, share, None, unsure=False)
         at_once = max(share, 1 << slots.bit_length() - 1) if need.requests_a_day else share
         found = self._known(setup, at_once)
         while found and at_once > share and 1 / found.tpot_s.value < need.speed:
