@@ -88,6 +88,13 @@ def test_names_in_a_plot_do_not_lie_on_each_other(tmp_path):
     assert all(below - above >= 14 for above, below in pairwise(names))
 
 
+@pytest.mark.parametrize("also", [("--write", "first"), ("--explain",), ("--md",)])
+def test_a_front_does_not_leave_out_what_else_was_asked_without_a_word(also):
+    said = plan("--offer", "on-demand", "--pareto", GERMAN, *also)
+    assert said.exit_code == 2
+    assert "leave out --write, --explain and --md" in said.output
+
+
 def test_what_only_informs_has_no_front():
     saturated = next(each.id for each in scores().cohorts.values() if each.benchmark == "MATH-500" and not each.setting)
     said = plan("--offer", "on-demand", "--pareto", saturated)

@@ -112,6 +112,8 @@ def command(config_path: Path, model: str | None, here: bool, every: bool, top: 
     endpoint, pareto, svg = flags.pop("write"), flags.pop("pareto"), flags.pop("svg")
     if svg and not pareto:
         raise click.UsageError("--svg draws what --pareto COHORT compares")
+    if pareto and (endpoint or explain or as_markdown):
+        raise click.UsageError("--pareto answers with models beside each other: leave out --write, --explain and --md")
     if here and (flags["cards"] or flags["kinds"]):
         raise click.UsageError("--here and --cards or --offer contradict each other: leave one of them out")
     catalogue, config = known(config_path)

@@ -235,9 +235,7 @@ class Machine:
         self.attention = card.bf16_tflops * 1e12 * fit.attention
         self.token_s = sum(flops / _reached(card, kind, fit) for kind, flops in work.flops)
         kind, flops = work.head
-        self.prompt_token_s = (
-            self.token_s - flops / _reached(card, kind, fit)
-        ) / fit.prefill  # of each token of a prompt
+        self.prompt_token_s = (self.token_s - flops / _reached(card, kind, fit)) / fit.prefill
         layers, experts = work.model.layers, work.model.moe.layers if work.model.moe else 0
         hops = 2 * layers * fit.hop_us if work.together > 1 else 0.0
         self.waits_s = (layers * fit.layer_us + experts * fit.expert_us + hops + fit.step_us) / 1e6
