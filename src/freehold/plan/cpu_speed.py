@@ -21,7 +21,7 @@ from freehold.plan import cpu_fitted
 from freehold.plan.kv import LINEAR, WINDOWED, state_values, values_per_token
 from freehold.plan.llamacpp import UBATCH
 from freehold.plan.params import Counts
-from freehold.plan.performance import Estimate, Performance, Unpredicted
+from freehold.plan.performance import STRANGE, Estimate, Performance, Unpredicted
 from freehold.plan.weights import SCHEMES, weigh
 
 TOKENS = (1, 2, 4, 32, 512)  # in a batch, for which kernels were timed; between them their logarithm is interpolated
@@ -37,7 +37,6 @@ MIXTURES = {  # layers; half of the down and value projections; the head
     "gguf-iq4_xs": ("IQ4_XS", "Q5_K", "Q6_K"),
 }  # fmt: skip
 FITTED_THREADS = 2  # and fewer
-STRANGE = 2.0  # how many times wider the band is where the CPU, or the kind of attention, is not one that was fitted
 
 
 class Memory(Struct, frozen=True, kw_only=True):
@@ -195,12 +194,13 @@ def predict(model: Model, counts: Counts, scheme: str, memory: Memory | None, wo
     engine = Engine(model, counts, scheme, memory)
     step_s, prompt_s = engine.step(work).seconds, engine.prompt_s(work)
     strange = list(_strange(model, memory, work.threads))
-    low, high = (_wider(each, bool(strange)) for each in cpu_fitted.TPOT_BAND)
-    tpot = Estimate(value=step_s, low=step_s * low, high=step_s * high)
-    low, high = (_wider(each, bool(strange)) for each in cpu_fitted.TTFT_BAND)
-    waits = work.requests > 1
+    wider, waits = STRANGE if strange else 1.0, work.requests > 1
+    low, high = cpu_fitted.TPOT_BAND
+    tpot = Estimate(value=step_s, low=step_s * low / wider, high=step_s * high * wider)
+    low, high = cpu_fitted.TTFT_BAND
     first_s = prompt_s + step_s / 2 * waits  # for the step that is under way
-    ttft = Estimate(value=first_s, low=first_s * low, high=(prompt_s * work.requests + step_s * waits) * high)
+    last_s = prompt_s * work.requests + step_s * waits
+    ttft = Estimate(value=first_s, low=first_s * low / wider, high=last_s * high * wider)
     said = f"; never fitted: {' and '.join(strange)}, so the band is wider" if strange else ""
     return Performance(
         concurrency=work.requests,
@@ -221,10 +221,6 @@ def _strange(model: Model, memory: Memory, threads: int) -> Iterator[str]:
         yield f"{threads} threads"
     if kinds := sorted({group.kind for group in model.attention} - {"full"}):
         yield f"attention of the kind {', '.join(kinds)}"
-
-
-def _wider(bound: float, strange: bool) -> float:
-    return bound * (STRANGE if bound > 1 else 1 / STRANGE) if strange else bound
 
 
 def value_s(kind: str, tokens: float) -> float:
