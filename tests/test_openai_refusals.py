@@ -199,6 +199,7 @@ def test_a_full_queue_says_when_to_try_again_and_the_client_does(served):
     for _ in served.daemon.lines("POST", "/up?endpoint=tiny"):  # a start is measured: just over 0.9 s
         pass
     os.kill(served.status("tiny")["pid"], signal.SIGKILL)
+    served.until(lambda: served.status("tiny")["state"] != "ready")  # or what is asked meanwhile fails with it
     waking = threading.Thread(target=served.ask, args=("tiny",))
     waking.start()
     served.until(lambda: served.status("tiny")["waiting"] == 1)  # all that may wait
