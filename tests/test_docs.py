@@ -160,25 +160,34 @@ def test_the_configurations_shipped_load(path):
     assert load(path).endpoints
 
 
-SHOWN = (ROOT / "README.md").read_text().partition("## A tour")[0] + (ROOT / "docs" / "decide.md").read_text()
-GUIDE = re.findall(r"```(toml|console)\n(.+?)```", SHOWN, re.DOTALL)
+GUIDES = {
+    "decide": (ROOT / "README.md").read_text().partition("## A tour")[0] + (ROOT / "docs" / "decide.md").read_text(),
+    "scores": (ROOT / "docs" / "scores.md").read_text(),
+}
+FILES = {"toml": "freehold.toml", "csv": "house.csv"}
 
 
-def test_the_guide_shows_what_its_commands_print(tmp_path, monkeypatch):
-    """Each toml block is the configuration of what follows; `…` stands for anything; columns may be narrower."""
+@pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES)
+def test_a_guide_shows_what_its_commands_print(tmp_path, monkeypatch, guide):
+    """Each toml or csv block is the file for what follows; `…` stands for anything; columns may be narrower."""
     monkeypatch.chdir(tmp_path)
-    for kind, text in GUIDE:
-        if kind == "toml":
-            Path("freehold.toml").write_text(text)
+    Path("freehold.toml").touch()
+    for kind, text in re.findall(r"```(toml|csv|console)\n(.+?)```", guide, re.DOTALL):
+        if kind in FILES:
+            Path(FILES[kind]).write_text(text)
         elif "this machine  " not in text:
-            command, *shown = text.splitlines()
-            result = CliRunner().invoke(cli, shlex.split(command)[2:])
-            error = result.exception if isinstance(result.exception, FreeholdError) else None
-            said = f"{result.output}\nerror: {error}\n hint: {error.hint}" if error else result.output
-            printed = [" ".join(line.split()) for line in said.splitlines()]
-            for line in filter(None, shown):
-                pattern = ".*".join(re.escape(" ".join(part.split())) for part in line.split("…"))
-                assert any(re.search(pattern, each) for each in printed), f"{command}: {line}\n{said}"
+            for asked in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+                shows_what_it_prints(*asked.splitlines())
+
+
+def shows_what_it_prints(command: str, *shown: str) -> None:
+    result = CliRunner().invoke(cli, shlex.split(command)[1:])
+    error = result.exception if isinstance(result.exception, FreeholdError) else None
+    said = f"{result.output}\nerror: {error}\n hint: {error.hint}" if error else result.output
+    printed = [" ".join(line.split()) for line in said.splitlines()]
+    for line in filter(None, shown):
+        pattern = ".*".join(re.escape(" ".join(part.split())) for part in line.split("…"))
+        assert any(re.search(pattern, each) for each in printed), f"{command}: {line}\n{said}"
 
 
 def test_the_schema_printed_is_that_of_the_types():
