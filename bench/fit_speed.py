@@ -3,10 +3,11 @@
 python bench/fit_speed.py [FILE...] [--write] [--keep]
 
 FILE: tables as of bench/throughput.py, those in bench/data by default. Every engine and generation of cards gets
-constants of its own, except that TensorRT-LLM's offline tables share them between the generations before Blackwell. A
-pattern search lowers the mean absolute logarithm of predicted over measured, with a weak pull to PRIOR, so that what
-no row tells stays plausible. Three times rows are left out and predicted by what was fitted on the others: half of the
-rows (twice), each model, each card. --write puts the constants, their bands and their date into
+constants of its own, except that TensorRT-LLM's offline tables share them between the generations before Blackwell. Of
+servers these are for models that were fitted; one of which no row was is met better by constants of all servers and
+cards together. A pattern search lowers the mean absolute logarithm of predicted over measured, with a weak pull to
+PRIOR, so that what no row tells stays plausible. Three times rows are left out and predicted by what was fitted on the
+others: half of the rows (twice), each model, each card. --write puts the constants, their bands and their date into
 src/freehold/plan/fitted.py, --keep the errors of what was left out into bench/results/speed_fit.json.
 """
 
@@ -16,12 +17,13 @@ import argparse
 import hashlib
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from math import exp, log
 from pathlib import Path
-from textwrap import wrap
+from textwrap import fill, wrap
 from typing import NamedTuple
 
 from figures import keep
@@ -141,15 +143,27 @@ def _search(
     return values
 
 
-def left_out(group: Group, key: Callable[[Case], str], whole: Constants, least: int = 1) -> dict[str, list[Miss]]:
-    """By what is left out: how far off it is with what was fitted on the others."""
+def shared(cases: Sequence[Case], model: str) -> Constants:
+    """Of all servers and cards, without one model."""
+    return fit([case for case in cases if case.model != model])
+
+
+def left_out(
+    group: Group,
+    key: Callable[[Case], str],
+    whole: Constants,
+    least: int = 1,
+    instead: Mapping[str, Constants] | None = None,
+) -> dict[str, list[Miss]]:
+    """By what is left out: how far off it is with what was fitted on the others, or with what is taken instead."""
     found = {}
     for name in sorted({key(case) for case in group.cases}):
         those = [case for case in group.cases if key(case) == name]
         others = [case for case in group.cases if key(case) != name]
         if len(those) >= least and others:
             constants = fit(others, start=_between(whole))
-            found[name] = misses(those, constants, fit_first(others, constants))
+            first = fit_first(others, constants)
+            found[name] = misses(those, (instead or {}).get(name, constants), first)
     return found
 
 
@@ -198,12 +212,22 @@ def half(case: Case) -> str:
     return str(hashlib.sha256("|".join(case.row.values()).encode()).digest()[0] % 2)
 
 
-def study(group: Group) -> tuple[Fitted, str]:
-    """The constants of one group, and a table of what was left out."""
+class Study(NamedTuple):
+    """The constants of one group, and what was left out."""
+
+    fitted: Fitted
+    lines: list[str]
+    rows: dict[str, list[Miss]]
+    models: dict[str, list[Miss]]
+
+
+def study(group: Group, common: Mapping[str, Constants]) -> Study:
+    """`common`: what servers share without each model, and without "", none."""
     constants = fit(group.cases)
     first = fit_first(group.cases, constants)
     rows = left_out(group, half, constants)
-    models = left_out(group, lambda case: case.model, constants, LEAST)
+    instead = {} if group.engine == OFFLINE else common
+    models = left_out(group, lambda case: case.model, constants, LEAST, instead)
     cards = left_out(group, lambda case: case.card.id, constants)
     classes: dict[tuple[bool, bool], list[Miss]] = {}
     for known, found in ((True, rows), (False, models)):
@@ -215,18 +239,19 @@ def study(group: Group) -> tuple[Fitted, str]:
         for version in ("0.", "1.x") if group.engine == OFFLINE else ():
             those = [each for some in found.values() for each in some if each.case.version.startswith(version)]
             lines += _lines(f"left out: {what}, {version}", {"": those} if those else {})
-    lines.append("  " + ", ".join(f"{name} {value:.3g}" for name, value in asdict(constants).items()))
+    lines.append(_said(constants))
     lines.append(f"  first_ms {first[0]:.3g}, queue {first[1]:.3g}")
     fitted = Fitted(
-        engine=group.engine, generations=group.generations, constants=_rounded(constants), first_ms=round(first[0], 1),
+        engine=group.engine, generations=group.generations, constants=_rounded(constants),
+        shared=_rounded(instead[""]) if instead else None, first_ms=round(first[0], 1),
         queue=round(first[1], 4), schemes=frozenset(case.scheme for case in group.cases),
-        models=_same({case.work.model for case in group.cases}),
+        models=_same(case.work.model for case in group.cases),
         attention=frozenset(kind.kind for case in group.cases for kind in case.work.model.attention),
         versions=tuple(sorted({case.version for case in group.cases if case.version})),
         date=datetime.now(UTC).date().isoformat(), rows=len(group.cases),
         bands={which: bands(found) for which, found in sorted(classes.items())},
     )  # fmt: skip
-    return fitted, "\n".join(lines)
+    return Study(fitted, lines, rows, models)
 
 
 def _same(models: Iterable[Model]) -> frozenset[str]:
@@ -243,6 +268,10 @@ def _rounded(constants: Constants) -> Constants:
     return Constants(**{name: float(f"{value:.4g}") for name, value in asdict(constants).items()})
 
 
+def _said(constants: Constants) -> str:
+    return "  " + ", ".join(f"{name} {value:.3g}" for name, value in asdict(constants).items())
+
+
 def _lines(what: str, found: dict[str, list[Miss]]) -> list[str]:
     def line(name: str, those: Sequence[Miss]) -> str:
         logs = {quantity: [each.log for each in those if each.quantity == quantity] for quantity in QUANTITIES}
@@ -255,24 +284,28 @@ def _lines(what: str, found: dict[str, list[Miss]]) -> list[str]:
 
 def write(found: Iterable[Fitted]) -> None:
     """As Python, sets in order, so that the file is the same each time."""
-    entries = "".join(f"    {_literal(fitted)},\n" for fitted in found)
+    found = tuple(found)
+    common = next(each.shared for each in found if each.shared)
+    entries = "".join(f"    Fitted(\n{_fields(fitted)}    ),\n" for fitted in found)
     OUT.write_text(
         '"""Constants of the roofline, written by bench/fit_speed.py: not to be edited by hand."""\n\n'
         "from freehold.plan.performance import Band, Bands\nfrom freehold.plan.roofline import Constants, Fitted\n\n"
-        f"# fmt: off\n_ALL = (\n{entries})\n# fmt: on\n"
+        f"# fmt: off\n{fill(f'_SHARED = {common!r}', 118)}\n_ALL = (\n{entries})\n# fmt: on\n"
         "FITTED = {(each.engine, generation): each for each in _ALL for generation in each.generations}\n"
     )
 
 
-def _literal(fitted: Fitted) -> str:
-    names = {name: getattr(fitted, name) for name in Fitted.__struct_fields__}
-    said = [
-        f"{name}=frozenset({sorted(value)!r})" if isinstance(value, frozenset) else f"{name}={value!r}"
-        for name, value in names.items()
-    ]
-    lines = (wrap(f"{each},".replace("'", '"'), 110, break_long_words=False, break_on_hyphens=False) for each in said)
-    inside = (line for each in lines for line in each)
-    return "Fitted(\n" + "".join(f"        {line}\n" for line in inside) + "    )"
+def _fields(fitted: Fitted) -> str:
+    values = {name: getattr(fitted, name) for name in Fitted.__struct_fields__}
+    said = [_literal(name, "_SHARED" if name == "shared" and value else value) for name, value in values.items()]
+    lines = (wrap(f"{each},", 110, break_long_words=False, break_on_hyphens=False) for each in said)
+    return "".join(f"        {line}\n" for each in lines for line in each)
+
+
+def _literal(name: str, value: object) -> str:
+    if isinstance(value, frozenset):
+        return f"{name}=frozenset({sorted(value)!r})".replace("'", '"')
+    return f"{name}={value if value == '_SHARED' else repr(value)}".replace("'", '"')
 
 
 def main() -> int:
@@ -282,15 +315,22 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="what was left out, in bench/results/speed_fit.json")
     options = parser.parse_args()
     cases = [case for path in options.files for case in read(path)[0]]
-    those = groups(cases)
+    those = sorted(groups(cases), key=lambda group: -len(group.cases))
+    served = [case for group in those if group.engine != OFFLINE for case in group.cases]
+    names = ["", *sorted({case.model for case in served})]
     with ProcessPoolExecutor(2) as pool:
-        studied = list(pool.map(study, sorted(those, key=lambda group: -len(group.cases))))
-    for _, lines in studied:
-        print(lines, end="\n\n")
+        common = dict(zip(names, pool.map(partial(shared, served), names), strict=True))
+        studied = list(pool.map(partial(study, common=common), those))
+    lines = [f"all servers: {len(served)} rows", _said(common[""])]
+    for what in ("rows", "models"):
+        found = [getattr(each, what) for each in studied if each.fitted.shared]
+        lines += _lines(f"left out: {what}", {"": [miss for each in found for some in each.values() for miss in some]})
+    lines = [*lines, *(line for each in studied for line in each.lines)]
+    print(*lines, sep="\n")
     if options.keep:
-        keep("speed_fit", {"lines": [line for _, lines in studied for line in lines.splitlines()]})
+        keep("speed_fit", {"lines": lines})
     if options.write:
-        write(sorted((fitted for fitted, _ in studied), key=lambda each: (each.engine, each.generations)))
+        write(sorted((each.fitted for each in studied), key=lambda each: (each.engine, each.generations)))
     return 0
 
 

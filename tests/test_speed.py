@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from functools import cache
 from math import isclose
@@ -41,8 +42,12 @@ GOLDEN = {
     512.4],
     ("trtllm-bench", "Hopper"): [59.75, 14.04, 167.5, 89.98, 39.6, 10.16, 108.5, 56.27, 143.8, 35.27, 397.5, 199.3],
     ("vllm", "Blackwell"): [146.9, 9.448, 2065, 59.78, 75.04, 5.751, 343.6, 19.26, 225.4, 15.33, 3902, 106.1],
+    ("servers", "Hopper"): [163.8, 11.77, 1973, 101.3, 108.5, 7.665, 956.7, 48.83, 280.5, 22.98, 4068, 208.9],
     ("vllm", "Hopper"): [164.5, 12.05, 1979, 100.3, 100.9, 8.216, 796.8, 42.8, 275.8, 24.45, 3943, 200.9],
 }  # fmt: skip
+
+VLLM = FITTED["vllm", "Hopper"]
+CONSTANTS = {key: each.constants for key, each in FITTED.items()} | {("servers", "Hopper"): VLLM.shared}
 
 
 @cache
@@ -73,7 +78,7 @@ def predicted(traffic: Traffic = CHAT, of: Work | None = None, on: str = "H100-S
 
 
 def figures(engine: str, generation: str, constants: Constants) -> list[float]:
-    fitted = FITTED[engine, generation]
+    fitted = FITTED.get((engine, generation), VLLM)
     found = []
     for name, scheme, tp in (DENSE, EXPERTS, WIDE):
         machine = Machine(card(CARDS[generation]), constants, job(name, scheme, tp))
@@ -86,21 +91,56 @@ def figures(engine: str, generation: str, constants: Constants) -> list[float]:
 # -- constants -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("engine", "generation"), sorted(FITTED))
+@pytest.mark.parametrize(("engine", "generation"), sorted(CONSTANTS))
 def test_the_constants_give_what_they_gave_when_they_were_fitted(engine, generation):
-    assert figures(engine, generation, FITTED[engine, generation].constants) == GOLDEN[engine, generation]
+    assert figures(engine, generation, CONSTANTS[engine, generation]) == GOLDEN[engine, generation]
 
 
 @pytest.mark.parametrize("name", Constants.__struct_fields__)
-@pytest.mark.parametrize(("engine", "generation"), sorted(FITTED))
+@pytest.mark.parametrize(("engine", "generation"), sorted(CONSTANTS))
 def test_a_tenth_more_or_less_of_any_constant_is_noticed(engine, generation, name):
     """By the test above. What the card computes in itself needs no `weight_only`: there it is seen on another card."""
-    fitted = FITTED[engine, generation]
+    constants = CONSTANTS[engine, generation]
     if name == "weight_only" and card(CARDS[generation]).fp4_tflops:
         return
     for factor in (0.9, 1.1):
-        changed = replace(fitted.constants, **{name: asdict(fitted.constants)[name] * factor})
+        changed = replace(constants, **{name: asdict(constants)[name] * factor})
         assert figures(engine, generation, changed) != GOLDEN[engine, generation]
+
+
+def test_what_no_row_was_fitted_of_goes_by_what_servers_share_and_says_so():
+    known, other = (job(name, "fp8").model for name in ("llama-3.1-8b", "mistral-small-24b-2501"))
+    assert VLLM.constants_of(known) is VLLM.constants
+    assert VLLM.constants_of(other) is VLLM.shared
+    assert "all servers and cards share" in predicted(of=job(other.id, "fp8")).source
+    assert "share" not in predicted(of=job(known.id, "fp8")).source
+    offline = FITTED["trtllm-bench", "Hopper"]
+    assert offline.constants_of(other) is offline.constants
+
+
+@pytest.fixture
+def fit_speed(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("fit_speed")
+
+
+def test_the_script_writes_the_constants_as_they_are(fit_speed, monkeypatch, tmp_path):
+    shipped = fit_speed.OUT.read_text()
+    monkeypatch.setattr(fit_speed, "OUT", tmp_path / "fitted.py")
+    fit_speed.write({id(each): each for each in FITTED.values()}.values())
+    assert fit_speed.OUT.read_text() == shipped
+
+
+def test_the_script_fits_a_group_and_says_what_was_left_out(fit_speed):
+    (sglang,) = [each for each in fit_speed.groups(fit_speed.read(fit_speed.FILES[1])[0]) if each.engine == "sglang"]
+    few = sglang._replace(cases=tuple(case for case in sglang.cases if case.model != "qwen3-32b")[::3])
+    common = {"": VLLM.shared, "llama-3.1-8b": VLLM.constants}
+    found = fit_speed.study(few, common)
+    assert found.fitted.shared == VLLM.shared
+    assert found.fitted.rows == len(few.cases)
+    assert set(found.models) == {"llama-3.1-8b"}  # of the other there are too few rows
+    left = [case for case in few.cases if case.model == "llama-3.1-8b"]
+    assert [miss.case for miss in found.models["llama-3.1-8b"] if miss.quantity == "tpot_s"] == left
 
 
 def test_the_published_rows_are_as_far_off_as_the_documents_say():

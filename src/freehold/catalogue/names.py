@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -72,6 +73,7 @@ def find(models: Sequence[Model], name: str) -> Match:
     )
 
 
+@lru_cache(maxsize=4096)  # the catalogue's own names, with every one that is asked for
 def pieces(name: str) -> Pieces:
     """Words, numbers and sizes of the last part of a name or path that says anything about a model."""
     text = _NOISE.sub(" ", re.sub(r"\.(gguf|safetensors)$", "", _last(name)))

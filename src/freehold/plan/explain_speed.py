@@ -63,7 +63,7 @@ def _likely(plan: Deployment, model: Model, counts: Counts, place: Place, need: 
     card, n = place.card, number
     assert card is not None  # noqa: S101  vLLM is planned on cards only
     fitted = FITTED[plan.engine, generation_of(card)]
-    fit = fitted.constants
+    fit = fitted.constants_of(model)
     machine = Machine(card, fit, work(model, counts, plan.scheme, plan.split, need.kv_dtype))
     traffic = traffic_of(need, plan.at_once)
     found = loop(machine, (fitted.first_ms, fitted.queue), traffic, traffic.concurrency)

@@ -49,6 +49,7 @@ class Fitted(Struct, frozen=True, kw_only=True):
     engine: str
     generations: tuple[str, ...]
     constants: Constants
+    shared: Constants | None  # of all servers and cards together, for models of which no row was fitted; None: the same
     first_ms: float  # until the first token, beside the prompt and one step: the way in and out
     queue: float  # share of the others' prompts that a new one waits for
     schemes: frozenset[str]  # keys of weights.SCHEMES
@@ -58,6 +59,10 @@ class Fitted(Struct, frozen=True, kw_only=True):
     date: str
     rows: int
     bands: dict[tuple[bool, bool], Bands]  # by whether the model was fitted, and whether it has experts
+
+    def constants_of(self, model: Model) -> Constants:
+        """Few models do not tell what is the engine's and what is theirs: others are met better by what all share."""
+        return self.constants if model.id in self.models else self.shared or self.constants
 
     def bands_of(self, model: Model) -> Bands:
         """Of rows that were not fitted; of a model of which none was, what models left out came to."""
@@ -73,11 +78,13 @@ class Fitted(Struct, frozen=True, kw_only=True):
 
     def about(self, model: Model, strange: tuple[str, ...]) -> str:
         """What a figure rests on, in words."""
-        bands, which = self.bands_of(model), "are" if model.id in self.models else "are not"
+        whose = "are among them" if model.id in self.models else "are not among them"
+        if self.constants_of(model) is self.shared:
+            whose += ", so that it goes by what all servers and cards share"
         return (
             f"roofline fitted on {self.rows:,} rows of {self.engine} {', '.join(self.versions)} on "
-            f"{' and '.join(self.generations)} cards, {self.date}; this model's dimensions {which} among them: the "
-            f"time of a token was {bands.tpot_error_pct:.0f} % off on average, where it was not fitted"
+            f"{' and '.join(self.generations)} cards, {self.date}; this model's dimensions {whose}: the time of a "
+            f"token was {self.bands_of(model).tpot_error_pct:.0f} % off on average, where it was not fitted"
         ) + (f"; never fitted: {', '.join(strange)}, so the band is wider" if strange else "")
 
 

@@ -111,7 +111,7 @@ def predict(
     if scheme not in fitted.schemes:
         return Unpredicted(reason=f"{engine} on {generation} cards was never fitted in {scheme}")
     try:
-        machine = Machine(card, fitted.constants, work)
+        machine = Machine(card, fitted.constants_of(work.model), work)
     except Unknown as lack:
         return Unpredicted(reason=str(lack))
     timing = loop(machine, (fitted.first_ms, fitted.queue), traffic, slots)
