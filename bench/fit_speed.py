@@ -162,7 +162,7 @@ def left_out(
         others = [case for case in group.cases if key(case) != name]
         if len(those) >= least and others:
             constants = fit(others, start=_between(whole))
-            first = fit_first(others, constants)
+            first = fit_first(others, constants)  # the way in and out is the engine's own, whatever is taken instead
             found[name] = misses(those, (instead or {}).get(name, constants), first)
     return found
 
@@ -221,8 +221,8 @@ class Study(NamedTuple):
     models: dict[str, list[Miss]]
 
 
-def study(group: Group, common: Mapping[str, Constants]) -> Study:
-    """`common`: what servers share without each model, and without "", none."""
+def study(group: Group, common: Mapping[str, Constants], served: int) -> Study:
+    """`common`: what servers share without each model, and without "", none; of so many rows."""
     constants = fit(group.cases)
     first = fit_first(group.cases, constants)
     rows = left_out(group, half, constants)
@@ -243,8 +243,8 @@ def study(group: Group, common: Mapping[str, Constants]) -> Study:
     lines.append(f"  first_ms {first[0]:.3g}, queue {first[1]:.3g}")
     fitted = Fitted(
         engine=group.engine, generations=group.generations, constants=_rounded(constants),
-        shared=_rounded(instead[""]) if instead else None, first_ms=round(first[0], 1),
-        queue=round(first[1], 4), schemes=frozenset(case.scheme for case in group.cases),
+        shared=_rounded(instead[""]) if instead else None, shared_rows=served if instead else 0,
+        first_ms=round(first[0], 1), queue=round(first[1], 4), schemes=frozenset(case.scheme for case in group.cases),
         models=_same(case.work.model for case in group.cases),
         attention=frozenset(kind.kind for case in group.cases for kind in case.work.model.attention),
         versions=tuple(sorted({case.version for case in group.cases if case.version})),
@@ -285,7 +285,7 @@ def _lines(what: str, found: dict[str, list[Miss]]) -> list[str]:
 def write(found: Iterable[Fitted]) -> None:
     """As Python, sets in order, so that the file is the same each time."""
     found = tuple(found)
-    common = next(each.shared for each in found if each.shared)
+    common = next((each.shared for each in found if each.shared), None)
     entries = "".join(f"    Fitted(\n{_fields(fitted)}    ),\n" for fitted in found)
     OUT.write_text(
         '"""Constants of the roofline, written by bench/fit_speed.py: not to be edited by hand."""\n\n'
@@ -297,15 +297,12 @@ def write(found: Iterable[Fitted]) -> None:
 
 def _fields(fitted: Fitted) -> str:
     values = {name: getattr(fitted, name) for name in Fitted.__struct_fields__}
-    said = [_literal(name, "_SHARED" if name == "shared" and value else value) for name, value in values.items()]
-    lines = (wrap(f"{each},", 110, break_long_words=False, break_on_hyphens=False) for each in said)
-    return "".join(f"        {line}\n" for each in lines for line in each)
-
-
-def _literal(name: str, value: object) -> str:
-    if isinstance(value, frozenset):
-        return f"{name}=frozenset({sorted(value)!r})".replace("'", '"')
-    return f"{name}={value if value == '_SHARED' else repr(value)}".replace("'", '"')
+    said = {name: repr(value) for name, value in values.items()}
+    said |= {name: f"frozenset({sorted(v)!r})" for name, v in values.items() if isinstance(v, frozenset)}
+    said["shared"] = "_SHARED" if fitted.shared else "None"
+    each = (f"{name}={value},".replace("'", '"') for name, value in said.items())
+    lines = (line for field in each for line in wrap(field, 110, break_long_words=False, break_on_hyphens=False))
+    return "".join(f"        {line}\n" for line in lines)
 
 
 def main() -> int:
@@ -318,13 +315,15 @@ def main() -> int:
     those = sorted(groups(cases), key=lambda group: -len(group.cases))
     served = [case for group in those if group.engine != OFFLINE for case in group.cases]
     names = ["", *sorted({case.model for case in served})]
+    names = [name for name in names if any(case.model != name for case in served)]
     with ProcessPoolExecutor(2) as pool:
         common = dict(zip(names, pool.map(partial(shared, served), names), strict=True))
-        studied = list(pool.map(partial(study, common=common), those))
-    lines = [f"all servers: {len(served)} rows", _said(common[""])]
+        studied = list(pool.map(partial(study, common=common, served=len(served)), those))
+    lines = [f"all servers: {len(served)} rows", _said(common[""])] if common else []
     for what in ("rows", "models"):
         found = [getattr(each, what) for each in studied if each.fitted.shared]
-        lines += _lines(f"left out: {what}", {"": [miss for each in found for some in each.values() for miss in some]})
+        missed = [miss for each in found for some in each.values() for miss in some]
+        lines += _lines(f"left out: {what}", {"": missed} if missed else {})
     lines = [*lines, *(line for each in studied for line in each.lines)]
     print(*lines, sep="\n")
     if options.keep:

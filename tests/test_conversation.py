@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 import openai
+import psutil
 import pytest
 import unixhttp
 from asking import connect
@@ -71,6 +72,17 @@ def expected(name: str, feature: str) -> tuple[str, str]:
     return EXPECTED[name].get(feature, (OK, OK))
 
 
+def give_way(daemon: int) -> None:
+    """vLLM's core and worker on one core, after everybody else. With the tiny demo model they make tokens as fast as
+    its server takes them, and then that hears of a caller who left when the answer is whole."""
+    below = psutil.Process(daemon).children(recursive=True)
+    workers = [each for each in below if each.cmdline() and each.cmdline()[0].startswith("VLLM::")]
+    assert workers, "vLLM calls its processes otherwise now"
+    for thread in (thread.id for each in workers for thread in each.threads()):
+        os.setpriority(os.PRIO_PROCESS, thread, 19)
+        os.sched_setaffinity(thread, {min(os.sched_getaffinity(0))})
+
+
 @contextlib.contextmanager
 def talks(name: str, folder: Path):
     """The engine itself, and the same through the gateway."""
@@ -78,6 +90,8 @@ def talks(name: str, folder: Path):
         team.write(demo=f"{ENGINES[name]}context = {CONTEXT}\nstart_seconds = 300\nwait_seconds = 300\n")
         team.serve()
         assert team.up("demo") == {"up": "demo"}
+        if name == "vllm":
+            give_way(team.process.pid)
         socket = str(team.socket("demo"))
         direct = openai.OpenAI(
             base_url="http://engine/v1",
@@ -110,22 +124,7 @@ def vllm(tmp_path_factory):
     if not VLLM:
         pytest.skip("FREEHOLD_VLLM names no Python with vLLM")
     with talks("vllm", tmp_path_factory.mktemp("vllm")) as both:
-        give_way()
         yield both
-
-
-def give_way() -> None:
-    """vLLM's core and worker on one core, after everybody else. With the tiny demo model they make tokens as fast as
-    its server takes them, and then that hears of a caller who left when the answer is whole."""
-    moved = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if (process / "cmdline").read_bytes().startswith(b"VLLM::"):
-                for thread in (process / "task").iterdir():
-                    os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
-                    os.sched_setaffinity(int(thread.name), {min(os.sched_getaffinity(0))})
-                    moved += 1
-    assert moved, "vLLM calls its processes otherwise now"
 
 
 @pytest.fixture(scope="module")

@@ -182,7 +182,9 @@ def test_a_guide_shows_what_its_commands_print(tmp_path, monkeypatch, guide):
 
 def shows_what_it_prints(command: str, *shown: str) -> None:
     result = CliRunner().invoke(cli, shlex.split(command)[1:])
+    assert isinstance(result.exception, FreeholdError | SystemExit | None), result.output
     error = result.exception if isinstance(result.exception, FreeholdError) else None
+    assert shown or not error, f"{command}: {error}"
     said = f"{result.output}\nerror: {error}\n hint: {error.hint}" if error else result.output
     printed = [" ".join(line.split()) for line in said.splitlines()]
     for line in filter(None, shown):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from functools import cache
-from math import isclose
+from math import isclose, log
 from pathlib import Path
 
 import pytest
@@ -112,42 +111,44 @@ def test_what_no_row_was_fitted_of_goes_by_what_servers_share_and_says_so():
     known, other = (job(name, "fp8").model for name in ("llama-3.1-8b", "mistral-small-24b-2501"))
     assert VLLM.constants_of(known) is VLLM.constants
     assert VLLM.constants_of(other) is VLLM.shared
-    assert "all servers and cards share" in predicted(of=job(other.id, "fp8")).source
-    assert "share" not in predicted(of=job(known.id, "fp8")).source
+    assert "1,648 rows of all servers and cards" in predicted(of=job(other.id, "fp8")).source
+    assert "383 rows of vllm" in predicted(of=job(known.id, "fp8")).source
     offline = FITTED["trtllm-bench", "Hopper"]
     assert offline.constants_of(other) is offline.constants
 
 
 @pytest.fixture
-def fit_speed(monkeypatch):
+def bench(monkeypatch):
+    """Its modules, by name."""
     monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module("fit_speed")
+    return importlib.import_module
 
 
-def test_the_script_writes_the_constants_as_they_are(fit_speed, monkeypatch, tmp_path):
-    shipped = fit_speed.OUT.read_text()
-    monkeypatch.setattr(fit_speed, "OUT", tmp_path / "fitted.py")
-    fit_speed.write({id(each): each for each in FITTED.values()}.values())
-    assert fit_speed.OUT.read_text() == shipped
+def test_the_script_writes_the_constants_as_they_are(bench, monkeypatch, tmp_path):
+    script = bench("fit_speed")
+    shipped = script.OUT.read_text()
+    monkeypatch.setattr(script, "OUT", tmp_path / "fitted.py")
+    script.write({id(each): each for each in FITTED.values()}.values())
+    assert script.OUT.read_text() == shipped
 
 
-def test_the_script_fits_a_group_and_says_what_was_left_out(fit_speed):
-    (sglang,) = [each for each in fit_speed.groups(fit_speed.read(fit_speed.FILES[1])[0]) if each.engine == "sglang"]
+def test_a_model_left_out_is_predicted_by_what_the_others_share(bench):
+    script = bench("fit_speed")
+    (sglang,) = [each for each in script.groups(script.read(script.FILES[1])[0]) if each.engine == "sglang"]
     few = sglang._replace(cases=tuple(case for case in sglang.cases if case.model != "qwen3-32b")[::3])
-    common = {"": VLLM.shared, "llama-3.1-8b": VLLM.constants}
-    found = fit_speed.study(few, common)
-    assert found.fitted.shared == VLLM.shared
-    assert found.fitted.rows == len(few.cases)
-    assert set(found.models) == {"llama-3.1-8b"}  # of the other there are too few rows
-    left = [case for case in few.cases if case.model == "llama-3.1-8b"]
-    assert [miss.case for miss in found.models["llama-3.1-8b"] if miss.quantity == "tpot_s"] == left
+    left, others = ([c for c in few.cases if (c.model == "llama-3.1-8b") is which] for which in (True, False))
+    assert script.shared(few.cases, "llama-3.1-8b") == script.fit(others)
+    found = script.study(few, {"": VLLM.shared, "llama-3.1-8b": VLLM.constants}, 1648)
+    assert (found.fitted.shared, found.fitted.shared_rows, found.fitted.rows) == (VLLM.shared, 1648, len(few.cases))
+    (model,) = found.models  # of the other there are too few rows
+    assert model == "llama-3.1-8b"
+    missed = [miss for miss in found.models[model] if miss.quantity == "tpot_s"]
+    times = [script.answer(case, VLLM.constants, script.FIRST).tpot_s / case.tpot_s for case in left]
+    assert [miss.log for miss in missed] == [log(each) for each in times]
 
 
-def test_the_published_rows_are_as_far_off_as_the_documents_say():
-    sys.path.insert(0, str(BENCH))
-    import speed_accuracy
-
-    table = speed_accuracy.report(None, show=False)
+def test_the_published_rows_are_as_far_off_as_the_documents_say(bench):
+    table = bench("speed_accuracy").report(None, show=False)
     assert table["TensorRT-LLM 0.17 and 0.20 tokens a second, fitted rows"]["mean"] <= 7
     assert table["TensorRT-LLM 1.x tokens a second, fitted rows"]["mean"] <= 20
     times = table["serving: time per token, fitted rows"]
@@ -320,7 +321,7 @@ def test_what_was_never_fitted_is_unknown(name, scheme, on, why):
 def test_a_model_that_was_not_fitted_has_a_wider_band_and_says_so():
     fitted, other = predicted(of=job("llama-3.1-8b", "fp8")), predicted(of=job("qwen3-14b", "fp8"))
     assert "this model's dimensions are among them" in fitted.source
-    assert "this model's dimensions are not among them" in other.source
+    assert "are of other dimensions than this model's" in other.source
 
     def width(found: Performance) -> float:
         return found.tpot_s.high / found.tpot_s.value

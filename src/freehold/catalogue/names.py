@@ -73,7 +73,7 @@ def find(models: Sequence[Model], name: str) -> Match:
     )
 
 
-@lru_cache(maxsize=4096)  # the catalogue's own names, with every one that is asked for
+@lru_cache(maxsize=4096)  # each look-up asks for all names of the catalogue
 def pieces(name: str) -> Pieces:
     """Words, numbers and sizes of the last part of a name or path that says anything about a model."""
     text = _NOISE.sub(" ", re.sub(r"\.(gguf|safetensors)$", "", _last(name)))

@@ -50,6 +50,7 @@ class Fitted(Struct, frozen=True, kw_only=True):
     generations: tuple[str, ...]
     constants: Constants
     shared: Constants | None  # of all servers and cards together, for models of which no row was fitted; None: the same
+    shared_rows: int
     first_ms: float  # until the first token, beside the prompt and one step: the way in and out
     queue: float  # share of the others' prompts that a new one waits for
     schemes: frozenset[str]  # keys of weights.SCHEMES
@@ -78,13 +79,16 @@ class Fitted(Struct, frozen=True, kw_only=True):
 
     def about(self, model: Model, strange: tuple[str, ...]) -> str:
         """What a figure rests on, in words."""
-        whose = "are among them" if model.id in self.models else "are not among them"
+        where = f"{self.engine} {', '.join(self.versions)} on {' and '.join(self.generations)} cards"
         if self.constants_of(model) is self.shared:
-            whose += ", so that it goes by what all servers and cards share"
+            rows = f"{self.shared_rows:,} rows of all servers and cards, {self.date}"
+            whose = f"the {self.rows:,} of {where} are of other dimensions than this model's"
+        else:
+            rows = f"{self.rows:,} rows of {where}, {self.date}"
+            whose = f"this model's dimensions {'are' if model.id in self.models else 'are not'} among them"
         return (
-            f"roofline fitted on {self.rows:,} rows of {self.engine} {', '.join(self.versions)} on "
-            f"{' and '.join(self.generations)} cards, {self.date}; this model's dimensions {whose}: the time of a "
-            f"token was {self.bands_of(model).tpot_error_pct:.0f} % off on average, where it was not fitted"
+            f"roofline fitted on {rows}; {whose}: the time of a token was "
+            f"{self.bands_of(model).tpot_error_pct:.0f} % off on average, where it was not fitted"
         ) + (f"; never fitted: {', '.join(strange)}, so the band is wider" if strange else "")
 
 
