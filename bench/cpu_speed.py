@@ -22,17 +22,16 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
-from math import log
+from math import exp, log
 from pathlib import Path
 
 import psutil
 import random_gguf
 from figures import RESULTS, keep, machine
-from least_squares import least_squares
 from random_gguf import Shape
 
 from freehold.engines.llamacpp import LlamaCpp
@@ -316,13 +315,27 @@ MEANINGS = {
 
 
 def fit(rows: list[Row], models: Models) -> None:
+    """Least squares of the logarithms. Needs SciPy, which nothing else here does: pip install scipy."""
+    from scipy.optimize import least_squares  # noqa: PLC0415  who only measures does without it
+
     table = cpu_fitted.VALUE_PS
     for kind, values in table.items():
         table[kind] = list(values)
     knobs = [(vars(cpu_fitted), name) for name in MEANINGS] + [(cpu_fitted.ROW_NS, kind) for kind in cpu_fitted.ROW_NS]
     knobs += [(values, at) for values in table.values() for at in range(len(values))]
-    least_squares(knobs, lambda: misses(rows, models))
+
+    def missed(logs: Iterable[float]) -> list[float]:
+        for (holder, key), value in zip(knobs, logs, strict=True):
+            holder[key] = exp(value)
+        return misses(rows, models)
+
+    found = least_squares(missed, [log(holder[key]) for holder, key in knobs], max_nfev=100)
+    print(f"mean square {square(missed(found.x)) / len(found.fun):.5f}, {found.message}")
     table.update({kind: tuple(values) for kind, values in table.items()})
+
+
+def square(values: Iterable[float]) -> float:
+    return sum(value * value for value in values)
 
 
 def misses(rows: list[Row], models: Models) -> list[float]:

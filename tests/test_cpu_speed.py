@@ -174,7 +174,6 @@ def test_models_that_were_not_fitted_are_within_a_fifth(bench):
 def test_every_constant_is_the_best_there_is(bench, monkeypatch):
     """A tenth more or less of any of them, and what was measured is missed by more."""
     found, rows, models = bench
-    square = sys.modules["least_squares"].square
     fitted = [row for row in rows if found._is(row, found.FITTED)]
     numbers: list[Any] = [(vars(cpu_fitted), name, fitted) for name in found.MEANINGS]
     for kind, values in cpu_fitted.VALUE_PS.items():
@@ -183,9 +182,9 @@ def test_every_constant_is_the_best_there_is(bench, monkeypatch):
         numbers += [(cpu_fitted.VALUE_PS[kind], at, those) for at in range(len(values))]
         numbers += [(cpu_fitted.ROW_NS, kind, those)] if kind in cpu_fitted.ROW_NS else []
     for holder, key, those in numbers:
-        best, value = square(found.misses(those, models)), holder[key]
+        best, value = found.square(found.misses(those, models)), holder[key]
         for factor in (0.9, 1.1):
             holder[key] = value * factor
-            worse = square(found.misses(those, models))
+            worse = found.square(found.misses(those, models))
             holder[key] = value
             assert worse > best, (key, factor)
