@@ -333,3 +333,13 @@ def test_a_copy_is_planned_by_its_dimensions_and_said_to_be_one():
 def test_a_use_that_is_not_the_houses_is_said():
     said = "use = research is of this question: endpoints start under [policy] use = commercial"
     assert said in decided(Need(cards="8xH200", use="research"), EVERYTHING).notes
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "said"),
+    [(1500, 500, "768 and 256"), (1, 2047, "0 and 1,024"), (4096, 1, "1,024 and 1"), (512, 512, ""), (0, 1024, "")],
+)
+def test_speed_and_cost_are_of_prompts_and_answers_that_fit_and_that_is_said(prompt, completion, said):
+    need = Need(cards="1xH100", context=1024, prompt_tokens=prompt, completion_tokens=completion)
+    notes = [note for note in decided(need).notes if "do not fit" in note]
+    assert [note.endswith(f"speed and cost are of {said}") for note in notes] == [True] * bool(said)

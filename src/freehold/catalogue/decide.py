@@ -20,6 +20,7 @@ from freehold.plan.need import Need, check
 from freehold.plan.performance import Pace
 from freehold.plan.scores import NOTHING, Scores, floor_of
 from freehold.plan.search import largest
+from freehold.plan.speeds import traffic_of
 from freehold.policy.countries import expand
 from freehold.policy.law import Rules, judge_model, licence_of, unnamed_model
 from freehold.types import Refusal, Ruling
@@ -119,15 +120,15 @@ def _decide(catalogue: Catalogue, need: Need, situation: Situation, model: Model
 
 
 def _shortened(need: Need) -> tuple[Need, list[str]]:
-    """With prompts and answers that fit into the context together."""
-    if (whole := need.prompt_tokens + need.completion_tokens) <= need.context:
+    """With prompts and answers that fit into the context together: what tokens cost is of these, too."""
+    asked = traffic_of(need, 1)
+    if (asked.prompt_tokens, asked.completion_tokens) == (need.prompt_tokens, need.completion_tokens):
         return need, []
-    prompt, completion = (each * need.context / whole for each in (need.prompt_tokens, need.completion_tokens))
     note = (
         f"prompts of {need.prompt_tokens:,.0f} tokens with answers of {need.completion_tokens:,.0f} do not fit into "
-        f"{need.context:,}: speed and cost are of {prompt:,.0f} and {completion:,.0f}"
+        f"{need.context:,}: speed and cost are of {asked.prompt_tokens:,.0f} and {asked.completion_tokens:,.0f}"
     )
-    return replace(need, prompt_tokens=prompt, completion_tokens=max(1.0, completion)), [note]
+    return replace(need, prompt_tokens=asked.prompt_tokens, completion_tokens=asked.completion_tokens), [note]
 
 
 def _where(
